@@ -1,0 +1,70 @@
+# Everything here sets itself up: `make demo` and `make test` work in a fresh clone on a machine with
+# Python >= 3.10 and a C++ compiler.
+#
+# Variables: PYTHON (base interpreter), VENV, TORCH (what to install where there is no CUDA torch),
+# JOBS (compile jobs), SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK), SPARSE_ACCEL_WERROR, ARGS (passed on).
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
+ARGS ?=
+
+bin := $(VENV)/bin
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+export SPARSE_ACCEL_CUDA ?= AUTO
+export SPARSE_ACCEL_WERROR ?= OFF
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+built_from := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
+formatted := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# A changed setting builds again.
+settings := $(VENV)/.build-$(SPARSE_ACCEL_CUDA)-$(SPARSE_ACCEL_WERROR)
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test build lint format typecheck bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(settings) ## train, remove, compare on scikit-learn's digits; writes to out/
+	$(bin)/sparse-accel demo $(ARGS)
+
+test: $(settings) ## the whole test suite
+	$(bin)/python -m pytest $(ARGS)
+
+build: $(settings) ## editable installation in .venv
+
+lint: $(VENV)/.lint typecheck ## ruff, clang-format, mypy: checks only
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(if $(formatted),$(bin)/clang-format --dry-run -Werror $(formatted))
+
+typecheck: $(VENV)/.lint $(settings)
+	$(bin)/mypy
+
+format: $(VENV)/.lint ## format Python and C++ in place
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(if $(formatted),$(bin)/clang-format -i $(formatted))
+
+bench: $(settings) ## all benchmarks
+	$(bin)/sparse-accel bench $(ARGS)
+
+clean: ## remove .venv, build/ and out/
+	rm -rf $(VENV) build dist out
+
+$(VENV)/.env: pyproject.toml tools/setup_venv.py
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.10 or later on PATH; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) tools/setup_venv.py --venv $(VENV) --torch '$(TORCH)' --groups build test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.env
+	$(bin)/python -m pip install --quiet --group lint
+	@touch $@
+
+$(settings): $(VENV)/.env $(built_from)
+	@rm -f $(VENV)/.build-*
+	PATH="$(abspath $(bin)):$$PATH" $(bin)/python -m pip install --quiet --no-build-isolation --editable '.[demo]'
+	@touch $@

@@ -1,0 +1,30 @@
+from collections.abc import Sequence
+
+from torch import Tensor
+
+has_cuda: bool
+torch_version: str
+
+def cpu_capability() -> str: ...
+def group_score(tensors: Sequence[Tensor], layouts: Sequence[int], kind: str, coupled: bool) -> list[Tensor]: ...
+def group_topk(scores: Sequence[Tensor], k: int) -> list[Tensor]: ...
+def prox_(
+    tensors: Sequence[Tensor], layouts: Sequence[int], prox: str, thresholds: Sequence[float], with_value: bool
+) -> Tensor: ...
+def rmda_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    grad_sums: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    alphas: Sequence[Tensor],
+    layouts: Sequence[int],
+    prox: str,
+    strength: float,
+    lr: float,
+    lr_tensor: Tensor | None,
+    momentum: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None: ...

@@ -1,0 +1,84 @@
+"""Checks at import: each way in which the compiled module cannot work ends in a message that says what to do."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall"
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def check() -> None:
+    """Raise ImportError if torch or the compiled module is missing or the two do not fit together."""
+    build = _import_build_info()
+    torch = _import_torch()
+    _check_torch(torch.__version__, torch.version.cuda, build)
+    try:
+        importlib.import_module("sparse_accel._C")
+    except ModuleNotFoundError as error:
+        raise ImportError(_not_built()) from error
+    except ImportError as error:  # undefined symbol, missing shared library
+        raise ImportError(
+            f"sparse_accel's compiled module does not load: {error}. It was built against torch {build.torch_version} "
+            f"and torch {torch.__version__} is installed; rebuild it for this one: {_rebuild_command()}"
+        ) from error
+
+
+def _import_build_info() -> ModuleType:
+    try:
+        return importlib.import_module("sparse_accel._build_info")
+    except ModuleNotFoundError as error:
+        raise ImportError(_not_built()) from error
+
+
+def _import_torch() -> ModuleType:
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            "sparse_accel needs torch, which is not installed: see https://pytorch.org/get-started, "
+            "then rebuild sparse_accel for it: " + _rebuild_command()
+        ) from error
+
+
+def _check_torch(running: str, running_cuda: str | None, build: ModuleType) -> None:
+    if _release(running) != _release(build.torch_version):
+        raise ImportError(
+            f"sparse_accel was built against torch {build.torch_version}, but torch {running} is installed; "
+            f"torch's C++ interface changes between releases. Rebuild it for this one: {_rebuild_command()}"
+        )
+    if build.with_cuda and (running_cuda or "").split(".")[0] != build.torch_cuda.split(".")[0]:
+        raise ImportError(
+            f"sparse_accel was built against a torch with CUDA {build.torch_cuda}, but the installed torch {running} "
+            f"has {'CUDA ' + running_cuda if running_cuda else 'no CUDA'}. Rebuild it for this one: {_rebuild_command()}"
+        )
+
+
+def _release(version: str) -> list[str]:
+    return version.split("+")[0].split(".")[:2]
+
+
+def _is_source_tree() -> bool:
+    return (_PACKAGE.parent / "CMakeLists.txt").is_file()
+
+
+def _rebuild_command() -> str:
+    return f"`{REBUILD} {_PACKAGE.parent if _is_source_tree() else 'sparse-accel'}`"
+
+
+def _not_built() -> str:
+    if _is_source_tree():
+        return (
+            f"sparse_accel was imported from its source tree {_PACKAGE.parent}, which has no compiled module for this "
+            "Python. Either build it in place (`make build`, or `pip install --no-build-isolation -e .`), or, if "
+            "sparse_accel is installed, run Python from another folder: the source folder hides the installed package."
+        )
+    return (
+        f"sparse_accel in {_PACKAGE} has no compiled module for this Python; the installation is incomplete or was made "
+        f"for another version of Python. Install it again: {_rebuild_command()}"
+    )
