@@ -20,7 +20,7 @@ def rmda_step_(
     alphas: Sequence[Tensor],
     layouts: Sequence[int],
     prox: str,
-    strength: float,
+    strengths: Sequence[float],
     lr: float,
     lr_tensor: Tensor | None,
     momentum: float,

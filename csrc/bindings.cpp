@@ -1,0 +1,25 @@
+// The Python module: exposes the ops, releases the GIL, no logic.
+// Not <torch/extension.h>: this is all a binding needs and compiles three times faster.
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include "ops/group_score.h"
+#include "ops/group_topk.h"
+#include "ops/prox.h"
+#include "ops/rmda_step.h"
+#include "cpu/schedule.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using release_gil = py::call_guard<py::gil_scoped_release>;
+#ifdef SPARSE_ACCEL_WITH_CUDA
+  m.attr("has_cuda") = true;
+#else
+  m.attr("has_cuda") = false;
+#endif
+  m.attr("torch_version") = TORCH_VERSION;
+  m.def("cpu_capability", [] { return std::string(sparse_accel::cpu::kernels().name); });
+  m.def("group_score", &sparse_accel::group_score, release_gil());
+  m.def("group_topk", &sparse_accel::group_topk, release_gil());
+  m.def("prox_", &sparse_accel::prox_, release_gil());
+  m.def("rmda_step_", &sparse_accel::rmda_step_, release_gil());
+}

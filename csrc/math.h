@@ -1,0 +1,58 @@
+#pragma once
+// Formulas shared by the CPU and the CUDA kernels, written on scalars in the compute type
+// (float for half, bfloat16 and float; double for double). Traversal lives elsewhere.
+#include <cmath>
+
+#ifdef __CUDACC__
+#define SPARSE_ACCEL_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+// Always inlined: the CPU kernels include this once per instruction set, and no AVX-512 copy of a
+// shared function may end up in the default build.
+#define SPARSE_ACCEL_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace sparse_accel {
+
+// Which proximal operator a penalty asks for.
+enum class Prox : int {
+  soft = 0,  // tau * sqrt(|g|) * ||x_g||     -> scale by max(0, 1 - tau sqrt(|g|) / ||x_g||)
+  hard = 1,  // tau * |g| * [x_g != 0]        -> keep g where ||x_g||^2 > 2 tau |g|
+};
+
+// What a group is scored by.
+enum class Score : int { l2 = 0, l2sq = 1, l1 = 2, sum = 3, amax = 4 };
+
+// The factor that prox applies to a group of `size` elements with squared norm `square`.
+// tau = 0 leaves every group as it is. A NaN norm gives a NaN factor under `soft` (so that it shows).
+template <class T>
+SPARSE_ACCEL_HOST_DEVICE T prox_scale(Prox prox, T square, T tau, T size) {
+  if (tau == T(0)) return T(1);
+  if (prox == Prox::hard) return square <= T(2) * tau * size ? T(0) : T(1);
+  const T threshold = tau * std::sqrt(size);
+  const T norm = std::sqrt(square);
+  return norm <= threshold ? T(0) : T(1) - threshold / norm;
+}
+
+// The penalty, without its strength, of a group that had squared norm `square` before it was scaled.
+template <class T>
+SPARSE_ACCEL_HOST_DEVICE T penalty_value(Prox prox, T square, T scale, T size) {
+  if (prox == Prox::hard) return scale * square > T(0) ? size : T(0);
+  return std::sqrt(size) * scale * std::sqrt(square);
+}
+
+// One RMDA step's numbers for one tensor (Huang & Lee, ICLR 2022, Algorithm 1), from the state
+// before the step: t steps done in this stage, alpha = sum of the s so far.
+struct RmdaScalars {
+  double step_size;  // s = lr * beta, multiplies the gradient
+  double inv_beta;   // 1 / beta, beta = sqrt(t + 1)
+  double tau;        // (alpha + s) / beta * strength
+  double alpha;      // alpha + s
+};
+
+SPARSE_ACCEL_HOST_DEVICE RmdaScalars rmda_scalars(double t, double alpha, double lr, double strength) {
+  const double beta = std::sqrt(t + 1.0);
+  const double s = lr * beta;
+  return RmdaScalars{s, 1.0 / beta, (alpha + s) / beta * strength, alpha + s};
+}
+
+}  // namespace sparse_accel

@@ -1,0 +1,123 @@
+#include "rmda_step.h"
+
+#include <ATen/Functions.h>
+
+#include "../cpu/schedule.h"
+#include "common.h"
+#ifdef SPARSE_ACCEL_WITH_CUDA
+#include "../cuda/ops_cuda.h"
+#endif
+
+namespace sparse_accel {
+namespace {
+
+constexpr const char* kOp = "rmda_step_";
+
+void check_scalars(const char* name, const std::vector<at::Tensor>& scalars, size_t number, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(scalars.size() == number, kOp, ": ", name, ": expected ", number, " tensors, one per parameter, got ",
+                    scalars.size());
+  for (size_t i = 0; i < scalars.size(); ++i) {
+    TORCH_CHECK_VALUE(scalars[i].numel() == 1 && scalars[i].scalar_type() == dtype, kOp, ": ", name, "[", i,
+                      "]: expected one ", dtype, " element, got shape ", scalars[i].sizes(), " of ",
+                      scalars[i].scalar_type());
+  }
+}
+
+void check_one_element(const char* name, const std::optional<at::Tensor>& tensor) {
+  TORCH_CHECK_VALUE(!tensor || tensor->numel() == 1, kOp, ": ", name, ": expected one element, got shape ",
+                    tensor ? tensor->sizes() : at::IntArrayRef());
+}
+
+
+void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
+                   const std::vector<at::Tensor>& grad_sums, const std::vector<at::Tensor>& anchors,
+                   const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
+                   const std::vector<Segment>& segments, Prox prox, const std::vector<double>& strengths, double lr,
+                   double momentum, bool maximize, double grad_scale) {
+  const int dtype = cpu::dtype_index(params[0].scalar_type());
+  const auto size = static_cast<int64_t>(params[0].element_size());
+  const auto state_size = static_cast<int64_t>(grad_sums[0].element_size());
+  std::vector<RmdaTask> tasks(params.size());  // what the strips of one tensor share
+  for (size_t i = 0; i < params.size(); ++i) {
+    auto& t = steps[i].mutable_data_ptr<float>()[0];
+    auto& alpha = alphas[i].mutable_data_ptr<double>()[0];
+    const RmdaScalars scalars = rmda_scalars(t, alpha, lr, strengths[i]);
+    tasks[i] = RmdaTask{{},
+                        params[i].mutable_data_ptr(),
+                        grads[i].const_data_ptr(),
+                        grad_sums[i].mutable_data_ptr(),
+                        anchors[i].const_data_ptr(),
+                        maximize ? -scalars.step_size : scalars.step_size,
+                        scalars.inv_beta,
+                        scalars.tau,
+                        momentum,
+                        0,
+                        1 / grad_scale,
+                        prox};
+    t += 1;
+    alpha = scalars.alpha;
+  }
+  const auto pieces = cpu::cut(segments);
+  cpu::run(pieces, [&](int64_t i, void* scratch) {
+    const cpu::Piece& p = pieces[i];
+    RmdaTask task = tasks[p.tensor];
+    task.strip = p.strip;
+    task.size = p.size;
+    task.param = static_cast<char*>(task.param) + p.element * size;
+    task.grad = static_cast<const char*>(task.grad) + p.element * size;
+    task.grad_sum = static_cast<char*>(task.grad_sum) + p.element * state_size;
+    task.anchor = static_cast<const char*>(task.anchor) + p.element * state_size;
+    cpu::kernels().rmda_step[dtype](task, scratch);
+  });
+}
+
+}  // namespace
+
+void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
+                const std::vector<at::Tensor>& grad_sums, const std::vector<at::Tensor>& anchors,
+                const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
+                const std::vector<int64_t>& layouts, const std::string& prox_name, const std::vector<double>& strengths,
+                double lr, const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
+                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+  const Prox prox = prox_from_name(kOp, prox_name);
+  check_tensors(kOp, "params", params);
+  const auto segments = make_segments(kOp, params, layouts);
+  if (params.empty()) return;
+  const auto dtype = params[0].scalar_type();
+  check_state(kOp, "grads", grads, params, dtype);
+  check_state(kOp, "grad_sums", grad_sums, params, compute_type(dtype));
+  check_state(kOp, "anchors", anchors, params, compute_type(dtype));
+  check_scalars("steps", steps, params.size(), at::kFloat);
+  check_scalars("alphas", alphas, params.size(), at::kDouble);
+  check_one_element("lr", lr_tensor);
+  check_one_element("grad_scale", grad_scale);
+  check_one_element("found_inf", found_inf);
+  TORCH_CHECK_VALUE(strengths.size() == params.size(), kOp, ": strengths: expected one for each of ", params.size(),
+                    " parameters, got ", strengths.size());
+  TORCH_CHECK_VALUE(momentum > 0 && momentum <= 1, kOp, ": momentum: expected 0 < momentum <= 1, got ", momentum);
+  std::vector<at::Tensor> aligned = grads;  // in their parameters' memory order
+  for (size_t i = 0; i < params.size(); ++i) {
+    TORCH_CHECK_VALUE(strengths[i] >= 0, kOp, ": strengths[", i, "]: expected a number >= 0, got ", strengths[i]);
+    TORCH_CHECK_VALUE(same_memory_order(grad_sums[i], params[i]) && same_memory_order(anchors[i], params[i]), kOp,
+                      ": grad_sums[", i, "], anchors[", i, "]: expected the strides of the parameter, ",
+                      params[i].strides(), ", got ", grad_sums[i].strides(), " and ", anchors[i].strides());
+    if (!same_memory_order(grads[i], params[i])) {
+      aligned[i] = at::empty_strided(params[i].sizes(), params[i].strides(), grads[i].options()).copy_(grads[i]);
+    }
+  }
+#ifdef SPARSE_ACCEL_WITH_CUDA
+  if (on_cuda(params[0])) {
+    cuda::rmda_step_(params, aligned, grad_sums, anchors, steps, alphas, segments, prox, strengths, lr, lr_tensor,
+                     momentum, maximize, grad_scale, found_inf);
+    return;
+  }
+#endif
+  TORCH_CHECK(params[0].is_cpu(), kOp, ": params: expected CPU or (in a CUDA build) CUDA tensors, got ",
+              params[0].device());
+  if (found_inf && found_inf->item<double>() != 0) return;
+  rmda_step_cpu(params, aligned, grad_sums, anchors, steps, alphas, segments, prox, strengths,
+                lr_tensor ? lr_tensor->item<double>() : lr, momentum, maximize,
+                grad_scale ? grad_scale->item<double>() : 1.0);
+}
+
+}  // namespace sparse_accel

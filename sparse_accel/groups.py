@@ -1,0 +1,283 @@
+"""Which weights form a group, and how a group lies in memory.
+
+Every grouping is one view of a tensor's memory, ``[blocks, outer, groups, inner]``: group ``g`` of block ``b``
+owns ``x[b, :, g, :]``. Kernels take that view as four numbers, so that no op needs gather indices or a
+transposed copy. ``blocks`` is 1 except for grouped convolutions and for 2-D kernels in channels_last memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+BY = ("input", "output", "kernel", "element")
+
+
+class GroupLayout(NamedTuple):
+    """A dense tensor's memory, read as ``[blocks, outer, groups, inner]``.
+
+    Example:
+        >>> GroupLayout(outer=8, groups=3, inner=9).group_size
+        72
+    """
+
+    outer: int
+    groups: int
+    inner: int
+    blocks: int = 1
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups in the tensor, ``blocks * groups``."""
+        return self.blocks * self.groups
+
+    @property
+    def group_size(self) -> int:
+        """Number of elements of each group, ``outer * inner``."""
+        return self.outer * self.inner
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of the tensor."""
+        return self.num_groups * self.group_size
+
+
+class Grouping(NamedTuple):
+    """How a weight is cut into groups: by what, and which of its dimensions are the channels.
+
+    Args:
+        by: ``"input"`` (all weights that read one input channel), ``"output"`` (one filter or row),
+            ``"kernel"`` (one spatial kernel), ``"element"`` (every weight on its own).
+        transposed: the weight is ``[in, out / conv_groups, ...]`` as in ``nn.ConvTranspose2d``,
+            not ``[out, in / conv_groups, ...]``.
+        conv_groups: the convolution's ``groups``.
+
+    Raises:
+        ValueError: ``by`` is not one of the four, or ``conv_groups`` is not positive.
+    """
+
+    by: str
+    transposed: bool = False
+    conv_groups: int = 1
+
+    def check(self) -> Grouping:
+        """Return self; raise ValueError if a field is out of its range."""
+        if self.by not in BY:
+            raise ValueError(f"by: expected one of {', '.join(map(repr, BY))}, got {self.by!r}")
+        if self.conv_groups < 1:
+            raise ValueError(f"conv_groups: expected a positive number, got {self.conv_groups}")
+        return self
+
+    def applies_to(self, tensor: Tensor) -> bool:
+        """Whether the tensor has such groups: elements always, channels from two dimensions on."""
+        return self.by == "element" or tensor.dim() >= 2
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one contiguous stretch of memory, in any order of the dimensions.
+
+    Example:
+        >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(4, 4)[:, :2])
+        (True, False)
+    """
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if size == 0:
+            return True
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def group_layout(tensor: Tensor, grouping: Grouping | str) -> GroupLayout:
+    """The layout of a weight's memory under a grouping.
+
+    Groups are numbered by channel (``"kernel"``: first weight dimension times second), whatever the strides. For
+    a tensor that is not dense, or whose strides admit no such view, it is the layout of ``tensor.contiguous()``;
+    :func:`layout_of` tells which.
+
+    Args:
+        tensor: a weight; two or more dimensions unless ``by="element"``.
+        grouping: a :class:`Grouping`, or its ``by``.
+
+    Raises:
+        ValueError: the tensor has no such groups, or ``conv_groups`` does not divide its channels.
+
+    Example:
+        >>> group_layout(torch.zeros(16, 8, 3, 3), "input")
+        GroupLayout(outer=16, groups=8, inner=9, blocks=1)
+    """
+    return layout_of(tensor, grouping)[0]
+
+
+def layout_of(tensor: Tensor, grouping: Grouping | str) -> tuple[GroupLayout, bool]:
+    """As :func:`group_layout`, with whether the layout is of the tensor's own memory (else of a contiguous copy).
+
+    Example:
+        >>> layout_of(torch.zeros(4, 6)[:, ::2], "input")
+        (GroupLayout(outer=4, groups=3, inner=1, blocks=1), False)
+    """
+    if isinstance(grouping, str):
+        grouping = Grouping(grouping)
+    grouping.check()
+    dense = is_dense(tensor)
+    if grouping.by == "element":
+        return GroupLayout(1, tensor.numel(), 1), dense
+    if tensor.dim() < 2:
+        raise ValueError(f"by={grouping.by!r}: expected a weight of two or more dimensions, got {tuple(tensor.shape)}")
+    sizes, keys = _roles(tuple(tensor.shape), grouping)
+    if tensor.numel() == 0:
+        num_groups = _product(size for size, key in zip(sizes, keys, strict=True) if key is not None)
+        return GroupLayout(tensor.numel() // num_groups if num_groups else 0, num_groups, 1), True
+    if dense:
+        layout = _layout_from_strides(sizes, keys, _split_strides(tensor, grouping))
+        if layout is not None:
+            return layout, True
+    contiguous = _contiguous_strides(sizes)
+    layout = _layout_from_strides(sizes, keys, contiguous)
+    assert layout is not None  # the contiguous order of every grouping is a view
+    return layout, False
+
+
+def _roles(shape: tuple[int, ...], grouping: Grouping) -> tuple[list[int], list[int | None]]:
+    """The weight's sizes with its first dimension split by ``conv_groups``, and beside each its place in the
+    group's number (0 = most significant), or None where the dimension runs inside a group."""
+    first, second, *kernel = shape
+    if first % grouping.conv_groups:
+        raise ValueError(f"conv_groups: expected a divisor of {first} (shape {shape}), got {grouping.conv_groups}")
+    sizes = [grouping.conv_groups, first // grouping.conv_groups, second, *kernel]
+    inside: list[int | None] = [None] * len(kernel)
+    if grouping.by == "kernel":
+        return sizes, [0, 1, 2, *inside]
+    by_first = (grouping.by == "output") != grouping.transposed
+    return sizes, [0, 1, None, *inside] if by_first else [0, None, 1, *inside]
+
+
+def _split_strides(tensor: Tensor, grouping: Grouping) -> list[int]:
+    first, *rest = tensor.stride()
+    return [first * (tensor.shape[0] // grouping.conv_groups), first, *rest]
+
+
+def _contiguous_strides(sizes: list[int]) -> list[int]:
+    strides = [1] * len(sizes)
+    for i in range(len(sizes) - 2, -1, -1):
+        strides[i] = strides[i + 1] * sizes[i + 1]
+    return strides
+
+
+def _layout_from_strides(sizes: list[int], keys: list[int | None], strides: list[int]) -> GroupLayout | None:
+    """[blocks, outer, groups, inner] if memory order has that shape and numbers groups by channel, else None."""
+    order = sorted((i for i in range(len(sizes)) if sizes[i] != 1), key=lambda i: -strides[i])
+    numbers = [key for key in (keys[i] for i in order) if key is not None]
+    if numbers != sorted(numbers):
+        return None
+    runs: list[tuple[bool, int]] = []  # (numbers groups, product of the sizes), neighbours merged
+    for i in order:
+        numbers_groups = keys[i] is not None
+        if runs and runs[-1][0] == numbers_groups:
+            runs[-1] = (numbers_groups, runs[-1][1] * sizes[i])
+        else:
+            runs.append((numbers_groups, sizes[i]))
+    inner = runs.pop()[1] if runs and not runs[-1][0] else 1
+    groups = runs.pop()[1] if runs else 1
+    outer = runs.pop()[1] if runs else 1
+    blocks = runs.pop()[1] if runs else 1
+    return None if runs else GroupLayout(outer, groups, inner, blocks)
+
+
+def _product(numbers: Iterator[int]) -> int:
+    out = 1
+    for number in numbers:
+        out *= number
+    return out
+
+
+def module_grouping(module: nn.Module, by: str) -> Grouping | None:
+    """How a module's ``weight`` is cut; None for modules whose weight has no input and output channels.
+
+    Linear and (transposed) convolution layers have them, and so do weights of two or more dimensions in
+    modules of your own, read as ``[out, in, ...]``; embeddings and normalization layers do not.
+
+    Example:
+        >>> module_grouping(nn.ConvTranspose2d(8, 4, 3), "input")
+        Grouping(by='input', transposed=True, conv_groups=1)
+    """
+    if isinstance(module, _UNGROUPED):
+        return None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return Grouping(by, transposed=module.transposed, conv_groups=module.groups).check()
+    return Grouping(by).check()
+
+
+_UNGROUPED: tuple[type[nn.Module], ...] = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.batchnorm._NormBase,
+    nn.PReLU,
+)
+
+
+def named_groupings(model: nn.Module, by: str) -> Iterator[tuple[str, nn.Parameter, Grouping | None]]:
+    """Every parameter once, with its first name and its grouping; None where it is not to be regularized.
+
+    A tied parameter is left out of the penalty, with a warning, where its modules would cut it differently.
+
+    Example:
+        >>> [(name, grouping is not None) for name, _, grouping in named_groupings(nn.Linear(3, 2), "input")]
+        [('weight', True), ('bias', False)]
+    """
+    found: dict[nn.Parameter, tuple[str, Grouping | None]] = {}
+    for prefix, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            name = f"{prefix}.{local}" if prefix else local
+            grouping = module_grouping(module, by) if parameter.dim() >= 2 else None
+            if parameter not in found:
+                found[parameter] = (name, grouping)
+            elif found[parameter][1] != grouping:
+                warnings.warn(
+                    f"{found[parameter][0]} and {name} are one parameter that these modules cut into different groups: "
+                    "it is left unregularized",
+                    stacklevel=3,
+                )
+                found[parameter] = (found[parameter][0], None)
+    for parameter, (name, grouping) in found.items():
+        yield name, parameter, grouping
+
+
+def param_groups(model: nn.Module, penalty: Any, **options: Any) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer of this package: weights with the penalty, biases and norms without.
+
+    Args:
+        model: its parameters are taken once each, frozen ones too (they take part once they get gradients).
+        penalty: a penalty of this package, such as ``GroupLasso(1e-4, by="input")``, or None.
+        **options: further entries of every group, such as ``lr``.
+
+    Returns:
+        One group of regularized weights per kind of layer (transposed or grouped convolutions have their own) and
+        one of everything else, with named parameters.
+
+    Example:
+        >>> from sparse_accel import GroupLasso
+        >>> [g["penalty"] for g in param_groups(nn.Linear(3, 2), GroupLasso(1e-4))]
+        [GroupLasso(strength=0.0001, by='input'), None]
+    """
+    regularized: dict[tuple[bool, int], list[tuple[str, nn.Parameter]]] = {}
+    rest: list[tuple[str, nn.Parameter]] = []
+    for name, parameter, grouping in named_groupings(model, "element" if penalty is None else penalty.by):
+        if grouping is None or penalty is None:
+            rest.append((name, parameter))
+        else:
+            regularized.setdefault(grouping[1:], []).append((name, parameter))
+    groups = [
+        {"params": named, "penalty": penalty, "transposed": transposed, "conv_groups": conv_groups, **options}
+        for (transposed, conv_groups), named in regularized.items()
+    ]
+    return groups + ([{"params": rest, "penalty": None, **options}] if rest else [])
