@@ -1,0 +1,310 @@
+"""What the proximal optimizers share: parameter groups of plain values, checks before any change, the state's
+dtypes and strides, checkpoints, and the swap to the proximal iterate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+
+from sparse_accel.groups import Grouping
+from sparse_accel.penalties import Penalty, cached_layout, penalty_from_plain
+
+from ._batch import Batch, check_lr, state_dtype
+
+_ELEMENT = Grouping("element")
+
+
+class _Kept:
+    """A state tensor on its way through Optimizer.load_state_dict, which would cast a bare tensor to the
+    parameter's dtype and thereby round the float32 state of half-precision parameters."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class ProximalOptimizer(Optimizer):
+    """Base of RMDA and ProxSGD. Subclasses name their group entries and state, and write ``_update``."""
+
+    _group_defaults: ClassVar[dict[str, Any]] = {  # of groups saved before the entry existed
+        "penalty": None,
+        "transposed": False,
+        "conv_groups": 1,
+        "maximize": False,
+        "foreach": None,
+        "fused": None,
+        "capturable": False,
+        "differentiable": False,
+    }
+    _scalar_state: ClassVar[dict[str, torch.dtype]] = {"step": torch.float32}  # [] tensors
+    _tensor_state: ClassVar[tuple[str, ...]] = ()  # tensors of the parameter's shape
+    _update: Callable[[dict[str, Any], Batch], None]  # of a group: updates batch.work and the state of batch.params
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        penalty = penalty_from_plain(defaults["penalty"])
+        defaults = {**self._group_defaults, **defaults, "penalty": penalty.to_plain() if penalty else None}
+        self._swapped = 0
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_swapped", 0)
+        for name, default in self._group_defaults.items():
+            self.defaults.setdefault(name, default)
+            for group in self.param_groups:
+                group.setdefault(name, default)
+        for param, values in self.state.items():
+            for key, value in values.items() if isinstance(values, dict) else ():
+                if isinstance(value, _Kept):
+                    values[key] = self._placed(param, key, value.tensor)
+
+    # ------------------------------------------------------------------ parameter groups
+
+    @_disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; it may name its own ``penalty`` (or None). The dictionary itself is not kept.
+
+        Raises:
+            ValueError: an option is out of its range, or a parameter is already in another group.
+        """
+        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
+        group = self.param_groups[-1]
+        try:
+            penalty = penalty_from_plain(group["penalty"])
+            group["penalty"] = penalty.to_plain() if penalty else None  # a copy: groups share nothing
+            self._check_group(group)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise ValueError if an option of a group is out of its range."""
+        check_lr(group["lr"])
+        Grouping("element", group["transposed"], group["conv_groups"]).check()
+        if group["fused"] and group["foreach"]:
+            raise ValueError("fused and foreach cannot both be True")
+        if group["differentiable"] and (group["fused"] or group["foreach"]):
+            raise ValueError(f"{'fused' if group['fused'] else 'foreach'} does not support differentiable=True")
+        if group["fused"] and any(not param.is_floating_point() for param in group["params"]):
+            raise ValueError("fused=True: expected floating-point parameters only")
+
+    @staticmethod
+    def _is_fused(group: dict[str, Any]) -> bool:
+        """Whether the group takes the native ops: the default, unless another implementation is asked for."""
+        return bool(group["fused"]) or not (group["foreach"] or group["fused"] is False or group["differentiable"])
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler hands grad_scale and found_inf to step() (no host synchronization)."""
+        return all(self._is_fused(group) for group in self.param_groups)
+
+    # ------------------------------------------------------------------ the step
+
+    @_disable_dynamo
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do one step. Gradients are checked in all groups before anything changes.
+
+        Args:
+            closure: reevaluates the model with gradients enabled and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse; a complex parameter is under a penalty; called inside
+                :meth:`proximal_parameters`.
+        """
+        self._refuse_swapped("step()")
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            gathered = [self._gather(group, need_grad=True) for group in self.param_groups]
+            for group, batches in zip(self.param_groups, gathered, strict=True):
+                self._begin(group)
+                for batch in batches:
+                    self._update(group, batch)
+                    batch.write_back()
+        return loss
+
+    def _begin(self, group: dict[str, Any]) -> None:
+        """Called for each group at the start of its part of the step."""
+
+    def _gather(self, group: dict[str, Any], need_grad: bool) -> list[Batch]:
+        """The group's parameters with a gradient (or with state) by device and dtype, checked; nothing changes."""
+        check_lr(group["lr"])
+        penalty = penalty_from_plain(group["penalty"])
+        if isinstance(group["penalty"], Penalty):
+            group["penalty"] = group["penalty"].to_plain()
+        grouping = Grouping(penalty.by, group["transposed"], group["conv_groups"]) if penalty else _ELEMENT
+        batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
+        for param in dict.fromkeys(group["params"]):
+            state = self.state.get(param, {})
+            if param.grad is None if need_grad else "step" not in state:
+                continue
+            work, grad = param, param.grad if need_grad else None
+            if grad is not None and grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support sparse gradients: expected a dense gradient for the "
+                    f"parameter of shape {tuple(param.shape)}, got layout {grad.layout}"
+                )
+            if param.is_complex():
+                if penalty is not None and grouping.applies_to(param):
+                    raise RuntimeError(
+                        f"a penalty on complex parameters is not defined: put the {param.dtype} parameter of shape "
+                        f"{tuple(param.shape)} in a group with penalty=None"
+                    )
+                work = torch.view_as_real(param)
+                grad = None if grad is None else torch.view_as_real(grad.resolve_conj())
+            elif not param.is_floating_point():
+                raise RuntimeError(f"expected floating-point or complex parameters, got {param.dtype}")
+            penalized = penalty is not None and grouping.applies_to(param)
+            layout, in_place = cached_layout(work.shape, work.stride(), grouping if penalized else _ELEMENT)
+            if not in_place:
+                work = work.clone(memory_format=torch.contiguous_format)
+            for name in self._tensor_state:
+                if name in state and state[name].shape != work.shape:
+                    raise RuntimeError(
+                        f"state {name!r} has shape {tuple(state[name].shape)}, its parameter {tuple(work.shape)}: "
+                        "prune with compact(..., optimizer=optimizer), or make a new optimizer"
+                    )
+            batch = batches.setdefault((param.device, work.dtype), Batch())
+            batch.params.append(param)
+            batch.work.append(work)
+            if grad is not None:
+                grad = grad.resolve_neg() if grad.dtype == work.dtype else grad.resolve_neg().to(work.dtype)
+                if grad.stride() != work.stride():
+                    grad = torch.empty_like(work).copy_(grad)
+                batch.grads.append(grad)
+            batch.layouts.append(layout)
+            scale = state.get("penalty_scale", 1.0)
+            batch.strengths.append(penalty.strength * scale if penalty is not None and penalized else 0.0)
+        return list(batches.values())
+
+    @staticmethod
+    def _prox_name(group: dict[str, Any]) -> str:
+        penalty = penalty_from_plain(group["penalty"])
+        return penalty.prox_name if penalty else "soft"
+
+    # ------------------------------------------------------------------ state
+
+    def _scalar_device(self, param: Tensor) -> torch.device:
+        """Where [] state lives: with the parameter, so that no step synchronizes (MPS has no float64)."""
+        return torch.device("cpu") if param.device.type == "mps" else param.device
+
+    def _new_scalars(self, param: Tensor) -> dict[str, Tensor]:
+        device = self._scalar_device(param)
+        return {key: torch.zeros((), dtype=dtype, device=device) for key, dtype in self._scalar_state.items()}
+
+    @staticmethod
+    def _like(work: Tensor, value: Tensor) -> Tensor:
+        """A state tensor with the dtype of the state and the strides of ``work`` (itself if it has them)."""
+        dtype = state_dtype(work)
+        if value.dtype == dtype and value.stride() == work.stride() and value.device == work.device:
+            return value
+        return torch.empty_like(work, dtype=dtype, requires_grad=False).copy_(value)
+
+    def _tensor_lists(self, batch: Batch) -> list[list[Tensor]]:
+        """The batch's state, one list per name in ``_tensor_state`` and then per name in ``_scalar_state``."""
+        lists: list[list[Tensor]] = [[] for _ in (*self._tensor_state, *self._scalar_state)]
+        for param, work in zip(batch.params, batch.work, strict=True):
+            state = self.state[param]
+            for name, values in zip(self._tensor_state, lists, strict=False):
+                tensor = state[name] = self._like(work, state[name])  # strides or dtype of a model may change
+                values.append(tensor)
+            for name, values in zip(self._scalar_state, lists[len(self._tensor_state) :], strict=True):
+                values.append(state[name])
+        return lists
+
+    def _placed(self, param: Tensor, key: str, value: Tensor) -> Tensor:
+        """A loaded state tensor on the device and of the dtype that the state of ``param`` has; a copy."""
+        if key in self._scalar_state:
+            return torch.empty((), dtype=self._scalar_state[key], device=self._scalar_device(param)).copy_(value)
+        dtype = state_dtype(param) if value.is_floating_point() else value.dtype
+        return value.detach().to(device=param.device, dtype=dtype, copy=True)
+
+    @_disable_dynamo
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load a :meth:`state_dict`, copying it. Unlike torch's, float32 state of half-precision parameters stays
+        float32: a resumed run gives the same bits as one that never stopped.
+
+        Raises:
+            ValueError: the groups or their sizes do not match.
+            RuntimeError: called inside :meth:`proximal_parameters`.
+        """
+        self._refuse_swapped("load_state_dict()")
+
+        def keep(_: Optimizer, loaded: StateDict) -> StateDict:
+            state = {
+                param: {k: _Kept(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+                if isinstance(values, dict)
+                else values
+                for param, values in loaded["state"].items()
+            }
+            return {**loaded, "state": state}
+
+        handle = self.register_load_state_dict_pre_hook(keep)  # after the user's own pre-hooks
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    # ------------------------------------------------------------------ the proximal iterate
+
+    def _refuse_swapped(self, what: str) -> None:
+        if self._swapped:
+            raise RuntimeError(f"{what} inside proximal_parameters(): leave the context first")
+
+    def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
+        """Put the proximal iterate into the parameters, each saved in ``backup`` before it changes."""
+
+    @contextlib.contextmanager
+    def proximal_parameters(self) -> Iterator[None]:
+        """Hold the proximal iterate, with its exact zeros, in the parameters; put the training iterate back, bit
+        by bit, on leaving (also by an exception).
+
+        Nested use is one use. What is written into the parameters inside is lost on leaving; ``step()``,
+        ``load_state_dict()`` and ``finalize_()`` are refused inside. Parameters that have had no step stay.
+        """
+        self._swapped += 1
+        backup: dict[Tensor, Tensor] = {}
+        try:
+            if self._swapped == 1:
+                with torch.no_grad():
+                    self._write_proximal(backup)
+            yield
+        finally:
+            self._swapped -= 1
+            with torch.no_grad():
+                for param, saved in backup.items():
+                    param.copy_(saved)
+
+    @torch.no_grad()
+    def finalize_(self) -> None:
+        """Set the parameters to the proximal iterate for good: exact zeros, ready for saving and removal.
+
+        Raises:
+            RuntimeError: called inside :meth:`proximal_parameters`.
+        """
+        self._refuse_swapped("finalize_()")
+        self._write_proximal(None)
+
+    @torch.no_grad()
+    def penalty_value(self) -> float:
+        """The regularizer at the parameters as they are, over all groups (synchronizes with the device)."""
+        total = 0.0
+        for group in self.param_groups:
+            penalty = penalty_from_plain(group["penalty"])
+            for param in dict.fromkeys(group["params"]) if penalty else ():
+                if penalty is not None and not param.is_complex():
+                    grouping = Grouping(penalty.by, group["transposed"], group["conv_groups"])
+                    scale = self.state.get(param, {}).get("penalty_scale", 1.0)
+                    total += scale * float(penalty.value(param, grouping))
+        return total

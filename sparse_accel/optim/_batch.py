@@ -1,0 +1,50 @@
+"""Parameters sorted for multi-tensor calls, and the checks of an optimizer's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from sparse_accel.groups import GroupLayout
+
+
+@dataclasses.dataclass
+class Batch:
+    """Parameters of one group on one device and of one dtype, ready for one multi-tensor call."""
+
+    params: list[Tensor] = dataclasses.field(default_factory=list)  # as the user holds them
+    work: list[Tensor] = dataclasses.field(default_factory=list)  # params, or contiguous copies; complex as real
+    grads: list[Tensor] = dataclasses.field(default_factory=list)  # shape of work
+    layouts: list[GroupLayout] = dataclasses.field(default_factory=list)  # of work's memory
+    strengths: list[float] = dataclasses.field(default_factory=list)  # 0 where the penalty is not about the parameter
+
+    def write_back(self) -> None:
+        """Copy the contiguous copies back into their parameters, and tell autograd that all have changed."""
+        for param, work in zip(self.params, self.work, strict=True):
+            if work is not param and work.data_ptr() != param.data_ptr():
+                (torch.view_as_real(param) if param.is_complex() else param).copy_(work)
+        if not torch.is_grad_enabled():
+            torch.autograd.graph.increment_version(self.params)
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """float64 for float64 and complex128 parameters, else float32."""
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def check_lr(lr: float | Tensor) -> None:
+    """Raise ValueError unless lr is one number >= 0."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr: expected a tensor of one element, got shape {tuple(lr.shape)}")
+    elif not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr: expected a finite number >= 0, got {lr!r}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ValueError unless 0 < value <= 1."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: expected a number in (0, 1], got {value!r}")

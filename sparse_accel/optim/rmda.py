@@ -1,0 +1,315 @@
+"""RMDA, regularized modernized dual averaging (Huang & Lee, ICLR 2022, arXiv 2112.02612)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sparse_accel import ops
+from sparse_accel.groups import GroupLayout
+from sparse_accel.penalties import Penalty
+
+from ._base import ProximalOptimizer
+from ._batch import Batch, check_fraction, state_dtype
+from ._prox import proximal_point
+
+__all__ = ["RMDA", "rmda"]
+
+
+class RMDA(ProximalOptimizer):
+    r"""Regularized dual averaging with momentum: trains to structured sparsity, and finds the right zeros.
+
+    Within a stage, with :math:`W_0` the weights at its start and :math:`V` the weighted sum of its gradients
+    (Algorithm 1 of the paper):
+
+    .. math::
+        t \mathrel{+}= 1,\quad \beta = \sqrt t,\quad s = \mathrm{lr}\cdot\beta,\quad \alpha \mathrel{+}= s,\quad
+        V \mathrel{+}= s \nabla f,\quad
+        \tilde W = \mathrm{prox}_{(\alpha/\beta)\,\psi}(W_0 - V/\beta),\quad W = (1-c)\,W + c\,\tilde W
+
+    with :math:`\psi` the penalty and :math:`c` the momentum. With c < 1 the weights only decay towards a zero group:
+    exact zeros are those of the proximal iterate :math:`\tilde W`, which :meth:`proximal_parameters` lends and
+    :meth:`finalize_` keeps. A changed learning rate alone never ends a stage; :meth:`restart` does, and so does
+    :class:`sparse_accel.lr_scheduler.MultiStageLR`.
+
+    Args:
+        params: parameters, named parameters, or groups (see :func:`sparse_accel.param_groups`). A group may name
+            its own ``lr``, ``momentum`` and ``penalty``, and says with ``transposed=True`` or ``conv_groups=n``
+            that its weights belong to transposed or grouped convolutions. Groups are independent.
+        lr: step size, >= 0; a number or a one-element tensor.
+        momentum: c in (0, 1]; 1 takes the proximal iterate itself.
+        penalty: a penalty such as ``GroupLasso(1e-4)`` for the groups that name none. By channel or kernel it
+            acts on parameters of two or more dimensions only; biases and normalization stay unregularized.
+        maximize: ascend instead of descending.
+        foreach: use torch's multi-tensor ops (default: False).
+        fused: use one native op per group, the default; False takes a loop over plain tensor ops.
+        capturable: the step is to be captured in a CUDA graph. Numbers such as ``momentum`` are then fixed at
+            their value at capture, and :meth:`restart` has to come before it.
+        differentiable: let autograd run through the step; takes the loop.
+
+    Raises:
+        ValueError: a number is out of its range, or ``fused`` comes with ``foreach`` or ``differentiable``.
+
+    State per parameter: ``step`` ``[]`` float32 and ``alpha`` ``[]`` float64 of the stage, ``grad_sum`` (V) and
+    ``anchor`` (W0) of the parameter's shape and strides, float32 (float64 for float64 parameters).
+
+    Example:
+        >>> import sparse_accel as sa
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(1e-3, by="input")), lr=0.1, momentum=0.1)
+        >>> loss = model(torch.ones(4, 8)).square().mean()
+        >>> loss.backward()
+        >>> opt.step()
+        >>> with opt.proximal_parameters():
+        ...     output = model(torch.ones(4, 8))
+        >>> opt.finalize_()
+    """
+
+    _group_defaults: ClassVar = {**ProximalOptimizer._group_defaults, "restart": False, "momentum_ramp": None}
+    _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
+    _tensor_state: ClassVar = ("grad_sum", "anchor")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.1,
+        momentum: float = 0.1,
+        *,
+        penalty: Penalty | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "penalty": penalty,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_fraction("momentum", group["momentum"])
+
+    def restart(self) -> None:
+        """End the stage: the next step starts a new one at the weights as they are then, with V, alpha and t zero.
+
+        Until that step the proximal iterate is still that of the finished stage. The request is part of
+        ``state_dict()`` (entry ``"restart"`` of each group).
+        """
+        for group in self.param_groups:
+            group["restart"] = True
+
+    def _begin(self, group: dict[str, Any]) -> None:
+        if group["restart"]:
+            states = [(param, self.state[param]) for param in group["params"] if "anchor" in self.state.get(param, {})]
+            with torch.no_grad():
+                for param, state in states:
+                    state["anchor"].copy_(torch.view_as_real(param) if param.is_complex() else param)
+                    for key in ("grad_sum", "step", "alpha"):
+                        state[key].zero_()
+            group["restart"] = False
+        if group["momentum_ramp"] is not None:
+            group["momentum_ramp"] += 1
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        for param, work in zip(batch.params, batch.work, strict=True):
+            state = self.state[param]
+            if "step" not in state:
+                anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
+                state.update(self._new_scalars(param), grad_sum=torch.zeros_like(anchor), anchor=anchor)
+        grad_sums, anchors, steps, alphas = self._tensor_lists(batch)
+        ramp = group["momentum_ramp"]
+        rmda(
+            batch.work,
+            batch.grads,
+            grad_sums,
+            anchors,
+            steps,
+            alphas,
+            batch.layouts,
+            foreach=group["foreach"],
+            fused=self._is_fused(group),
+            prox=self._prox_name(group),
+            strengths=batch.strengths,
+            lr=group["lr"],
+            momentum=group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0),
+            maximize=group["maximize"],
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+        )
+
+    def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
+        # A step with lr = 0 and momentum 1 from t - 1 has the beta, alpha and V of the last step: it gives the
+        # proximal iterate of that step by the code of the step, bit by bit. Gradients are -0.0, so that V keeps
+        # its bits too (V + 0 * -0.0 is V, negative zeros included).
+        for group in self.param_groups:
+            for batch in self._gather(group, need_grad=False):
+                grad_sums, anchors, steps, alphas = self._tensor_lists(batch)
+                if backup is not None:
+                    backup.update((param, param.detach().clone()) for param in batch.params)
+                rmda(
+                    batch.work,
+                    [torch.full_like(work, -0.0) for work in batch.work],
+                    grad_sums,
+                    anchors,
+                    [(step - 1).clamp_(min=0) for step in steps],
+                    [alpha.clone() for alpha in alphas],
+                    batch.layouts,
+                    foreach=group["foreach"],
+                    fused=self._is_fused(group),
+                    prox=self._prox_name(group),
+                    strengths=batch.strengths,
+                    lr=0.0,
+                    momentum=1.0,
+                )
+                batch.write_back()
+
+
+def rmda(
+    params: list[Tensor],
+    grads: list[Tensor],
+    grad_sums: list[Tensor],
+    anchors: list[Tensor],
+    steps: list[Tensor],
+    alphas: list[Tensor],
+    layouts: Sequence[GroupLayout],
+    *,
+    strengths: Sequence[float],
+    lr: float | Tensor,
+    momentum: float,
+    prox: str = "soft",
+    maximize: bool = False,
+    foreach: bool | None = None,
+    fused: bool | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One RMDA step for N tensors, in place; :class:`RMDA` has the formulas.
+
+    Args:
+        params: W, N dense tensors of one dtype and device.
+        grads: of the shape and dtype of ``params``.
+        grad_sums: V, float32 (float64 for float64 params), strides of ``params``.
+        anchors: W0, as ``grad_sums``.
+        steps: t before the step, ``[]`` float32 each.
+        alphas: ``[]`` float64 each.
+        layouts: of the memory of ``params``.
+        strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
+        lr: step size.
+        momentum: c in (0, 1].
+        prox: ``"soft"`` or ``"hard"``.
+        maximize: ascend instead.
+        foreach: use torch's multi-tensor ops.
+        fused: use the native op; default: unless ``foreach`` is set.
+        grad_scale: ``[]``, gradients are divided by it; fused only.
+        found_inf: ``[]``, nothing changes where it is not zero; fused only.
+
+    Example:
+        >>> w, g, v, w0 = torch.ones(2), torch.ones(2), torch.zeros(2), torch.ones(2)
+        >>> t, alpha = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+        >>> rmda([w], [g], [v], [w0], [t], [alpha], [GroupLayout(1, 2, 1)], strengths=[0.0], lr=0.5, momentum=1.0)
+        >>> w, t
+        (tensor([0.5000, 0.5000]), tensor(1.))
+    """
+    if not params:
+        return
+    if isinstance(lr, Tensor) and lr.is_cpu and not lr.requires_grad:
+        lr = lr.item()
+    if fused if fused is not None else not foreach:
+        ops.rmda_step_(
+            params,
+            grads,
+            grad_sums,
+            anchors,
+            steps,
+            alphas,
+            layouts,
+            prox=prox,
+            strengths=strengths,
+            lr=lr,
+            momentum=momentum,
+            maximize=maximize,
+            grad_scale=_on(grad_scale, params[0].device),
+            found_inf=_on(found_inf, params[0].device),
+        )
+        return
+    if grad_scale is not None or found_inf is not None:
+        raise RuntimeError("grad_scale and found_inf: expected fused=True")
+    function = _multi_tensor_rmda if foreach else _single_tensor_rmda
+    function(params, grads, grad_sums, anchors, steps, alphas, layouts, strengths, lr, momentum, prox, maximize)
+
+
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Advance t and alpha; return the gradient's signed weight, beta, and alpha / beta (all [] float64)."""
+    step += 1
+    beta = step.double().sqrt()
+    weight = (lr.to(beta).reshape(()) if isinstance(lr, Tensor) else lr) * beta
+    alpha += weight
+    return -weight if maximize else weight, beta, alpha / beta
+
+
+def _single_tensor_rmda(
+    params: list[Tensor],
+    grads: list[Tensor],
+    grad_sums: list[Tensor],
+    anchors: list[Tensor],
+    steps: list[Tensor],
+    alphas: list[Tensor],
+    layouts: Sequence[GroupLayout],
+    strengths: Sequence[float],
+    lr: float | Tensor,
+    momentum: float,
+    prox: str,
+    maximize: bool,
+) -> None:
+    for i, (param, grad_sum, anchor) in enumerate(zip(params, grad_sums, anchors, strict=True)):
+        weight, beta, ratio = (x.to(grad_sum) for x in _advance(steps[i], alphas[i], lr, maximize))
+        grad_sum.add_(grads[i].to(grad_sum) * weight)
+        x = anchor - grad_sum / beta
+        if strengths[i]:
+            x = proximal_point(x, layouts[i], ratio * strengths[i], prox)
+        param.copy_(x if momentum == 1 else (1 - momentum) * param.to(x) + momentum * x)
+
+
+def _multi_tensor_rmda(
+    params: list[Tensor],
+    grads: list[Tensor],
+    grad_sums: list[Tensor],
+    anchors: list[Tensor],
+    steps: list[Tensor],
+    alphas: list[Tensor],
+    layouts: Sequence[GroupLayout],
+    strengths: Sequence[float],
+    lr: float | Tensor,
+    momentum: float,
+    prox: str,
+    maximize: bool,
+) -> None:
+    dtype = grad_sums[0].dtype
+    scalars = [_advance(step, alpha, lr, maximize) for step, alpha in zip(steps, alphas, strict=True)]
+    weights, betas, ratios = ([x.to(grad_sums[0]) for x in column] for column in zip(*scalars, strict=True))
+    torch._foreach_add_(grad_sums, torch._foreach_mul([grad.to(dtype) for grad in grads], weights))
+    xs = list(torch._foreach_sub(anchors, torch._foreach_div(grad_sums, betas)))
+    for i, strength in enumerate(strengths):
+        if strength:
+            xs[i] = proximal_point(xs[i], layouts[i], ratios[i] * strength, prox)
+    if momentum != 1:
+        torch._foreach_mul_(xs, momentum)
+        torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))
+    torch._foreach_copy_(params, xs)

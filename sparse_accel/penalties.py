@@ -1,0 +1,235 @@
+"""Penalties: a value and a proximal operator, and nothing that an optimizer would have to ask about.
+
+An optimizer sees three things of a penalty: ``prox_name`` (``"soft"`` or ``"hard"``, the two group operators of
+:func:`sparse_accel.ops.prox_`), ``strength`` and ``by``. In parameter groups and checkpoints a penalty is a
+dictionary of plain values, :meth:`Penalty.to_plain`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .groups import BY, Grouping, GroupLayout, layout_of
+
+
+@functools.lru_cache(maxsize=8192)
+def cached_layout(shape: torch.Size, stride: tuple[int, ...], grouping: Grouping) -> tuple[GroupLayout, bool]:
+    """:func:`sparse_accel.groups.layout_of` of a tensor with this shape and these strides."""
+    return layout_of(torch.empty_strided(shape, stride, device="meta"), grouping)
+
+
+def dense_view(tensor: Tensor, grouping: Grouping) -> tuple[Tensor, GroupLayout]:
+    """A tensor for the ops with its layout: the tensor itself, or a contiguous copy where it is not such a view."""
+    layout, in_place = cached_layout(tensor.shape, tensor.stride(), grouping)
+    return (tensor if in_place else tensor.clone(memory_format=torch.contiguous_format)), layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """Base of the penalties; make a :class:`GroupLasso`, :class:`L1` or :class:`GroupL0`.
+
+    A penalty by ``"input"``, ``"output"`` or ``"kernel"`` is about weights of two or more dimensions: it is zero
+    on others (biases, normalization), and leaves them as they are. Sizes ``|g|`` are numbers of elements.
+    """
+
+    strength: float
+
+    name: ClassVar[str]
+    prox_name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if type(self) is Penalty:
+            raise TypeError("Penalty is a base class: use GroupLasso, L1 or GroupL0")
+        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
+        if not number or not math.isfinite(self.strength) or self.strength < 0:
+            raise ValueError(f"strength: expected a finite number >= 0, got {self.strength!r}")
+        object.__setattr__(self, "strength", float(self.strength))
+        if self.by not in BY:
+            raise ValueError(f"by: expected one of {', '.join(map(repr, BY))}, got {self.by!r}")
+
+    @property
+    def by(self) -> str:
+        """What forms a group."""
+        return "element"
+
+    def to_plain(self) -> dict[str, Any]:
+        """The penalty as a dictionary of plain values; :func:`penalty_from_plain` is the way back.
+
+        Example:
+            >>> GroupLasso(0.5).to_plain()
+            {'name': 'group_lasso', 'strength': 0.5, 'by': 'input'}
+        """
+        return {"name": self.name, "strength": self.strength, "by": self.by}
+
+    def value(self, tensors: Tensor | Sequence[Tensor], groupings: Groupings = None) -> Tensor:
+        """The penalty of some tensors together.
+
+        Args:
+            tensors: weights ``[out, in, ...]``, any strides.
+            groupings: how each is cut (one for all, or one per tensor), where it is not a plain ``[out, in, ...]``:
+                transposed and grouped convolutions.
+
+        Returns:
+            ``[]`` float64, on the device of the first tensor; no gradient flows through it.
+
+        Raises:
+            ValueError: a tensor is not real floating point, or has no such groups.
+
+        Example:
+            >>> GroupLasso(0.1, by="output").value(torch.tensor([[3.0, 4.0], [0.0, 0.0]])) / 2**0.5
+            tensor(0.5000, dtype=torch.float64)
+        """
+        tensors, pairs = self._pairs(tensors, groupings)
+        total = torch.zeros((), dtype=torch.float64, device=tensors[0].device if tensors else None)
+        for tensor, grouping in pairs:
+            work, layout = dense_view(tensor.detach(), grouping)
+            (scores,) = ops.group_score([work], [layout], "l2" if self.prox_name == "soft" else "amax")
+            scores = scores.to(total.device, torch.float64)
+            if self.prox_name == "soft":
+                total += self.strength * layout.group_size**0.5 * scores.sum()
+            else:
+                total += self.strength * layout.group_size * (scores != 0).sum()
+        return total
+
+    @torch.no_grad()
+    def prox_(self, tensors: Tensor | Sequence[Tensor], step: float = 1.0, groupings: Groupings = None) -> None:
+        """Replace every tensor x by the minimizer of ``step * value(z) + 1/2 * ||z - x||^2`` over z, in place.
+
+        Args:
+            tensors: weights ``[out, in, ...]``, any strides and dtypes.
+            step: the step size, >= 0.
+            groupings: as for :meth:`value`.
+
+        Raises:
+            ValueError: ``step`` is negative or not finite, or a tensor is not real floating point.
+
+        Example:
+            >>> x = torch.tensor([4.0, -2.0, 0.5])
+            >>> L1(1.0).prox_(x)
+            >>> x.tolist()
+            [3.0, -1.0, 0.0]
+        """
+        if not math.isfinite(step) or step < 0:
+            raise ValueError(f"step: expected a finite number >= 0, got {step!r}")
+        for tensor, grouping in self._pairs(tensors, groupings)[1]:
+            work, layout = dense_view(tensor.detach(), grouping)
+            ops.prox_([work], [layout], [step * self.strength], prox=self.prox_name)
+            if work.data_ptr() != tensor.data_ptr():
+                tensor.copy_(work)
+
+    def _pairs(
+        self, tensors: Tensor | Sequence[Tensor], groupings: Groupings
+    ) -> tuple[list[Tensor], list[tuple[Tensor, Grouping]]]:
+        """The tensors as a list, and those the penalty is about, each with its grouping."""
+        tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if groupings is None or isinstance(groupings, Grouping):
+            groupings = [groupings] * len(tensors)
+        if len(groupings) != len(tensors):
+            raise ValueError(f"groupings: expected one for each of {len(tensors)} tensors, got {len(groupings)}")
+        pairs = []
+        for tensor, grouping in zip(tensors, groupings, strict=True):
+            if not tensor.is_floating_point():
+                raise ValueError(f"tensors: expected real floating point, got {tensor.dtype}")
+            grouping = Grouping(self.by) if grouping is None else grouping._replace(by=self.by)
+            if grouping.applies_to(tensor):
+                pairs.append((tensor, grouping))
+        return tensors, pairs
+
+
+Groupings = Sequence[Grouping | None] | Grouping | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupLasso(Penalty):
+    """Group lasso, ``strength * sum_g sqrt(|g|) * ||x_g||``: drives whole groups to zero.
+
+    Source: Yuan & Lin, "Model selection and estimation in regression with grouped variables", JRSS B 2006.
+
+    Args:
+        strength: weight of the penalty, finite, >= 0.
+        by: ``"input"`` (all weights that read one input channel), ``"output"`` (one filter or row), ``"kernel"``
+            (one spatial kernel), ``"element"`` (every weight on its own: the same as :class:`L1`).
+
+    Example:
+        >>> GroupLasso(1e-4)
+        GroupLasso(strength=0.0001, by='input')
+    """
+
+    by: str = "input"
+    name: ClassVar[str] = "group_lasso"
+    prox_name: ClassVar[str] = "soft"
+
+
+@dataclasses.dataclass(frozen=True)
+class L1(Penalty):
+    """Sum of magnitudes, ``strength * ||x||_1``: drives single weights to zero.
+
+    Source: Tibshirani, "Regression shrinkage and selection via the lasso", JRSS B 1996.
+
+    Args:
+        strength: weight of the penalty, finite, >= 0.
+
+    Example:
+        >>> L1(0.5).value(torch.tensor([1.0, -3.0]))
+        tensor(2., dtype=torch.float64)
+    """
+
+    name: ClassVar[str] = "l1"
+    prox_name: ClassVar[str] = "soft"
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupL0(Penalty):
+    """Number of weights in the groups that are not zero, ``strength * sum_g |g| * [x_g != 0]``; not convex.
+
+    Its proximal operator is the hard threshold: a group stays as it is where ``||x_g||^2 > 2 * step * strength * |g|``
+    and becomes zero elsewhere. Source: Blumensath & Davies, "Iterative thresholding for sparse approximations", 2008.
+
+    Args:
+        strength: weight of the penalty, finite, >= 0.
+        by: as for :class:`GroupLasso`.
+
+    Example:
+        >>> x = torch.tensor([[3.0, 0.1], [4.0, 0.1]])
+        >>> GroupL0(0.5, by="input").prox_(x)
+        >>> x
+        tensor([[3., 0.],
+                [4., 0.]])
+    """
+
+    by: str = "input"
+    name: ClassVar[str] = "group_l0"
+    prox_name: ClassVar[str] = "hard"
+
+
+_BY_NAME: dict[str, type[Penalty]] = {kind.name: kind for kind in (GroupLasso, L1, GroupL0)}
+
+
+def penalty_from_plain(penalty: Penalty | Mapping[str, Any] | None) -> Penalty | None:
+    """The penalty that :meth:`Penalty.to_plain` described; a penalty, or None, comes back as it is.
+
+    Raises:
+        TypeError: neither a penalty nor a mapping nor None.
+        ValueError: no penalty has this name, or its numbers are out of range.
+
+    Example:
+        >>> penalty_from_plain({"name": "l1", "strength": 0.5, "by": "element"})
+        L1(strength=0.5)
+    """
+    if penalty is None or isinstance(penalty, Penalty):
+        return penalty
+    if not isinstance(penalty, Mapping):
+        raise TypeError(f"penalty: expected a penalty such as GroupLasso(1e-4), or None, got {penalty!r}")
+    kind = _BY_NAME.get(penalty.get("name", ""))
+    if kind is None:
+        raise ValueError(f"penalty: expected a name among {', '.join(map(repr, _BY_NAME))}, got {dict(penalty)!r}")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{key: value for key, value in penalty.items() if key in fields})
