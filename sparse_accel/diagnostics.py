@@ -1,0 +1,164 @@
+"""How sparse a model is, by groups."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.groups import Grouping, group_layout, named_groupings
+from sparse_accel.report import format_table, percent
+
+
+@dataclass(frozen=True)
+class TensorSparsity:
+    """Zeros of one weight: its groups, those that are zero, its elements, those in zero groups, those that are zero."""
+
+    name: str
+    shape: tuple[int, ...]
+    groups: int
+    zero_groups: int
+    numel: int
+    in_zero_groups: int
+    zeros: int
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Zero groups of a model; a table when printed.
+
+    Attributes:
+        by: the grouping.
+        layers: one row per weight, a tied weight once.
+    """
+
+    by: str
+    layers: list[TensorSparsity]
+
+    def _sum(self, key: str) -> int:
+        return sum(getattr(layer, key) for layer in self.layers)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return self._sum("groups")
+
+    @property
+    def zero_groups(self) -> int:
+        """Number of groups whose elements are all exactly zero."""
+        return self._sum("zero_groups")
+
+    @property
+    def group_sparsity(self) -> float:
+        """Share of the groups that are zero, in [0, 1]."""
+        return self.zero_groups / self.groups if self.groups else 0.0
+
+    @property
+    def weighted_group_sparsity(self) -> float:
+        """Share of the weights that lie in zero groups, in [0, 1]."""
+        return self._sum("in_zero_groups") / self._sum("numel") if self._sum("numel") else 0.0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are zero, in [0, 1]."""
+        return self._sum("zeros") / self._sum("numel") if self._sum("numel") else 0.0
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as JSON-able data."""
+        return {
+            "by": self.by,
+            "groups": self.groups,
+            "zero_groups": self.zero_groups,
+            "group_sparsity": self.group_sparsity,
+            "weighted_group_sparsity": self.weighted_group_sparsity,
+            "sparsity": self.sparsity,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def __str__(self) -> str:
+        rows: list[list[Any]] = [
+            [
+                layer.name,
+                "×".join(map(str, layer.shape)),
+                layer.groups,
+                layer.zero_groups,
+                percent(layer.zero_groups, layer.groups),
+                percent(layer.in_zero_groups, layer.numel),
+                percent(layer.zeros, layer.numel),
+            ]
+            for layer in self.layers
+        ]
+        rows += [
+            [None],
+            [
+                "total",
+                "",
+                self.groups,
+                self.zero_groups,
+                percent(self.group_sparsity, 1),
+                percent(self.weighted_group_sparsity, 1),
+                percent(self.sparsity, 1),
+            ],
+        ]
+        headers = ["weight", "shape", "groups", "zero groups", "of groups", "of weights", "zero weights"]
+        return format_table(headers, rows, title=f"groups by {self.by}")
+
+
+def sparsity(model: nn.Module, by: str = "input") -> SparsityReport:
+    """Count the zero groups of every weight that a penalty with this ``by`` regularizes.
+
+    Args:
+        model: any module; Linear and (transposed, grouped, depthwise) convolution weights and weights of two or more
+            dimensions of your own modules take part, biases, norms and embeddings do not. Tied weights count once.
+        by: ``"input"``, ``"output"``, ``"kernel"`` or ``"element"``.
+
+    Raises:
+        ValueError: ``by`` is none of these.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> _ = layer.weight.data[:, 1:].zero_()
+        >>> report = sparsity(layer)
+        >>> report.groups, report.zero_groups, report.group_sparsity
+        (4, 3, 0.75)
+    """
+    Grouping(by).check()
+    with torch.no_grad():
+        return SparsityReport(
+            by,
+            [
+                _tensor_sparsity(name, parameter, grouping)
+                for name, parameter, grouping in named_groupings(model, by)
+                if grouping is not None
+            ],
+        )
+
+
+def _tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:
+    nonzero = weight.ne(0)
+    layout = group_layout(weight, grouping)
+    alive = int(_group_any(nonzero, grouping).sum())
+    return TensorSparsity(
+        name,
+        tuple(weight.shape),
+        layout.num_groups,
+        layout.num_groups - alive,
+        weight.numel(),
+        (layout.num_groups - alive) * layout.group_size,
+        weight.numel() - int(nonzero.sum()),
+    )
+
+
+def _group_any(nonzero: Tensor, grouping: Grouping) -> Tensor:
+    """Whether each group holds a nonzero element, bool, one entry per group."""
+    if grouping.by == "element":
+        return nonzero.reshape(-1)
+    groups = grouping.conv_groups
+    # [groups, first / groups, second, kernel]
+    blocks = nonzero.reshape(groups, nonzero.shape[0] // groups, nonzero.shape[1], -1).any(3)
+    if grouping.by == "kernel":
+        return blocks.reshape(-1)
+    by_first = (grouping.by == "output") != grouping.transposed
+    return blocks.any(2 if by_first else 1).reshape(-1)

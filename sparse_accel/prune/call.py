@@ -1,0 +1,99 @@
+"""One torch function call, and the registry of what such calls do to channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from sparse_accel.prune.graph import ChannelGraph
+from sparse_accel.prune.slots import Value
+
+if TYPE_CHECKING:
+    from sparse_accel.prune.trace import Tracer
+
+Results = Value | Sequence[Value]
+Rule = Callable[["Call"], Results]
+RULES: dict[str, Rule] = {}
+
+_RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "poisson", "uniform", "exponential")
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register what the torch functions of these names do to channels."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def tree_tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tree_tensors(item)
+    elif isinstance(tree, (tuple, list, set, frozenset)):
+        for item in tree:
+            yield from tree_tensors(item)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for item in fields(tree):
+            yield from tree_tensors(getattr(tree, item.name))
+
+
+def run_model(model: nn.Module, example_inputs: Any) -> Any:
+    """``model(*tuple)``, ``model(**dict)`` or ``model(tensor)``."""
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return model(*example_inputs)
+    return model(example_inputs)
+
+
+@dataclass
+class Call:
+    """One torch function call: what a rule gets to see."""
+
+    tracer: Tracer
+    name: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The graph under construction."""
+        return self.tracer.graph
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def value(self, position: int = 0, name: str = "input") -> Value:
+        """What is known of a tensor argument."""
+        return self.tracer.value_of(self.arg(position, name))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensor arguments, in order."""
+        return list(tree_tensors((self.args, self.kwargs)))
+
+    def give_up(self, reason: str) -> Results:
+        """Keep every channel that the call takes, and say why."""
+        taken = [t for t in self.tensors() if not self.tracer.is_pinned(t)]
+        if taken:
+            self.graph.note(f"{self.tracer.where()}: {self.name}: {reason}")
+        for tensor in taken:
+            self.tracer.pin(tensor)
+        const = not any(random in self.name for random in _RANDOM)
+        const = const and all(bool(self.tracer.value_of(t).const.all()) for t in self.tensors())
+        results = [Value.opaque(t.shape, const) for t in tree_tensors(self.result)]
+        return results if not isinstance(self.result, Tensor) else results[0]

@@ -1,0 +1,228 @@
+"""Channels through operations that move elements, or work on the spatial dimensions alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_accel.prune.call import Call, Results, rule, tree_tensors
+from sparse_accel.prune.rules_linear import channel_slots
+from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink
+
+
+def _moved(call: Call) -> list[Value]:
+    """Move the labels by the very call that moved the elements."""
+    source = call.value()
+    args, kwargs = call.args, dict(call.kwargs)
+    if args:
+        args = args[1:]
+    else:
+        kwargs.pop("input" if "input" in kwargs else "self")
+    labels = list(tree_tensors(call.func(source.full_labels(), *args, **kwargs)))
+    const = list(tree_tensors(call.func(source.full_const(), *args, **kwargs)))
+    outputs = list(tree_tensors(call.result))
+    return [
+        Value(output.shape, shrink(label), shrink(mask))
+        for output, label, mask in zip(outputs, labels, const, strict=True)
+    ]
+
+
+_FREE = "permute movedim moveaxis swapaxes swapdims mT unsqueeze flip flatten ravel repeat_interleave"
+
+
+@rule(*_FREE.split())
+def _free_move(call: Call) -> Results:
+    if len(call.tensors()) > 1:
+        return call.give_up("its sizes depend on data")
+    return _moved(call)
+
+
+@rule("t", "T", "transpose")
+def _transpose(call: Call) -> Results:
+    weight = call.arg(0, "input")
+    if id(weight) in call.tracer.names and weight.dim() == 2:
+        value = Value.opaque(call.result.shape, const=True)
+        if call.result.shape == weight.shape[::-1]:
+            value.matrix = (call.tracer.names[id(weight)], True)
+        return value
+    return _moved(call)
+
+
+@rule("squeeze")
+def _squeeze(call: Call) -> Results:
+    # Without a dim the channels' own dimension would vanish too, once a single channel is left.
+    if len(call.args) < 2 and "dim" not in call.kwargs and call.value().varying():
+        return _keep_sizes(call, "squeeze() without a dim could drop the channel dimension")
+    return _moved(call)
+
+
+def _keep_sizes(call: Call, reason: str) -> Results:
+    source = call.value()
+    if source.varying() and not call.graph.pinned(source.labels):
+        call.graph.note(f"{call.tracer.where()}: {call.name}: {reason}: channels are kept")
+    call.graph.slots.pin(source.labels)
+    return _moved(call)
+
+
+@rule("view", "reshape", "unflatten", "expand")
+def _reshape(call: Call) -> Results:
+    source = call.value()
+    sizes: Any = call.args[1:] or call.kwargs.get("size") or call.kwargs.get("shape") or call.kwargs.get("dtype")
+    if isinstance(sizes, torch.dtype) or isinstance(sizes[0], torch.dtype):
+        return call.give_up("reinterprets the memory")
+    moved = _moved(call)
+    if not source.varying() or call.name == "unflatten":
+        return moved if not source.varying() else _keep_sizes(call, "splits the channels by fixed sizes")
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = sizes[0]
+    fixed = [int(sizes[dim]) for dim in moved[0].varying() if sizes[dim] != -1]
+    if fixed:
+        return _keep_sizes(call, f"asks for the size {fixed[0]} where channels lie (write -1, or flatten)")
+    return moved
+
+
+@rule("chunk")
+def _chunk(call: Call) -> Results:
+    source = call.value()
+    dim = call.arg(2, "dim", 0) % len(source.shape)
+    sizes = {part.shape[dim] for part in call.result}
+    if source.varying() != {dim} or len(sizes) != 1 or len(call.result) != call.arg(1, "chunks"):
+        return _keep_sizes(call, "cuts the channels") if dim in source.varying() else _moved(call)
+    call.graph.balanced.append(source.labels.reshape(len(call.result), -1))
+    return _moved(call)
+
+
+@rule("split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "roll", "unfold")
+def _cut(call: Call) -> Results:
+    source = call.value()
+    position, default = {"unbind": (1, 0), "narrow": (1, 0), "select": (1, 0), "unfold": (1, 0), "roll": (2, None)}.get(
+        call.name, (2, 0)
+    )
+    dim = call.arg(position, "dimension" if call.name == "unfold" else "dim", default)
+    dims = [dim] if isinstance(dim, int) else dim
+    if dims is None or any(d % len(source.shape) in source.varying() for d in dims):
+        return _keep_sizes(call, "cuts the channels by fixed sizes")
+    return _moved(call)
+
+
+def _index_width(item: Any) -> int:
+    """How many dimensions one entry of an index takes."""
+    if item is None or item is Ellipsis:
+        return 0
+    return item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
+
+
+@rule("__getitem__")
+def _getitem(call: Call) -> Results:
+    source = call.value()
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    widths = [_index_width(item) for item in index]
+    dim = 0
+    touched = False
+    for item, width in zip(index, widths, strict=True):
+        if item is Ellipsis:
+            dim += len(source.shape) - sum(widths)
+        whole = isinstance(item, slice) and item == slice(None)
+        touched |= not whole and any(d in source.varying() for d in range(dim, dim + width))
+        dim += width
+    for tensor in call.tensors()[1:]:
+        call.tracer.pin(tensor)
+    if touched:
+        return _keep_sizes(call, "indexes the channels")
+    return _moved(call)
+
+
+@rule("repeat", "tile")
+def _repeat(call: Call) -> Results:
+    return _moved(call)
+
+
+@rule("cat", "concat", "concatenate", "stack", "hstack", "vstack")
+def _cat(call: Call) -> Results:
+    values = [call.tracer.value_of(tensor) for tensor in call.tensors()]
+    if call.name in ("cat", "concat", "concatenate"):
+        dim = call.arg(1, "dim", 0) % call.result.dim()
+        values = [value for value in values if len(value.shape) == call.result.dim()]
+        return Value(call.result.shape, _cat_cores(values, dim, "labels"), _cat_cores(values, dim, "const"))
+    rest = {"dim": call.arg(1, "dim", 0)} if call.name == "stack" else {}
+    labels = call.func([value.full_labels() for value in values], **rest)
+    const = call.func([value.full_const() for value in values], **rest)
+    return Value(call.result.shape, shrink(labels), shrink(const))
+
+
+def _cat_cores(values: list[Value], dim: int, name: str) -> Tensor:
+    """Concatenate labels or masks, expanded no more than needed."""
+    cores: list[Tensor] = [getattr(value, name) for value in values]
+    wide = [max(core.shape[d] for core in cores) for d in range(cores[0].dim())]
+    parts = []
+    for core, value in zip(cores, values, strict=True):
+        size = list(wide)
+        size[dim] = value.shape[dim]
+        parts.append(core.expand(size))
+    return shrink(torch.cat(parts, dim))
+
+
+def _spatial(call: Call, count: int | None, keeps_constants: bool) -> Results:
+    """Only the last ``count`` dimensions are mixed; the others, with their channels, stay."""
+    source = call.value()
+    ndim = len(source.shape)
+    dims = range(2 if count is None else ndim - count, ndim)
+    if any(dim in source.varying() for dim in dims):
+        return call.give_up("mixes the channels, which are kept")
+    const = reduce_all(source.const, dims)
+    if not keeps_constants:
+        tensor = call.arg(0, "input").detach()
+        zero = tensor.eq(0).cpu()
+        const = const & reduce_all(zero, [dim for dim in range(ndim) if const.shape[dim] == 1])
+    return [Value(output.shape, source.labels, const) for output in tree_tensors(call.result)]
+
+
+@rule(*(f"{kind}_pool{n}d" for kind in ("max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)))
+@rule(*(f"max_pool{n}d_with_indices" for n in (1, 2, 3)), *(f"adaptive_max_pool{n}d_with_indices" for n in (1, 2, 3)))
+def _pool(call: Call) -> Results:
+    return _spatial(call, int(call.name[call.name.index("pool") + 4]), keeps_constants=True)
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d")
+def _average_pool(call: Call) -> Results:
+    padding = call.arg(3, "padding", 0)
+    padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
+    plain = call.name.startswith("avg") and not padded and call.arg(6, "divisor_override") is None
+    return _spatial(call, int(call.name[-2]), keeps_constants=plain)
+
+
+@rule("interpolate", "upsample", "upsample_nearest", "upsample_bilinear")
+def _interpolate(call: Call) -> Results:
+    return _spatial(call, None, keeps_constants=True)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def _shuffle(call: Call) -> Results:
+    if call.name == "channel_shuffle":
+        return _keep_sizes(call, "shuffles a fixed number of groups")
+    values = _moved(call)
+    if call.name == "pixel_shuffle":
+        channel_slots(call, values[0], call.result.dim() - 3)  # ties the channels that end up in one
+    return values
+
+
+@rule("pad")
+def _pad(call: Call) -> Results:
+    source = call.value()
+    widths: list[Any] = list(call.arg(1, "pad"))
+    mode, fill = call.arg(2, "mode", "constant"), call.arg(3, "value") or 0.0
+    ndim = len(source.shape)
+    padded = {ndim - 1 - i // 2 for i, width in enumerate(widths) if width}
+    if padded & source.varying():
+        if mode != "constant":
+            return call.give_up("pads the channels")
+        widths = [width if ndim - 1 - i // 2 in source.varying() else 0 for i, width in enumerate(widths)]
+        labels = torch.nn.functional.pad(source.labels, widths, value=PINNED)
+        return Value(call.result.shape, shrink(labels), torch.zeros([1] * ndim, dtype=torch.bool))
+    const = reduce_all(source.const, padded)
+    if mode == "constant" and padded:
+        same = call.arg(0, "input").detach().eq(fill).cpu()
+        const = const & reduce_all(same, [dim for dim in range(ndim) if const.shape[dim] == 1])
+    return Value(call.result.shape, source.labels, const)

@@ -1,0 +1,248 @@
+"""Tables and plots."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparse_accel.prune.call import run_model
+
+logger = logging.getLogger(__name__)
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> str:
+    """A plain-text table: first column left-aligned, the others right-aligned; a row of None is a rule.
+
+    Example:
+        >>> print(format_table(["layer", "n"], [["conv", 1200], ["fc", 3]]))
+        layer      n
+        ------------
+        conv   1,200
+        fc         3
+    """
+    cells = [None if not row or row[0] is None else [_cell(item) for item in row] for row in rows]
+    shown = [list(headers), *(row for row in cells if row is not None)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        return "  ".join([row[0].ljust(widths[0]), *rest]).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    body = [rule if row is None else line(row) for row in cells]
+    return "\n".join(([title] if title else []) + [line(headers), rule, *body])
+
+
+def _cell(item: Any) -> str:
+    if isinstance(item, bool) or item is None:
+        return "" if item is None else str(item)
+    if isinstance(item, int):
+        return f"{item:,}"
+    return f"{item:.4g}" if isinstance(item, float) else str(item)
+
+
+def percent(part: float, whole: float) -> str:
+    """``part`` of ``whole`` in percent; 0 of 0 is 0.
+
+    Example:
+        >>> percent(1, 8)
+        '12.5 %'
+    """
+    return f"{100 * part / whole if whole else 0.0:.1f} %"
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer before and after compaction; MACs are multiply-accumulates of one run on the example."""
+
+    name: str
+    kind: str
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    params: tuple[int, int]
+    macs: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class CompactReport:
+    """Dense against compact.
+
+    Attributes:
+        layers: every linear and convolution layer.
+        params: elements of all parameters, before and after.
+        macs: ``torch.utils.flop_counter`` FLOPs / 2 of one run on the example (linear maps only), before and after.
+        latency_ms: median wall time of one run on the example, before and after; None where not measured.
+        max_abs_diff: largest difference of the outputs on the example.
+    """
+
+    layers: list[LayerChange]
+    params: tuple[int, int]
+    macs: tuple[int, int]
+    latency_ms: tuple[float, float] | None
+    max_abs_diff: float
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as JSON-able data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows: list[list[Any]] = [
+            [layer.name, layer.kind, *(f"{old:,} → {new:,}" for old, new in (layer.inputs, layer.outputs))]
+            + [f"{old:,} → {new:,}" for old, new in (layer.params, layer.macs)]
+            for layer in self.layers
+        ]
+        total = [f"{old:,} → {new:,}" for old, new in (self.params, self.macs)]
+        rows += [[None], ["total", "", "", "", *total]]
+        table = format_table(["layer", "kind", "inputs", "outputs", "parameters", "MACs"], rows)
+        lines = [
+            table,
+            f"parameters: {percent(self.params[1], self.params[0])} kept; "
+            f"MACs (torch.utils.flop_counter, FLOPs / 2, on the example): {percent(self.macs[1], self.macs[0])} kept",
+        ]
+        if self.latency_ms:
+            lines.append(f"latency: {self.latency_ms[0]:.3g} ms → {self.latency_ms[1]:.3g} ms")
+        return "\n".join([*lines, f"largest output difference: {self.max_abs_diff:.3g}"])
+
+
+def compare_models(dense: nn.Module, small: nn.Module, example_inputs: Any, max_abs_diff: float) -> CompactReport:
+    """Measure two models with the same layer names; neither changes."""
+    counts, latencies = [], []
+    for model in (dense, small):
+        probe = copy.deepcopy(model).eval()
+        counts.append(count_macs(probe, example_inputs))
+        latencies.append(latency_ms(probe, example_inputs))
+    modules = dict(small.named_modules())
+    layers = []
+    for name, module in dense.named_modules():
+        weight, other = getattr(module, "weight", None), modules.get(name)
+        channels = [_channels(module), None if other is None else _channels(other)]
+        if not isinstance(weight, Tensor) or channels[0] is None or channels[1] is None or other is None:
+            continue
+        layers.append(
+            LayerChange(
+                name=name or "model",
+                kind=type(module).__name__,
+                inputs=(channels[0][0], channels[1][0]),
+                outputs=(channels[0][1], channels[1][1]),
+                params=(_own_params(module), _own_params(other)),
+                macs=(counts[0].get(name, 0), counts[1].get(name, 0)),
+            )
+        )
+    return CompactReport(
+        layers,
+        (sum(p.numel() for p in dense.parameters()), sum(p.numel() for p in small.parameters())),
+        (counts[0].get("", 0), counts[1].get("", 0)),
+        (latencies[0], latencies[1]),
+        max_abs_diff,
+    )
+
+
+def _channels(module: nn.Module) -> tuple[int, int] | None:
+    for names in (("in_channels", "out_channels"), ("in_features", "out_features")):
+        found = [getattr(module, name, None) for name in names]
+        if all(isinstance(number, int) for number in found):
+            return found[0], found[1]  # type: ignore[return-value]
+    return None
+
+
+def _own_params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
+    """Multiply-accumulates of one run by module name, ``""`` for the whole: FLOPs of ``torch.utils.flop_counter`` / 2.
+
+    It counts matrix products, convolutions and attention, nothing elementwise.
+
+    Example:
+        >>> count_macs(nn.Linear(3, 2), torch.zeros(5, 3))[""]
+        30
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run_model(model, copy.deepcopy(example_inputs))
+    counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+    root = type(model).__name__ + "."
+    out = {name.removeprefix(root): count for name, count in counts.items() if name.startswith(root)}
+    out[""] = counts.get("Global", 0)
+    return out
+
+
+def latency_ms(model: nn.Module, example_inputs: Any, *, budget_s: float = 0.2, most: int = 50) -> float:
+    """Median wall time of one run in milliseconds, over at most ``most`` runs or ``budget_s`` seconds."""
+    inputs = copy.deepcopy(example_inputs)
+    cuda = any(tensor.is_cuda for tensor in model.parameters())
+    times: list[float] = []
+    with torch.no_grad():
+        run_model(model, inputs)
+        stop = time.perf_counter() + budget_s
+        while not times or (len(times) < most and time.perf_counter() < stop):
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run_model(model, inputs)
+            if cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return 1e3 * sorted(times)[len(times) // 2]
+
+
+def plot_training(
+    path: str | Path, history: Mapping[str, Sequence[Mapping[str, float]]], report: CompactReport
+) -> Path:
+    """Draw accuracy and group sparsity over the epochs, and the channels kept per layer, into one PNG.
+
+    Args:
+        path: the file to write.
+        history: for every run, by its label, one mapping per epoch with ``"accuracy"`` and, where known,
+            ``"group_sparsity"``, both in [0, 1].
+        report: of the compact model.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    accuracy, sparsity, channels = figure.subplots(1, 3)
+    for label, epochs in history.items():
+        for axes, key in ((accuracy, "accuracy"), (sparsity, "group_sparsity")):
+            points = [(index + 1, 100 * epoch[key]) for index, epoch in enumerate(epochs) if key in epoch]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, marker=".")
+    for axes, name in ((accuracy, "accuracy"), (sparsity, "zero groups")):
+        axes.set(xlabel="epoch", ylabel=f"{name} (%)", title=name)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    plot_channels(channels, report)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    logger.info("wrote %s", path)
+    return path
+
+
+def plot_channels(axes: Any, report: CompactReport) -> None:
+    """Draw the input channels of every layer, dense and kept, on matplotlib axes."""
+    position = range(len(report.layers))
+    dense = [layer.inputs[0] for layer in report.layers]
+    kept = [layer.inputs[1] for layer in report.layers]
+    axes.bar(position, dense, color="0.85", label="dense")
+    axes.bar(position, kept, color="tab:blue", label="kept")
+    axes.set_yscale("log")
+    for x, (old, new) in enumerate(zip(dense, kept, strict=True)):
+        axes.annotate(f"{new}/{old}", (x, old), ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(list(position), [layer.name for layer in report.layers], rotation=45, ha="right")
+    axes.set(ylabel="input channels", title="channels kept per layer")
+    axes.legend()
