@@ -23,7 +23,7 @@ formatted := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu
 settings := $(VENV)/.build-$(SPARSE_ACCEL_CUDA)-$(SPARSE_ACCEL_WERROR)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format typecheck bench clean
+.PHONY: help demo test build lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,12 +36,10 @@ test: $(settings) ## the whole test suite
 
 build: $(settings) ## editable installation in .venv
 
-lint: $(VENV)/.lint typecheck ## ruff, clang-format, mypy: checks only
+lint: $(VENV)/.lint $(settings) ## ruff, clang-format, mypy: checks only
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(if $(formatted),$(bin)/clang-format --dry-run -Werror $(formatted))
-
-typecheck: $(VENV)/.lint $(settings)
 	$(bin)/mypy
 
 format: $(VENV)/.lint ## format Python and C++ in place

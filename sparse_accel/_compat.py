@@ -54,8 +54,9 @@ def _check_torch(running: str, running_cuda: str | None, build: ModuleType) -> N
         )
     if build.with_cuda and (running_cuda or "").split(".")[0] != build.torch_cuda.split(".")[0]:
         raise ImportError(
-            f"sparse_accel was built against a torch with CUDA {build.torch_cuda}, but the installed torch {running} "
-            f"has {'CUDA ' + running_cuda if running_cuda else 'no CUDA'}. Rebuild it for this one: {_rebuild_command()}"
+            f"sparse_accel was built against a torch with CUDA {build.torch_cuda}, but the installed torch "
+            f"{running} has {'CUDA ' + running_cuda if running_cuda else 'no CUDA'}. "
+            f"Rebuild it for this one: {_rebuild_command()}"
         )
 
 
@@ -79,6 +80,6 @@ def _not_built() -> str:
             "sparse_accel is installed, run Python from another folder: the source folder hides the installed package."
         )
     return (
-        f"sparse_accel in {_PACKAGE} has no compiled module for this Python; the installation is incomplete or was made "
-        f"for another version of Python. Install it again: {_rebuild_command()}"
+        f"sparse_accel in {_PACKAGE} has no compiled module for this Python; the installation is incomplete or was "
+        f"made for another version of Python. Install it again: {_rebuild_command()}"
     )

@@ -62,7 +62,7 @@ def load_jit(*, with_cuda: bool | None = None, name: str = "sparse_accel_jit", *
         if with_cuda is None:
             with_cuda = torch.version.cuda is not None and cuda_home is not None
         if with_cuda and torch.version.cuda is None:
-            raise RuntimeError(f"load_jit(with_cuda=True) needs a CUDA build of torch; torch {torch.__version__} has none")
+            raise RuntimeError(f"load_jit(with_cuda=True) needs a CUDA build of torch, not {torch.__version__}")
         if with_cuda and cuda_home is None:
             raise RuntimeError("load_jit(with_cuda=True) needs the CUDA toolkit: name its folder in CUDA_HOME")
         defines = ["-DSPARSE_ACCEL_WITH_CUDA"] if with_cuda else []

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, options.rest = parser.parse_known_args(arguments)
+    if options.rest and options.command is not _bench:  # the benchmarks have options of their own
+        parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
     try:
         status: int = options.command(options)
     except _UsageError as error:
@@ -51,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--no-progress", action="store_true", help="no progress bar")
     demo.set_defaults(command=_demo)
 
-    bench = commands.add_parser("bench", help="run the benchmarks of a source checkout")
-    bench.add_argument("names", nargs="*", metavar="NAME", help="which ones, such as optim (default: all)")
-    bench.add_argument("--json", type=Path, metavar="DIR", help="also write DIR/bench_NAME.json")
+    bench = commands.add_parser("bench", add_help=False, help="run the benchmarks of a source checkout")
     bench.set_defaults(command=_bench)
     return parser
 
@@ -72,13 +73,9 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    for module in ("sklearn", "matplotlib", "rich"):
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise _UsageError(
-                f"the demo needs {error.name}, which is not installed: pip install 'sparse-accel[demo]'"
-            ) from error
+    missing = [name for name in ("sklearn", "matplotlib", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise _UsageError(f"the demo needs {', '.join(missing)}: pip install 'sparse-accel[demo]'")
     from . import demo
 
     settings = {} if options.epochs is None else {"epochs": options.epochs}
@@ -87,24 +84,11 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    available = {path.stem.removeprefix("bench_"): path for path in sorted((_ROOT / "bench").glob("bench_*.py"))}
-    if not available:
-        raise _UsageError("the benchmarks are in the source checkout (bench/), not in the wheel: run it from a checkout")
-    for name in options.names:
-        if name not in available:
-            raise _UsageError(f"no benchmark {name!r}; there are {', '.join(available)}")
-    failed = []
-    for name in options.names or available:
-        command = [sys.executable, "-m", f"bench.bench_{name}"]
-        if options.json:
-            options.json.mkdir(parents=True, exist_ok=True)
-            command += ["--json", str((options.json / f"bench_{name}.json").resolve())]
-        # Each in a process of its own: no allocator state or thread pool carried from one to the next.
-        if subprocess.run(command, cwd=_ROOT, check=False).returncode:
-            failed.append(name)
-    if failed:
-        print(f"sparse-accel: failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    if not (_ROOT / "bench" / "__init__.py").is_file():
+        raise _UsageError("the benchmarks are in bench/ of a source checkout, not in the wheel: install with pip -e .")
+    sys.path.insert(0, str(_ROOT))
+    status: int = importlib.import_module("bench").main(options.rest)
+    return status
 
 
 if __name__ == "__main__":

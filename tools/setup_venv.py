@@ -25,8 +25,10 @@ def main():
     options = parser.parse_args()
 
     if sys.version_info < (3, 10):
-        fail(f"sparse_accel needs Python 3.10 or later; {sys.executable} is {sys.version.split()[0]}. "
-             "Name another one: make PYTHON=/path/to/python3")  # fmt: skip
+        fail(
+            f"sparse_accel needs Python 3.10 or later; {sys.executable} is {sys.version.split()[0]}. "
+            "Name another one: make PYTHON=/path/to/python3"
+        )
     check_compiler()
     os.chdir(ROOT)
     python = os.path.join(options.venv, "bin", "python")
@@ -47,8 +49,10 @@ def main():
 def check_compiler():
     compiler = os.environ.get("CXX", "").split() or [next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")]
     if shutil.which(compiler[0]) is None:
-        fail(f"sparse_accel needs a C++20 compiler (GCC 11 or later, Clang 14 or later) and '{compiler[0]}' was not "
-             "found. Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; or name yours: CXX=...")  # fmt: skip
+        fail(
+            f"sparse_accel needs a C++20 compiler (GCC 11 or later, Clang 14 or later) and '{compiler[0]}' was not "
+            "found. Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; or name yours: CXX=..."
+        )
 
 
 def create(folder):
@@ -58,11 +62,16 @@ def create(folder):
     shared = fits(torch[1]) and bool(torch[2])
     print(f"{folder}: new virtual environment of {base}" + (f", sharing its torch {torch[1]}" if shared else ""))
     if subprocess.call([base, "-m", "venv", "--clear", *(["--system-site-packages"] if shared else []), folder]):
-        fail(f"'{base} -m venv' failed. Debian, Ubuntu: apt install python3-venv; or name another Python: make PYTHON=...")
+        fail(
+            f"'{base} -m venv' failed. Debian, Ubuntu: apt install python3-venv; "
+            "or name another Python: make PYTHON=/path/to/python3"
+        )
 
 
 def works(python):
-    return os.path.exists(python) and subprocess.call([python, "-m", "pip", "--version"], stdout=subprocess.DEVNULL) == 0
+    if not os.path.exists(python):
+        return False
+    return subprocess.call([python, "-m", "pip", "--version"], stdout=subprocess.DEVNULL) == 0
 
 
 def torch_info(python):
