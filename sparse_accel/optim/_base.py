@@ -62,6 +62,8 @@ class ProximalOptimizer(Optimizer):
             for key, value in values.items() if isinstance(values, dict) else ():
                 if isinstance(value, _Kept):
                     values[key] = self._placed(param, key, value.tensor)
+                elif key in self._scalar_state and not isinstance(value, Tensor):
+                    values[key] = self._placed(param, key, torch.tensor(value))
 
     # ------------------------------------------------------------------ parameter groups
 
@@ -179,10 +181,7 @@ class ProximalOptimizer(Optimizer):
             batch.params.append(param)
             batch.work.append(work)
             if grad is not None:
-                grad = grad.resolve_neg() if grad.dtype == work.dtype else grad.resolve_neg().to(work.dtype)
-                if grad.stride() != work.stride():
-                    grad = torch.empty_like(work).copy_(grad)
-                batch.grads.append(grad)
+                batch.grads.append(grad.resolve_neg().to(work.dtype))
             batch.layouts.append(layout)
             scale = state.get("penalty_scale", 1.0)
             batch.strengths.append(penalty.strength * scale if penalty is not None and penalized else 0.0)

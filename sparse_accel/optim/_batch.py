@@ -39,7 +39,7 @@ def check_lr(lr: float | Tensor) -> None:
     """Raise ValueError unless lr is one number >= 0."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
-            raise ValueError(f"lr: expected a tensor of one element, got shape {tuple(lr.shape)}")
+            raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
     elif not (math.isfinite(lr) and lr >= 0):
         raise ValueError(f"lr: expected a finite number >= 0, got {lr!r}")
 

@@ -201,9 +201,15 @@ def _step(
     penalized = [i for i, strength in enumerate(strengths) if strength]
     if foreach:
         torch._foreach_mul_(momentum_buffers, 1 - rho)
-        torch._foreach_add_(momentum_buffers, torch._foreach_mul(grads, rho))
+        if isinstance(rho, Tensor):
+            torch._foreach_add_(momentum_buffers, torch._foreach_mul(grads, rho))
+        else:
+            torch._foreach_add_(momentum_buffers, grads, alpha=rho)
         xs = params if params[0].dtype == dtype else [param.to(dtype) for param in params]
-        torch._foreach_sub_(xs, torch._foreach_mul(momentum_buffers, lr))
+        if isinstance(lr, Tensor):
+            torch._foreach_sub_(xs, torch._foreach_mul(momentum_buffers, lr))
+        else:
+            torch._foreach_add_(xs, momentum_buffers, alpha=-lr)
         if isinstance(lr, Tensor):
             for i in penalized:
                 xs[i].copy_(proximal_point(xs[i], layouts[i], lr * strengths[i], prox))
@@ -217,5 +223,5 @@ def _step(
         buffer.mul_(1 - rho).add_(grads[i] * rho)
         x = param.to(dtype) - buffer * lr
         if strengths[i]:
-            x = proximal_point(x, layouts[i], torch.as_tensor(lr * strengths[i]).to(x), prox)
+            x = proximal_point(x, layouts[i], torch.as_tensor(lr * strengths[i], dtype=dtype, device=x.device), prox)
         param.copy_(x)

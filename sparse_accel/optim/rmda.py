@@ -41,7 +41,8 @@ class RMDA(ProximalOptimizer):
             its own ``lr``, ``momentum`` and ``penalty``, and says with ``transposed=True`` or ``conv_groups=n``
             that its weights belong to transposed or grouped convolutions. Groups are independent.
         lr: step size, >= 0; a number or a one-element tensor.
-        momentum: c in (0, 1]; 1 takes the proximal iterate itself.
+        momentum: c in (0, 1], the share of the new point: 1 takes the proximal iterate itself. (Torch's momentum is
+            the share of the old; give ``cycle_momentum=False`` to its cyclic schedulers.)
         penalty: a penalty such as ``GroupLasso(1e-4)`` for the groups that name none. By channel or kernel it
             acts on parameters of two or more dimensions only; biases and normalization stay unregularized.
         maximize: ascend instead of descending.
