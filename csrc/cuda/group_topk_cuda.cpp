@@ -1,0 +1,33 @@
+// ATen side of group_topk.
+#include <ATen/ops/empty.h>
+
+#include <limits>
+
+#include "group_topk.h"
+#include "guard.h"
+#include "ops_cuda.h"
+
+namespace sparse_accel::cuda {
+
+void group_topk(const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& masks, int64_t k) {
+  std::vector<TopkSegment> table;
+  int64_t total = 0;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    if (scores[i].numel() == 0) continue;
+    table.push_back({scores[i].const_data_ptr(), masks[i].mutable_data_ptr<bool>(), scores[i].numel()});
+    total += scores[i].numel();
+  }
+  if (table.empty()) return;
+  TORCH_CHECK_VALUE(total < std::numeric_limits<int>::max(), "group_topk: scores: expected fewer than 2^31 numbers, got ",
+                    total);
+  Launch launch(scores[0]);
+  const at::Tensor has_nan = at::empty({1}, scores[0].options().dtype(at::kInt));
+  // Nothing chosen: the first pass is still wanted, for its look at NaN.
+  const int64_t chosen = k > 0 ? k : 1;
+  launch.check(group_topk(dtype_of(scores[0]), table, chosen, has_nan.mutable_data_ptr<int>(), launch.scratch(),
+                          launch.stream()));
+  TORCH_CHECK_VALUE(has_nan.item<int>() == 0, "group_topk: scores: expected numbers that can be ordered, got NaN");
+  for (size_t i = 0; i < masks.size() && k == 0; ++i) masks[i].zero_();
+}
+
+}  // namespace sparse_accel::cuda

@@ -1,0 +1,81 @@
+// Proximal operators of group penalties, in place: shrink.cuh with x read from the tensor itself.
+#include "prox.h"
+
+#include "shrink_launch.cuh"
+
+namespace sparse_accel::cuda {
+namespace {
+
+template <class T>
+struct ProxBody {
+  using Element = T;
+  using A = Compute<T>;
+  struct Options {
+    Prox prox;
+  };
+  struct Entry {
+    Target<A> target;
+    T* data;
+    A tau;
+  };
+
+  __device__ ProxBody(const Options& options, const Entry& entry)
+      : prox(options.prox), tau(entry.tau), data_(entry.data) {}
+  __device__ bool skip() const { return false; }
+
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> first(std::int64_t offset) const {
+    return load<N>(data_ + offset);
+  }
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> again(std::int64_t offset) const {
+    return load<N>(data_ + offset);
+  }
+  template <int N>
+  __device__ __forceinline__ void write(std::int64_t offset, Pack<A, N> x, const Pack<A, N>& factor) const {
+#pragma unroll
+    for (int k = 0; k < N; ++k) x.value[k] = scaled(x.value[k], factor.value[k]);
+    store<N>(data_ + offset, x);
+  }
+
+  const Prox prox;
+  const A tau;
+
+ private:
+  T* const data_;
+};
+
+template <class T>
+void launch(const std::vector<ProxSegment>& segments, Prox prox, double* values, const Allocate& allocate,
+            cudaStream_t stream) {
+  using Body = ProxBody<T>;
+  std::vector<ShrinkItem<Body>> items;
+  for (const ProxSegment& segment : segments) {
+    const typename Body::Entry entry{{}, static_cast<T*>(segment.data), Compute<T>(segment.threshold)};
+    items.push_back({entry, segment.layout, is_aligned(segment.data), segment.tensor});
+  }
+  Shrink<Body>({prox}, allocate, stream).run(items, values);
+}
+
+}  // namespace
+
+cudaError_t prox(DType dtype, const std::vector<ProxSegment>& segments, Prox prox, double* values,
+                 const Allocate& allocate, cudaStream_t stream) {
+  switch (dtype) {
+    case DType::f32:
+      launch<float>(segments, prox, values, allocate, stream);
+      break;
+    case DType::f64:
+      launch<double>(segments, prox, values, allocate, stream);
+      break;
+    case DType::bf16:
+      launch<__nv_bfloat16>(segments, prox, values, allocate, stream);
+      break;
+    case DType::f16:
+      launch<__half>(segments, prox, values, allocate, stream);
+      break;
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace sparse_accel::cuda

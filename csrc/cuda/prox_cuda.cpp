@@ -1,0 +1,21 @@
+// ATen side of prox_.
+#include "guard.h"
+#include "ops_cuda.h"
+#include "prox.h"
+
+namespace sparse_accel::cuda {
+
+void prox_(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& segments, Prox prox,
+           const std::vector<double>& thresholds, const at::Tensor& values) {
+  if (tensors.empty()) return;
+  Launch launch(tensors[0]);
+  std::vector<ProxSegment> table;
+  for (const Segment& segment : segments) {
+    const auto i = size_t(segment.tensor);
+    table.push_back({element(tensors[i], segment.element), segment.layout, thresholds[i], int(segment.tensor)});
+  }
+  double* const sums = values.defined() ? values.mutable_data_ptr<double>() : nullptr;
+  launch.check(cuda::prox(dtype_of(tensors[0]), table, prox, sums, launch.scratch(), launch.stream()));
+}
+
+}  // namespace sparse_accel::cuda

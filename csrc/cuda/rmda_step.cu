@@ -1,0 +1,172 @@
+// The RMDA update (Huang & Lee, ICLR 2022, Algorithm 1): shrink.cuh with x = W0 - V / beta, where V has
+// just taken in the gradient, and the result mixed into W. Reads grad, V, W0, W and writes V, W once;
+// groups that take three launches read V and W0 twice.
+#include "rmda_step.h"
+
+#include "shrink_launch.cuh"
+
+namespace sparse_accel::cuda {
+namespace {
+
+// This step's numbers for one tensor.
+template <class A>
+struct RmdaNow {
+  A step_size;  // multiplies the gradient: s, with the sign of `maximize` and the gradients' scale
+  A inv_beta;
+  A tau;
+  int skip;  // gradients are not finite: leave everything as it is
+};
+
+template <class A>
+struct ClockOptions {
+  RmdaSettings settings;
+  RmdaNow<A>* now;  // [tensors]
+};
+
+struct ClockEntry {
+  RmdaClock clock;
+  int tensor;
+};
+
+// Works out a step's numbers and advances the clock; one block per tensor. Comes first, so that the
+// kernels of the update find the numbers ready and read no clock.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    rmda_clock_kernel(const __grid_constant__ Table<ClockEntry, ClockOptions<A>> table) {
+  if (threadIdx.x != 0) return;
+  const ClockEntry& entry = table.entries[find_entry(table)];
+  const RmdaClock& clock = entry.clock;
+  const RmdaSettings& settings = table.options.settings;
+  const double step = clock.step ? double(*clock.step) : clock.step_value;
+  const double alpha = clock.alpha ? *clock.alpha : clock.alpha_value;
+  const double lr = settings.lr_tensor ? *settings.lr_tensor : settings.lr;
+  const RmdaScalars scalars = rmda_scalars(step, alpha, lr, clock.strength);
+  const double scale = settings.grad_scale ? double(*settings.grad_scale) : 1.0;
+  RmdaNow<A> now;
+  now.step_size = A((settings.maximize ? -scalars.step_size : scalars.step_size) / scale);
+  now.inv_beta = A(scalars.inv_beta);
+  now.tau = A(scalars.tau);
+  now.skip = settings.found_inf && *settings.found_inf != 0.f;
+  table.options.now[entry.tensor] = now;
+  if (now.skip) return;
+  if (clock.step) *clock.step = float(step + 1.0);
+  if (clock.alpha) *clock.alpha = scalars.alpha;
+}
+
+template <class T>
+struct RmdaBody {
+  using Element = T;
+  using A = Compute<T>;
+  struct Options {
+    Prox prox;
+    A momentum;
+    const RmdaNow<A>* now;  // [tensors]
+  };
+  struct Entry {
+    Target<A> target;
+    T* param;
+    const T* grad;
+    A* grad_sum;
+    const A* anchor;
+    int tensor;
+  };
+
+  __device__ RmdaBody(const Options& options, const Entry& entry)
+      : prox(options.prox),
+        tau(options.now[entry.tensor].tau),
+        entry_(entry),
+        now_(options.now[entry.tensor]),
+        momentum_(options.momentum) {}
+  __device__ bool skip() const { return now_.skip != 0; }
+
+  // V += s * grad; x = W0 - V / beta
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> first(std::int64_t offset) const {
+    const Pack<A, N> grad = load<N>(entry_.grad + offset);
+    const Pack<A, N> anchor = load<N>(entry_.anchor + offset);
+    Pack<A, N> sum = load<N>(entry_.grad_sum + offset);
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum.value[k] += now_.step_size * grad.value[k];
+    store<N>(entry_.grad_sum + offset, sum);
+    return point(sum, anchor);
+  }
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> again(std::int64_t offset) const {
+    return point(load<N>(entry_.grad_sum + offset), load<N>(entry_.anchor + offset));
+  }
+  // W = (1 - c) W + c * factor * x
+  template <int N>
+  __device__ __forceinline__ void write(std::int64_t offset, const Pack<A, N>& x, const Pack<A, N>& factor) const {
+    Pack<A, N> param{};
+    if (momentum_ != A(1)) param = load<N>(entry_.param + offset);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const A target = momentum_ * scaled(x.value[k], factor.value[k]);
+      param.value[k] = (A(1) - momentum_) * param.value[k] + target;
+    }
+    store<N>(entry_.param + offset, param);
+  }
+
+  const Prox prox;
+  const A tau;
+
+ private:
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> point(const Pack<A, N>& sum, Pack<A, N> anchor) const {
+#pragma unroll
+    for (int k = 0; k < N; ++k) anchor.value[k] -= sum.value[k] * now_.inv_beta;
+    return anchor;
+  }
+
+  const Entry& entry_;
+  const RmdaNow<A> now_;
+  const A momentum_;
+};
+
+template <class T>
+void launch(const std::vector<RmdaSegment>& segments, const std::vector<RmdaClock>& clocks,
+            const RmdaSettings& settings, const Allocate& allocate, cudaStream_t stream) {
+  using Body = RmdaBody<T>;
+  using A = Compute<T>;
+  auto* const now = static_cast<RmdaNow<A>*>(allocate(sizeof(RmdaNow<A>) * clocks.size()));
+  std::vector<Work<ClockEntry>> ticks;
+  for (std::size_t i = 0; i < clocks.size(); ++i) ticks.push_back({{clocks[i], int(i)}, 1});
+  launch_tables(rmda_clock_kernel<A>, ticks, ClockOptions<A>{settings, now}, 0, stream);
+
+  std::vector<ShrinkItem<Body>> items;
+  for (const RmdaSegment& segment : segments) {
+    const typename Body::Entry entry{{},
+                                     static_cast<T*>(segment.param),
+                                     static_cast<const T*>(segment.grad),
+                                     static_cast<A*>(segment.grad_sum),
+                                     static_cast<const A*>(segment.anchor),
+                                     segment.tensor};
+    const bool aligned = is_aligned(entry.param) && is_aligned(entry.grad) && is_aligned(entry.grad_sum) &&
+                         is_aligned(entry.anchor);
+    items.push_back({entry, segment.layout, aligned, segment.tensor});
+  }
+  Shrink<Body>({settings.prox, A(settings.momentum), now}, allocate, stream).run(items, nullptr);
+}
+
+}  // namespace
+
+cudaError_t rmda_step(DType dtype, const std::vector<RmdaSegment>& segments, const std::vector<RmdaClock>& clocks,
+                      const RmdaSettings& settings, const Allocate& allocate, cudaStream_t stream) {
+  switch (dtype) {
+    case DType::f32:
+      launch<float>(segments, clocks, settings, allocate, stream);
+      break;
+    case DType::f64:
+      launch<double>(segments, clocks, settings, allocate, stream);
+      break;
+    case DType::bf16:
+      launch<__nv_bfloat16>(segments, clocks, settings, allocate, stream);
+      break;
+    case DType::f16:
+      launch<__half>(segments, clocks, settings, allocate, stream);
+      break;
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace sparse_accel::cuda

@@ -1,0 +1,67 @@
+#pragma once
+// Many tensors in one launch: their pointers and sizes travel as a table in the kernel's parameters.
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "launch.cuh"
+
+namespace sparse_accel::cuda {
+
+constexpr int kThreads = 256;  // of every block of every kernel here
+
+// Entry i owns the blocks [first_block[i], first_block[i + 1]). Kernel parameters end at 4 KB.
+template <class Entry, class Options>
+struct Table {
+  static constexpr int kCapacity = int((4096 - 32 - sizeof(Options)) / (sizeof(Entry) + sizeof(int)));
+  Options options;
+  int count;
+  int first_block[kCapacity + 1];
+  Entry entries[kCapacity];
+};
+
+// The entry that the calling block works for. Every thread of the block finds the same.
+template <class Entry, class Options>
+__device__ __forceinline__ int find_entry(const Table<Entry, Options>& table) {
+  int low = 0;
+  for (int high = table.count; high - low > 1;) {
+    const int middle = (low + high) / 2;
+    if (int(blockIdx.x) < table.first_block[middle]) {
+      high = middle;
+    } else {
+      low = middle;
+    }
+  }
+  return low;
+}
+
+// One entry and the number of blocks it wants.
+template <class Entry>
+struct Work {
+  Entry entry;
+  std::int64_t blocks;
+};
+
+// Launches the kernel over all work, as many tables as it takes.
+template <class Entry, class Options>
+void launch_tables(void (*kernel)(Table<Entry, Options>), const std::vector<Work<Entry>>& work,
+                   const Options& options, std::size_t shared, cudaStream_t stream) {
+  constexpr std::int64_t kMaxBlocks = 0x7fffffff;
+  static_assert(sizeof(Table<Entry, Options>) <= 4096, "kernel parameters end at 4 KB");
+  Table<Entry, Options> table{};
+  table.options = options;
+  const auto flush = [&] {
+    if (table.count) launch_kernel(kernel, unsigned(table.first_block[table.count]), kThreads, shared, stream, table);
+    table.count = 0;
+  };
+  for (const Work<Entry>& item : work) {
+    if (item.blocks == 0) continue;
+    if (table.count == table.kCapacity || table.first_block[table.count] + item.blocks > kMaxBlocks) flush();
+    table.entries[table.count] = item.entry;
+    table.first_block[table.count + 1] = table.first_block[table.count] + int(item.blocks);
+    ++table.count;
+  }
+  flush();
+}
+
+}  // namespace sparse_accel::cuda

@@ -1,0 +1,166 @@
+#pragma once
+// The scheduler: runs the threads of a block as fibers, lets them meet at barriers and warp operations, and
+// reports threads that do not meet.
+#include <sys/mman.h>
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_types.h"
+#include "emu_fiber.h"
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace emu {
+
+struct error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// In which order runnable threads, and the blocks of a grid, are picked.
+enum class Order { forward, reverse, random };
+
+struct Config {
+  Order order = Order::forward;
+  std::uint64_t seed = 1;
+
+  Config() { set(std::getenv("EMU_ORDER")); }
+  // "forward" | "reverse" | "random" | "random:SEED"; false if it is none of these.
+  bool set(const char* text) {
+    if (!text) return true;
+    const std::string name(text);
+    if (name == "forward" || name == "reverse") {
+      order = name == "forward" ? Order::forward : Order::reverse;
+      return true;
+    }
+    if (name.compare(0, 6, "random") != 0) return false;
+    order = Order::random;
+    if (name.size() > 7 && name[6] == ':') seed = std::strtoull(name.c_str() + 7, nullptr, 10);
+    return name.size() == 6 || name[6] == ':';
+  }
+};
+inline Config config;
+
+// What a thread is doing; from syncwarp on: waiting for its warp.
+enum State : int { ready, barrier, done, syncwarp, shuffle, vote, match, reduce };
+inline const char* const state_name[] = {"ready",   "__syncthreads", "done",  "__syncwarp",
+                                         "shuffle", "vote",          "match", "reduce"};
+enum Reduction : int { reduce_add, reduce_min, reduce_max };
+enum Predicate : int { count_true, all_true, any_true };
+
+constexpr unsigned kMaxThreads = 1024;
+
+struct Thread {
+  Context context;
+  void *asan_stack, *tsan[2];
+  char* stack;
+  uint3 index;
+  unsigned linear, barriers;
+  State state;
+  // the barrier or warp operation that the thread waits in
+  const char* file;
+  int line, reduction;
+  unsigned mask, source;
+  std::int64_t value, result;
+  char* tag;    // race check: what to acquire after a __syncwarp
+  bool fenced;  // race check: whether atomics publish what the thread wrote
+};
+
+class Engine {
+ public:
+  // One block after another; throws emu::error for what a GPU would hang or fault on.
+  EMU_FN void run(dim3 grid, dim3 block, std::size_t shared, void (*body)(void*), void* argument);
+
+  EMU_FN int barrier_wait(bool predicate, Predicate wanted, const char* file, int line);
+  EMU_FN std::int64_t warp_wait(State operation, int reduction, unsigned mask, std::int64_t value, unsigned source,
+                                const char* file, int line);
+  EMU_FN unsigned lane() const { return current_->linear & 31; }
+  EMU_FN unsigned rank() const { return current_->linear; }
+  EMU_FN unsigned size() const { return threads_in_block_; }
+  EMU_FN void fence() { current_->fenced = true; }
+  EMU_FN bool fenced() const { return current_->fenced; }
+
+  // Shared memory: an allocation of its own (red zones), NaN at the start of every block.
+  EMU_FN unsigned char* allocate_shared(std::size_t size);
+  EMU_FN static void poison(void* memory, std::size_t size);
+  EMU_FN unsigned char* dynamic_shared() const { return dynamic_shared_; }
+  EMU_FN std::uint64_t block_serial() const { return block_serial_; }
+
+ private:
+  EMU_FN static void thread_main();
+  EMU_FN void set_up();
+  EMU_FN void run_block();
+  EMU_FN void start_thread(unsigned i);
+  EMU_FN void throw_error();
+  EMU_FN void push(unsigned i) { queue_[(queue_head_ + queue_size_++) % kMaxThreads] = i; }
+  EMU_FN Thread* next();
+  EMU_FN void go(Thread* to, bool dying = false);
+  EMU_FN unsigned random(unsigned below);
+  EMU_FN void release_barrier();
+  EMU_FN void release_warp(Thread& last);
+  EMU_FN void compute_warp(const Thread& last, unsigned mask);
+  EMU_FN void fail(const char* format, ...) __attribute__((format(printf, 2, 3)));
+  EMU_FN void report_deadlock();
+
+  static constexpr std::size_t kDynamicShared = 256 << 10, kSharedArena = 2 << 20, kStride = kStack + 4096;
+
+  // Race check: happens-before tags; two sets, so that neighbouring blocks are not ordered by barriers.
+  struct Tags {
+    char barrier[2], lane[kMaxThreads], warp[32][64];
+  };
+
+  std::mutex mutex_;
+  Thread host_{}, *current_ = &host_, *threads_ = nullptr;
+  unsigned threads_in_block_ = 0, live_ = 0, queue_head_ = 0, queue_size_ = 0, queue_[kMaxThreads];
+  unsigned warp_live_[32], warp_waiting_[32];
+  unsigned waiting_ = 0;  // threads at the barrier
+  const char* barrier_file_ = nullptr;
+  int barrier_line_ = 0, true_now_ = 0, true_last_ = 0, arrived_last_ = 0;
+  std::uint64_t rng_ = 1, block_serial_ = 0;
+  unsigned char* dynamic_shared_ = nullptr;
+  char error_[1024] = "";
+  void (*body_)(void*) = nullptr;
+  void* argument_ = nullptr;
+  char* stacks_ = nullptr;
+  char* host_stack_ = nullptr;
+  std::size_t host_stack_size_ = 0;
+  bool dirty_stacks_ = false;
+  char* arena_ = nullptr;
+  std::size_t arena_used_ = 0;
+  Tags tags_[2];
+  char tag_start_ = 0, tag_end_ = 0;
+  unsigned warp_syncs_ = 0;
+};
+inline Engine engine;
+
+// One SHARED array of a kernel.
+class SharedArray {
+ public:
+  EMU_FN constexpr explicit SharedArray(std::size_t size) : size_(size) {}
+  EMU_FN void* get() {
+    if (!memory_) memory_ = engine.allocate_shared(size_);
+    if (serial_ != engine.block_serial()) {
+      serial_ = engine.block_serial();
+      Engine::poison(memory_, size_);
+    }
+    return memory_;
+  }
+
+ private:
+  const std::size_t size_;
+  unsigned char* memory_ = nullptr;
+  std::uint64_t serial_ = 0;
+};
+
+}  // namespace emu
+
+#include "emu_schedule.h"
