@@ -69,7 +69,9 @@ def _is_source_tree() -> bool:
 
 
 def _rebuild_command() -> str:
-    return f"`{REBUILD} {_PACKAGE.parent if _is_source_tree() else 'sparse-accel'}`"
+    if _is_source_tree():
+        return f"`{REBUILD} {_PACKAGE.parent}`"
+    return f"`{REBUILD} .` in a checkout of sparse_accel"
 
 
 def _not_built() -> str:
