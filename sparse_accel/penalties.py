@@ -96,7 +96,7 @@ class Penalty:
             if self.prox_name == "soft":
                 total += self.strength * layout.group_size**0.5 * scores.sum()
             else:
-                total += self.strength * layout.group_size * (scores != 0).sum()
+                total += self.strength * layout.group_size * (scores != 0).sum().double()
         return total
 
     @torch.no_grad()
