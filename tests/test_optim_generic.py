@@ -10,6 +10,8 @@ import torch
 from optim_infos import INFOS, OURS, common, each_case, each_info, make_model, set_grads
 from torch.nn import Parameter
 
+import sparse_accel as sa
+
 
 def reduced(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments with their own tensors, so that no case changes another's lr."""
@@ -287,6 +289,63 @@ def test_compiled_step(info: Any) -> None:
             opts[1].step()
     for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, two)
+
+
+@each_info(OURS)
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
+def test_no_host_synchronization(info: Any, flags: dict[str, bool]) -> None:
+    """Tensors without values: whatever reads one on the host fails."""
+    lr = torch.tensor(0.1, device="meta") if not flags else 0.1
+    params = [Parameter(torch.ones(4, 3, device="meta")), Parameter(torch.ones(4, device="meta"))]
+    opt = info.optim_cls(params, lr=lr, penalty=sa.GroupLasso(0.1), **flags)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        opt.step()
+        with opt.proximal_parameters():
+            pass
+    if opt._step_supports_amp_scaling:
+        opt.grad_scale, opt.found_inf = torch.ones((), device="meta"), torch.ones((), device="meta")
+        opt.step()
+    if info.name == "RMDA":
+        opt.restart()
+        opt.step()
+
+
+def test_which_implementation_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(sa.ops, "rmda_step_", lambda *_, **__: calls.append("fused"))
+    original = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *args: calls.append("foreach") or original(*args))
+    expected: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["fused"]),
+        ({"fused": True}, ["fused"]),
+        ({"foreach": True}, ["foreach"]),
+        ({"foreach": True, "fused": False}, ["foreach"]),
+        ({"foreach": False}, []),
+        ({"fused": False}, []),
+    ]
+    for flags, names in expected:
+        calls.clear()
+        weight = Parameter(torch.ones(2, 2))
+        set_grads([weight])
+        sa.RMDA([weight], **flags).step()
+        assert calls == names, flags
+
+
+@each_info(OURS)
+def test_inside_inference_mode(info: Any) -> None:
+    weight = Parameter(torch.ones(2, 2))
+    opt = info.optim_cls([weight], penalty=sa.GroupLasso(0.1))
+    set_grads([weight])
+    opt.step()
+    before = weight.detach().clone()
+    with torch.inference_mode(), opt.proximal_parameters():
+        weight.sum()
+    assert torch.equal(before, weight)
+    with torch.inference_mode():
+        opt.finalize_()
+    opt.step()
 
 
 def test_control_is_adamw() -> None:

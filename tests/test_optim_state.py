@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optim_infos import OURS, each_case, each_info, make_model, set_grads
 from torch.nn import Parameter
 
@@ -81,6 +83,49 @@ def test_resume_is_bitwise_in_every_dtype(info: Any, dtype: torch.dtype) -> None
     run(resumed, other, range(3, 6))
     assert_same_state(opt, other)
     for one, two in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+EVENTS = ["step", "step", "step", "missing", "restart", "lr", "penalty", "proximal", "ramp"]
+
+
+def happen(event: str, model: torch.nn.Module, opt: Any, number: int) -> None:
+    set_grads(model.parameters(), number)
+    if event == "missing":
+        next(model.parameters()).grad = None
+    if event in ("step", "missing"):
+        opt.step()
+    elif event == "restart" and isinstance(opt, sa.RMDA):
+        opt.restart()
+    elif event == "ramp" and isinstance(opt, sa.RMDA):
+        opt.param_groups[0]["momentum_ramp"] = 0
+    elif event == "lr":
+        opt.param_groups[0]["lr"] *= 0.7
+    elif event == "penalty":
+        opt.param_groups[0]["penalty"] = sa.GroupL0(1e-3, by="kernel")
+    elif event == "proximal":
+        with opt.proximal_parameters():
+            pass
+
+
+@each_info(OURS)
+@settings(max_examples=25, deadline=None)
+@given(events=st.lists(st.sampled_from(EVENTS), min_size=1, max_size=12), at=st.integers(0, 11))
+def test_any_history_resumes_bitwise(info: Any, events: list[str], at: int) -> None:
+    models = [make_model(torch.bfloat16), make_model(torch.bfloat16)]
+    opts = [info.optim_cls(sa.param_groups(model, sa.GroupLasso(1e-2)), lr=0.1) for model in models]
+    for number, event in enumerate(events):
+        happen(event, models[0], opts[0], number)
+        if number < at:
+            happen(event, models[1], opts[1], number)
+        elif number == at:
+            models[1].load_state_dict(saved_and_loaded(models[0].state_dict()))
+            opts[1] = info.optim_cls(sa.param_groups(models[1], sa.L1(3.0)), lr=9.0)
+            opts[1].load_state_dict(saved_and_loaded(opts[0].state_dict()))
+        else:
+            happen(event, models[1], opts[1], number)
+    assert_same_state(opts[0], opts[1])
+    for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, two)
 
 

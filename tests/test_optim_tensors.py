@@ -70,6 +70,21 @@ def test_gradient_strides_differ(info: Any, flags: dict[str, Any]) -> None:
 
 @each_info(OURS)
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("penalty", [None, sa.GroupLasso(0.02), sa.L1(0.02), sa.GroupL0(0.02)], ids=str)
+def test_what_is_not_finite_shows(info: Any, flags: dict[str, Any], bad: float, penalty: Any) -> None:
+    """It reaches its own group, and no other."""
+    weight = Parameter(torch.ones(3, 4))
+    opt = info.optim_cls([weight], lr=0.1, penalty=penalty, **flags)
+    weight.grad = torch.zeros(3, 4)
+    weight.grad[1, 2] = bad
+    opt.step()
+    assert not weight[1, 2].isfinite()
+    assert weight[:, [0, 1, 3]].isfinite().all()
+
+
+@each_info(OURS)
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_expanded_gradient(info: Any, flags: dict[str, Any]) -> None:
     one, two = Parameter(torch.ones(4, 5)), Parameter(torch.ones(4, 5))
     for param, grad in ((one, torch.ones(4, 5)), (two, torch.ones(1).expand(4, 5))):

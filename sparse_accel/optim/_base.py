@@ -18,6 +18,15 @@ from sparse_accel.penalties import Penalty, cached_layout, penalty_from_plain
 from ._batch import Batch, check_lr, state_dtype
 
 _ELEMENT = Grouping("element")
+# Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
+_health_check = (
+    getattr(Optimizer, "_accelerator_graph_capture_health_check", None) or Optimizer._cuda_graph_capture_health_check
+)
+
+
+def implementation_is_open(group: dict[str, Any]) -> bool:
+    """Whether neither foreach nor fused is set; False for either of them means the loop, as in torch."""
+    return group["foreach"] is None and group["fused"] is None
 
 
 class _Kept:
@@ -98,7 +107,7 @@ class ProximalOptimizer(Optimizer):
     @staticmethod
     def _is_fused(group: dict[str, Any]) -> bool:
         """Whether the group takes the native ops: the default, unless another implementation is asked for."""
-        return bool(group["fused"]) or not (group["foreach"] or group["fused"] is False or group["differentiable"])
+        return bool(group["fused"]) or (implementation_is_open(group) and not group["differentiable"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -122,7 +131,7 @@ class ProximalOptimizer(Optimizer):
                 :meth:`proximal_parameters`.
         """
         self._refuse_swapped("step()")
-        self._accelerator_graph_capture_health_check()
+        _health_check(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -230,6 +239,14 @@ class ProximalOptimizer(Optimizer):
         return value.detach().to(device=param.device, dtype=dtype, copy=True)
 
     @_disable_dynamo
+    def state_dict(self) -> StateDict:
+        """The state as tensors and plain values, for ``torch.save`` and ``torch.load(..., weights_only=True)``."""
+        for group in self.param_groups:
+            if isinstance(group["penalty"], Penalty):  # assigned since the last step
+                group["penalty"] = group["penalty"].to_plain()
+        return super().state_dict()
+
+    @_disable_dynamo
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a :meth:`state_dict`, copying it. Unlike torch's, float32 state of half-precision parameters stays
         float32: a resumed run gives the same bits as one that never stopped.
@@ -276,15 +293,16 @@ class ProximalOptimizer(Optimizer):
         backup: dict[Tensor, Tensor] = {}
         try:
             if self._swapped == 1:
-                with torch.no_grad():
+                with torch.inference_mode(False), torch.no_grad():
                     self._write_proximal(backup)
             yield
         finally:
             self._swapped -= 1
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 for param, saved in backup.items():
                     param.copy_(saved)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def finalize_(self) -> None:
         """Set the parameters to the proximal iterate for good: exact zeros, ready for saving and removal.

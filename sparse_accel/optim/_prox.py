@@ -31,8 +31,8 @@ def _scale(view: Tensor, threshold: Tensor, prox: str) -> Tensor:
     size = view.shape[1] * view.shape[3]
     squares = view.square().sum((1, 3), keepdim=True)
     if prox == "hard":
-        keep = (squares > 2 * threshold * size).to(view.dtype)
-        return torch.where(threshold == 0, torch.ones_like(keep), keep)
+        zero = squares <= 2 * threshold * size  # not of a NaN, which has to show
+        return torch.where(zero & (threshold != 0), 0.0, torch.ones_like(squares))
     bound = threshold * size**0.5
     zero = squares.sqrt() <= bound
     norms = torch.where(zero, torch.ones_like(squares), squares).sqrt()  # away from the root's pole at 0

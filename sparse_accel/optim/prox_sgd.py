@@ -13,7 +13,7 @@ from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 from sparse_accel.penalties import Penalty
 
-from ._base import ProximalOptimizer
+from ._base import ProximalOptimizer, implementation_is_open
 from ._batch import Batch, check_fraction, state_dtype
 from ._prox import proximal_point
 
@@ -37,7 +37,7 @@ class ProxSGD(ProximalOptimizer):
         lr: step size, >= 0; a number or a one-element tensor.
         rho: in (0, 1].
         penalty: for the groups that name none; see :class:`sparse_accel.RMDA`.
-        maximize: ascend instead of descending.
+        maximize: ascend instead of descending; the penalty shrinks all the same.
         foreach: use torch's multi-tensor ops with the native proximal operator, the default; False takes a loop
             over plain tensor ops.
         fused: the same as ``foreach``, and takes the scale and overflow flag of ``torch.amp.GradScaler`` on the
@@ -104,14 +104,16 @@ class ProxSGD(ProximalOptimizer):
                 buffer = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)
                 state.update(self._new_scalars(param), momentum_buffer=buffer)
         momentum_buffers, steps = self._tensor_lists(batch)
-        multi_tensor = group["foreach"] is not False and group["fused"] is not False and not group["differentiable"]
+        multi_tensor = group["foreach"] or group["fused"]
+        if implementation_is_open(group):
+            multi_tensor = not group["differentiable"]
         prox_sgd(
             batch.work,
             batch.grads,
             momentum_buffers,
             steps,
             batch.layouts,
-            foreach=multi_tensor or bool(group["foreach"]),
+            foreach=bool(multi_tensor),
             prox=self._prox_name(group),
             strengths=batch.strengths,
             lr=group["lr"],

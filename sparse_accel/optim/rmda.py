@@ -45,9 +45,11 @@ class RMDA(ProximalOptimizer):
             the share of the old; give ``cycle_momentum=False`` to its cyclic schedulers.)
         penalty: a penalty such as ``GroupLasso(1e-4)`` for the groups that name none. By channel or kernel it
             acts on parameters of two or more dimensions only; biases and normalization stay unregularized.
-        maximize: ascend instead of descending.
-        foreach: use torch's multi-tensor ops (default: False).
-        fused: use one native op per group, the default; False takes a loop over plain tensor ops.
+        maximize: ascend instead of descending; the penalty shrinks all the same.
+        foreach: use torch's multi-tensor ops.
+        fused: use one native op per group, the default. It takes the scale and overflow flag of
+            ``torch.amp.GradScaler`` on the device. ``foreach=False`` or ``fused=False`` takes a loop over plain
+            tensor ops.
         capturable: the step is to be captured in a CUDA graph. Numbers such as ``momentum`` are then fixed at
             their value at capture, and :meth:`restart` has to come before it.
         differentiable: let autograd run through the step; takes the loop.
@@ -213,7 +215,7 @@ def rmda(
         prox: ``"soft"`` or ``"hard"``.
         maximize: ascend instead.
         foreach: use torch's multi-tensor ops.
-        fused: use the native op; default: unless ``foreach`` is set.
+        fused: use the native op; default: if ``foreach`` is not given either.
         grad_scale: ``[]``, gradients are divided by it; fused only.
         found_inf: ``[]``, nothing changes where it is not zero; fused only.
 
@@ -228,7 +230,7 @@ def rmda(
         return
     if isinstance(lr, Tensor) and lr.is_cpu and not lr.requires_grad:
         lr = lr.item()
-    if fused if fused is not None else not foreach:
+    if fused if fused is not None else foreach is None:
         ops.rmda_step_(
             params,
             grads,
