@@ -16,7 +16,7 @@ from sparse_accel.prune.call import run_model, tree_tensors
 from sparse_accel.prune.graph import CompactError, UnsupportedModelError, tensors_of
 from sparse_accel.prune.liveness import decide
 from sparse_accel.prune.optimizer_state import check_optimizer, compact_optimizer
-from sparse_accel.prune.surgery import Plan, apply_plan, cut_tensors, make_plan
+from sparse_accel.prune.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.prune.trace import trace
 from sparse_accel.report import CompactReport, compare_models
 
@@ -102,9 +102,11 @@ def compact(
     plan = make_plan(decision, model)
     small = _copy(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
+    carry_gradients(model, small, plan)
     max_abs_diff = _verify(small, example_inputs, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
-    report = compare_models(model, small, example_inputs, max_abs_diff)
+    with _fixed_seed(model):
+        report = compare_models(model, small, example_inputs, max_abs_diff)
     return CompactResult(small, carried, plan, max_abs_diff, report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -157,7 +158,8 @@ def _group_any(nonzero: Tensor, grouping: Grouping) -> Tensor:
         return nonzero.reshape(-1)
     groups = grouping.conv_groups
     # [groups, first / groups, second, kernel]
-    blocks = nonzero.reshape(groups, nonzero.shape[0] // groups, nonzero.shape[1], -1).any(3)
+    first, second, *kernel = nonzero.shape
+    blocks = nonzero.reshape(groups, first // groups, second, math.prod(kernel)).any(3)
     if grouping.by == "kernel":
         return blocks.reshape(-1)
     by_first = (grouping.by == "output") != grouping.transposed

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sparse_accel.prune.graph import ChannelGraph
@@ -30,6 +31,27 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+class Measured(int):
+    """A size that the forward pass read off a tensor, or computed from such sizes: it follows the channels."""
+
+    @staticmethod
+    def wrap(result: Any) -> Any:
+        """The sizes in what ``Tensor.size`` and the like return, as ``Measured``."""
+        if isinstance(result, torch.Size):
+            return torch.Size([Measured(size) for size in result])
+        return Measured(result) if type(result) is int else result
+
+
+def _measured(name: str) -> Callable[[int, Any], Any]:
+    plain = getattr(int, name)
+    return lambda self, other: Measured.wrap(plain(self, other))
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    for _form in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Measured, _form, _measured(_form))
 
 
 def tree_tensors(tree: Any) -> Iterator[Tensor]:

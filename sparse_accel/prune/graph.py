@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_accel.prune.slots import PINNED, Slots
 
-GROUPED = 2  # axis number of the channels that a grouped convolution's weight holds in several blocks of rows
+GROUPED = -1  # axis number of the channels that a grouped convolution's weight holds in several blocks of rows
 
 
 class CompactError(RuntimeError):

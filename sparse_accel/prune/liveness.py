@@ -2,8 +2,8 @@
 
 A channel is live if an output of the model shows it, or if a live channel reads it with a nonzero weight and its
 value is not a constant that the reader's bias can take over. All others can be removed together: their readers hold
-zeros, or are dead themselves. Then a few are brought back: every layer keeps a channel, and the groups of a grouped
-convolution stay equally wide.
+zeros, or are dead themselves. A few of them are kept for the shape's sake: every layer keeps a channel, and the groups
+of a grouped convolution stay equally wide. Nothing live reads those, so what they read can go all the same.
 """
 
 from __future__ import annotations
@@ -24,18 +24,26 @@ class Decision:
 
     Attributes:
         roots: class of every slot.
-        live: whether a class is kept, indexed by its root.
+        live: whether a class reaches an output, indexed by its root.
+        kept: whether a class is kept.
         graph: the graph decided on.
     """
 
     roots: np.ndarray
     live: np.ndarray
+    kept: np.ndarray
     graph: ChannelGraph
 
     def keeps(self, labels: Tensor) -> Tensor:
         """Which of the slots stay, bool, same shape."""
-        flat = self.live[self.roots[labels.reshape(-1).numpy()]]
-        return torch.from_numpy(flat).reshape(labels.shape)
+        return self._look_up(self.kept, labels)
+
+    def reaches(self, labels: Tensor) -> Tensor:
+        """Which of the slots reach an output, bool, same shape."""
+        return self._look_up(self.live, labels)
+
+    def _look_up(self, table: np.ndarray, labels: Tensor) -> Tensor:
+        return torch.from_numpy(table[self.roots[labels.reshape(-1).numpy()]]).reshape(labels.shape)
 
     def folded(self, read: Read) -> Tensor:
         """Input channels of a read that go although it reads them: constants for its bias, [C]."""
@@ -47,7 +55,7 @@ def decide(graph: ChannelGraph) -> Decision:
     roots = graph.slots.roots()
     live = np.zeros(len(roots), dtype=bool)
     live[PINNED] = True
-    decision = Decision(roots, live, graph)
+    decision = Decision(roots, live, live.copy(), graph)
     changed = True
     while changed:
         _spread(decision)
@@ -62,18 +70,21 @@ def _spread(decision: Decision) -> None:
     while changed:
         changed = False
         for read in reversed(decision.graph.reads):
-            active = decision.keeps(read.output_blocks)  # [groups, O / groups]
-            needed = (read.nonzero & active[:, :, None]).any(1).reshape(-1) & ~read.foldable
+            active = decision.reaches(read.output_blocks)  # [groups, O / groups]
+            # A constant that is kept anyway is not folded: it must stay right.
+            fixed = ~read.foldable | decision.keeps(read.inputs)
+            needed = (read.nonzero & active[:, :, None]).any(1).reshape(-1) & fixed
             found = roots[read.inputs[needed].numpy()]
             if not live[found].all():
                 live[found] = True
+                decision.kept[found] = True
                 changed = True
 
 
 def _revive(decision: Decision, slots: Tensor, count: int) -> None:
     """Keep the first ``count`` of the slots that are not kept."""
     dead = slots[~decision.keeps(slots)]
-    decision.live[decision.roots[dead[:count].numpy()]] = True
+    decision.kept[decision.roots[dead[:count].numpy()]] = True
 
 
 def _keep_one_each(decision: Decision) -> bool:

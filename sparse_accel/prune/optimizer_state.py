@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel.groups import Grouping, group_layout
+from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.prune.graph import CompactError
 from sparse_accel.prune.surgery import Plan, cut
 
 PENALTY_SCALE = "penalty_scale"
+_COPIES = ("anchor",)  # state tensors that hold earlier weights
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -32,8 +34,10 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
     """A new optimizer of the same class on the compact model's parameters.
 
     State tensors of a parameter's shape are cut like the parameter, others are copied. Group lasso weighs a group of
-    n elements by sqrt(n): where a cut shrinks the groups of a penalized parameter, ``state["penalty_scale"]`` holds
-    the factor by which its strength must be multiplied, so that the next steps equal those of the dense model.
+    n elements by sqrt(n) (the hard threshold by n): where a cut shrinks the groups of a penalized parameter,
+    ``state["penalty_scale"]`` holds the factor by which its strength must be multiplied. The next steps are then those
+    of the dense model with zeros in the place of what was removed. (Where it holds other numbers, in filters that
+    nobody reads, these count in the dense norms of the groups they share with kept weights.)
 
     Args:
         optimizer: of the dense model; it stays as it is. Parameters that are not the model's are shared.
@@ -60,6 +64,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
             conv_groups = groups_of.get(id(new)) if entry is not None and "conv_groups" in group else None
             if entry is not None and group.get("penalty") is not None:
                 _rescale(state_now, options, old, new, conv_groups)
+            if name in plan["shifted"]:
+                _shift_copies(state_now, cut(old, entry), new)
             if state_now:
                 state[new] = state_now
             new_params.append(new)
@@ -102,18 +108,27 @@ def _cut_state(optimizer: Optimizer, old: Tensor, entry: Mapping[str, Any] | Non
     return state
 
 
+def _shift_copies(state: dict[str, Any], before: Tensor, after: Tensor) -> None:
+    """A constant was added to a bias: state that is a copy of the bias moves along."""
+    for key in _COPIES:
+        if key in state:
+            state[key] += (after.detach() - before).to(state[key].dtype)
+
+
 def _rescale(state: dict[str, Any], options: dict[str, Any], old: Tensor, new: Tensor, conv_groups: int | None) -> None:
-    """Keep sqrt(|g|) of the dense groups."""
-    penalty = options["penalty"]
-    by = penalty["by"] if isinstance(penalty, Mapping) else getattr(penalty, "by", "element")
+    """Keep the weight that the penalty gave the dense groups: sqrt(|g|), or |g| for the hard threshold."""
+    penalty = penalty_from_plain(options["penalty"])
+    if penalty is None:
+        return
     transposed, groups = bool(options.get("transposed", False)), int(options.get("conv_groups", 1))
-    grouping = Grouping(by, transposed, groups)
+    grouping = Grouping(penalty.by, transposed, groups)
     if not grouping.applies_to(old):
         return
     before = group_layout(old, grouping).group_size
     after = group_layout(new, grouping._replace(conv_groups=conv_groups or groups)).group_size
     if before != after:
-        state[PENALTY_SCALE] = float(state.get(PENALTY_SCALE, 1.0)) * math.sqrt(before / after)
+        factor = before / after if penalty.prox_name == "hard" else math.sqrt(before / after)
+        state[PENALTY_SCALE] = float(state.get(PENALTY_SCALE, 1.0)) * factor
 
 
 def _add_created(param_groups: list[dict[str, Any]], small: nn.Module, plan: Plan) -> None:
@@ -140,13 +155,13 @@ def _add_created(param_groups: list[dict[str, Any]], small: nn.Module, plan: Pla
 def _rebuild(
     optimizer: Optimizer, state: dict[nn.Parameter, dict[str, Any]], param_groups: list[dict[str, Any]]
 ) -> Optimizer:
-    """An instance with this state, made the way unpickling makes one."""
+    """An instance with this state, made the way unpickling makes one; plain public attributes come along."""
     kind = type(optimizer)
     new = kind.__new__(kind)
     plain = {
         key: value
         for key, value in vars(optimizer).items()
-        if isinstance(value, (bool, int, float, str, type(None))) and key not in ("state", "param_groups", "defaults")
+        if isinstance(value, (bool, int, float, str, type(None))) and not key.startswith("_")
     }
     vars(new).update(plain)
     filled: Any = type(optimizer.state)(dict) if hasattr(optimizer.state, "default_factory") else {}

@@ -8,14 +8,18 @@ from torch import Tensor
 from sparse_accel.prune.call import Call, Results, rule
 from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink
 
-_UNARY = """relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid elu selu celu leaky_relu softplus
-softsign logsigmoid tanhshrink hardshrink softshrink threshold exp exp2 expm1 log log1p log2 log10 abs neg negative
-sqrt rsqrt square pow sin cos tan asin acos atan sinh cosh erf erfc sign sgn clamp clip clamp_min clamp_max reciprocal
-round floor ceil trunc frac nan_to_num float double half bfloat16 int long bool to contiguous clone detach alias cpu cuda
-isnan isfinite logical_not type_as zeros_like ones_like full_like"""
-_BINARY = """add sub subtract mul multiply div divide true_divide rsub __radd__ __rmul__ __rsub__
-__rtruediv__ __rdiv__ __rpow__ maximum minimum where gt lt ge le eq ne greater less addcmul addcdiv lerp fmod remainder
-atan2 copysign masked_fill logical_and logical_or logical_xor fmax fmin expand_as floor_divide __and__ __or__ __xor__"""
+_UNARY = """
+relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid elu selu celu leaky_relu softplus softsign
+logsigmoid log_sigmoid _threshold tanhshrink hardshrink softshrink threshold exp exp2 expm1 log log1p log2 log10 abs
+neg negative sqrt rsqrt square pow sin cos tan asin acos atan sinh cosh erf erfc sign sgn clamp clip clamp_min
+clamp_max reciprocal round floor ceil trunc frac nan_to_num float double half bfloat16 int long bool to contiguous
+clone detach cpu cuda isnan isfinite logical_not type_as zeros_like ones_like full_like
+"""
+_BINARY = """
+add sub subtract mul multiply div divide true_divide rsub __radd__ __rmul__ __rsub__ __rtruediv__ __rdiv__ __rpow__
+maximum minimum where gt lt ge le eq ne greater less addcmul addcdiv lerp fmod remainder atan2 copysign masked_fill
+logical_and logical_or logical_xor fmax fmin expand_as floor_divide __and__ __or__ __xor__
+"""
 _REDUCE = "mean sum amax amin max min var std norm prod all any logsumexp argmax argmin median nanmean"
 
 
@@ -67,9 +71,9 @@ def _join(call: Call, left: Tensor, right: Tensor, left_extent: list[int], right
         if right_spreads and left_spreads:
             return torch.full([1] * left.dim(), PINNED)
         return right if left_spreads else left
-    if not (left_dims or right_dims) and max(left_extent) == 1:
+    if not (left_dims or right_dims) and max(left_extent, default=1) == 1:
         return right  # a number, or the first operand
-    if not (left_dims or right_dims) and max(right_extent) == 1:
+    if not (left_dims or right_dims) and max(right_extent, default=1) == 1:
         return left
     call.graph.slots.unite(left, right)
     return left if left.numel() >= right.numel() else right

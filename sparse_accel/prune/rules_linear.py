@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_accel.prune.call import Call, Results, rule
 from sparse_accel.prune.graph import GROUPED, Read
-from sparse_accel.prune.slots import Value, along, channel_rows
+from sparse_accel.prune.slots import Value, along, by_group, channel_rows
 
 
 def channel_slots(call: Call, value: Value, dim: int) -> Tensor:
@@ -93,7 +93,7 @@ def linear_read(
     blocks = weight.detach().ne(0)
     if flipped:
         blocks = blocks.t()
-    blocks = blocks.reshape(groups, blocks.shape[0] // groups, blocks.shape[1], -1).any(3).cpu()
+    blocks = by_group(blocks, groups).any(3).cpu()
     nonzero = blocks.transpose(1, 2) if transposed else blocks
     foldable, values = constant_channels(source, tensor, dim)
     if pads or spreads:

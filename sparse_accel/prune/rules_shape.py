@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel.prune.call import Call, Results, rule, tree_tensors
+from sparse_accel.prune.call import Call, Measured, Results, rule, tree_tensors
 from sparse_accel.prune.rules_linear import channel_slots
 from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink
 
@@ -20,8 +20,9 @@ def _moved(call: Call) -> list[Value]:
         args = args[1:]
     else:
         kwargs.pop("input" if "input" in kwargs else "self")
-    labels = list(tree_tensors(call.func(source.full_labels(), *args, **kwargs)))
-    const = list(tree_tensors(call.func(source.full_const(), *args, **kwargs)))
+    func = torch.Tensor.reshape if call.name == "view" else call.func
+    labels = list(tree_tensors(func(source.full_labels(), *args, **kwargs)))
+    const = list(tree_tensors(func(source.full_const(), *args, **kwargs)))
     outputs = list(tree_tensors(call.result))
     return [
         Value(output.shape, shrink(label), shrink(mask))
@@ -77,9 +78,9 @@ def _reshape(call: Call) -> Results:
         return moved if not source.varying() else _keep_sizes(call, "splits the channels by fixed sizes")
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = sizes[0]
-    fixed = [int(sizes[dim]) for dim in moved[0].varying() if sizes[dim] != -1]
+    fixed = [sizes[dim] for dim in moved[0].varying() if sizes[dim] != -1 and not isinstance(sizes[dim], Measured)]
     if fixed:
-        return _keep_sizes(call, f"asks for the size {fixed[0]} where channels lie (write -1, or flatten)")
+        return _keep_sizes(call, f"asks for the size {fixed[0]} where channels lie (write -1, x.size() or flatten)")
     return moved
 
 

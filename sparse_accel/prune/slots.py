@@ -148,6 +148,12 @@ def reduce_all(mask: Tensor, dims: Iterable[int]) -> Tensor:
     return mask
 
 
+def by_group(weight: Tensor, groups: int) -> Tensor:
+    """A weight [first, second, ...] as [groups, first / groups, second, kernel], of any number of kernel dimensions."""
+    first, second, *kernel = weight.shape
+    return weight.reshape(groups, first // groups, second, math.prod(kernel))
+
+
 def channel_rows(core: Tensor, dim: int, size: int) -> Tensor:
     """The tensor as [size, rest], ``dim`` first and expanded to ``size``."""
     rest = math.prod(core.shape) // core.shape[dim]

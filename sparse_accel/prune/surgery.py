@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse_accel.prune.graph import GROUPED, tensors_of
 from sparse_accel.prune.liveness import Decision
+from sparse_accel.prune.slots import by_group
 
 Plan = dict[str, Any]
 
@@ -94,6 +95,7 @@ def make_plan(decision: Decision, model: nn.Module) -> Plan:
         "attributes": {},
         "created": {},
         "folded": {},
+        "shifted": [],
         "notes": list(graph.notes),
     }
     for (module, attribute), slots in graph.attributes.items():
@@ -107,6 +109,8 @@ def make_plan(decision: Decision, model: nn.Module) -> Plan:
         count = int(decision.folded(read).sum())
         if count:
             plan["folded"][read.module] = count
+            if read.bias or read.norm:
+                plan["shifted"].append(read.bias or read.norm)
             if read.bias is None and read.norm is None:
                 name = f"{read.module}.bias" if read.module else "bias"
                 plan["created"][name] = {"shape": [int(decision.keeps(read.outputs).sum())], "like": read.weight}
@@ -144,7 +148,7 @@ def _shift(weight: Tensor, transposed: bool, groups: int, values: Tensor) -> Ten
         groups: the convolution's groups.
         values: [C].
     """
-    blocks = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(3)
+    blocks = by_group(weight, groups).sum(3)
     per_group = values.reshape(groups, -1, 1)
     return ((blocks.transpose(1, 2) if transposed else blocks) @ per_group).reshape(-1)
 
@@ -161,7 +165,7 @@ def apply_plan(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> N
     replaced: dict[int, Tensor] = {}
     for name, new in tensors.items():
         if name in dense:
-            replaced[id(dense[name])] = _like(dense[name], new, plan["tensors"].get(name))
+            replaced[id(dense[name])] = _like(dense[name], new)
     for module in list(model.modules()):
         for table in (module._parameters, module._buffers):
             for key, tensor in list(table.items()):
@@ -176,12 +180,13 @@ def apply_plan(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> N
             setattr(model.get_submodule(path), key, new_value)
 
 
-def _like(old: Tensor, new: Tensor, entry: Mapping[str, Any] | None) -> Tensor:
-    """``new`` as a parameter or buffer like ``old``, with its gradient cut alike."""
-    if not isinstance(old, nn.Parameter):
-        return new
-    parameter = nn.Parameter(new, requires_grad=old.requires_grad)
-    parameter.__dict__.update(old.__dict__)
-    if old.grad is not None:
-        parameter.grad = cut(old.grad, entry)
-    return parameter
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    """``new`` as a parameter or buffer like ``old``."""
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def carry_gradients(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Give the compact model's parameters the cut gradients of the dense one's."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            small.get_parameter(name).grad = cut(parameter.grad, plan["tensors"].get(name))

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparse_accel.prune import rules_elementwise, rules_linear, rules_shape  # noqa: F401  (they register themselves)
-from sparse_accel.prune.call import RULES, Call, run_model, tree_tensors
+from sparse_accel.prune.call import RULES, Call, Measured, run_model, tree_tensors
 from sparse_accel.prune.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.prune.slots import Value
 
@@ -28,6 +28,7 @@ _METADATA_NAMES = """dim ndimension size numel nelement stride storage_offset el
 get_device type is_contiguous is_floating_point is_complex is_same_size is_set_to is_pinned is_inference is_tensor
 _is_view __len__ __hash__ __repr__ __str__ __format__ result_type can_cast broadcast_shapes is_grad_enabled
 _set_grad_enabled is_autocast_enabled get_default_dtype get_default_device"""
+_SIZES = frozenset(("size", "shape", "numel", "nelement", "__len__"))
 _METADATA = frozenset(_METADATA_NAMES.split())
 
 
@@ -100,6 +101,8 @@ class Tracer(TorchFunctionMode):
         elif name == "__set__":
             raise UnsupportedModelError(f"{self.where()}: sets an attribute of a tensor, which cannot be followed")
         result = func(*args, **kwargs)
+        if name in _SIZES:
+            return Measured.wrap(result)
         if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             name = f"torch.ops {func}"
         self._record(Call(self, name, func, args, kwargs, result))
@@ -123,7 +126,10 @@ class Tracer(TorchFunctionMode):
         if call.name == "__setitem__" or (in_place and handler is None):
             self._overwrite(call)
             return
-        results = handler(call) if handler else call.give_up("no rule for this operation")
+        try:
+            results = handler(call) if handler else call.give_up("no rule for this operation")
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            raise UnsupportedModelError(f"{self.where()}: {call.name}: cannot be analysed: {error}") from error
         values = [results] if isinstance(results, Value) else results
         for output, value in zip(tree_tensors(call.result), values, strict=True):
             if any(output is tensor for tensor in taken):

@@ -1,0 +1,501 @@
+"""Small networks of every topology that compaction must handle, with zeros planted, for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights, biases, norm parameters and running statistics, nothing at its default."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
+                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+    return model
+
+
+def unread(module: nn.Module, channels: Iterable[int], width: int = 1) -> None:
+    """Zero what a layer reads of these input channels; ``width`` columns each for a linear layer after a flatten."""
+    with torch.no_grad():
+        for channel in channels:
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):
+                module.weight[channel] = 0
+            else:
+                module.weight[:, channel * width : (channel + 1) * width] = 0
+
+
+def silent(module: nn.Module, channels: Iterable[int], bias: float | None = 0.0) -> None:
+    """Zero these filters; their bias becomes ``bias``, or stays for None."""
+    with torch.no_grad():
+        for channel in channels:
+            module.weight[channel] = 0
+            if module.bias is not None and bias is not None:
+                module.bias[channel] = bias
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.gelu(self.b(torch.relu(self.a(x)))))
+
+
+class LeNet(nn.Module):
+    def __init__(self, flatten: str = "flatten") -> None:
+        super().__init__()
+        self.flatten = flatten
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 8, 3)
+        self.fc1, self.fc2 = nn.Linear(8 * 2 * 2, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        if self.flatten == "fixed":
+            x = x.view(-1, 32)
+        elif self.flatten == "sizes":
+            x = x.view(x.size(0), x.size(1) * x.shape[2] * x.shape[3])
+        elif self.flatten == "rest":
+            x = x.reshape(len(x), -1)
+        else:
+            x = x.flatten(1)
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class Vgg(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((3, 6), (6, 8), (8, 8)):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Dropout())
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y += self.shortcut(x)
+        return F.relu_(y)
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.block1, self.block2, self.block3 = BasicBlock(8, 8, 1), BasicBlock(8, 12, 2), BasicBlock(12, 12, 1)
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        x = self.block3(self.block2(self.block1(x)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class DenseNet(nn.Module):
+    """Every layer reads the concatenation of all before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(9, 3, 1)
+        self.norm, self.fc = nn.BatchNorm2d(12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.a(x))
+        b = F.relu(self.b(a))
+        c = self.c(torch.cat([a, b], 1))
+        return self.fc(F.relu(self.norm(torch.cat((a, b, c), dim=1))).mean((2, 3)))
+
+
+class Inception(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3)
+        self.one, self.three = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 5, 3, padding=1)
+        self.pool = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(6, 3, 1))
+        self.head = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        return self.head(F.relu(torch.cat([self.one(x), self.three(x), self.pool(x)], 1)))
+
+
+class ResNeXt(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce, self.grouped, self.expand = (
+            nn.Conv2d(3, 12, 1),
+            nn.Conv2d(12, 12, 3, groups=3),
+            nn.Conv2d(12, 2, 1),
+        )
+        self.bn = nn.BatchNorm2d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expand(F.relu(self.bn(self.grouped(F.relu(self.reduce(x))))))
+
+
+class MobileBlock(nn.Module):
+    def __init__(self, multiplier: int = 1) -> None:
+        super().__init__()
+        wide = 6 * multiplier
+        self.expand, self.bn1 = nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, wide, 3, padding=1, groups=6, bias=False)
+        self.bn2, self.project, self.bn3 = nn.BatchNorm2d(wide), nn.Conv2d(wide, 3, 1, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.bn1(self.expand(x)))
+        return x + self.bn3(self.project(F.relu6(self.bn2(self.depthwise(y)))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.up1 = nn.ConvTranspose2d(4, 8, 2, stride=2, groups=groups)
+        self.bn = nn.BatchNorm2d(8)
+        self.up2 = nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1, groups=groups)
+        self.out = nn.Conv2d(6, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.up2(F.elu(self.bn(self.up1(x))))))
+
+
+class Conv1dNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv1d(2, 6, 5), nn.BatchNorm1d(6), nn.Conv1d(6, 5, 3, dilation=2)
+        self.fc = nn.Linear(5 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.bn(self.a(x)))
+        return self.fc(F.avg_pool1d(F.relu(self.b(x)), 2).flatten(1))
+
+
+class Conv3dNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv3d(1, 5, 2), nn.BatchNorm3d(5), nn.Conv3d(5, 4, 2)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.adaptive_avg_pool3d(F.relu(self.b(F.relu(self.bn(self.a(x))))), 1).flatten(1))
+
+
+class Twice(nn.Module):
+    """One hidden layer used twice, as in a recurrent net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.hidden, self.leave = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.enter(x))
+        for _ in range(2):
+            x = torch.tanh(self.hidden(x))
+        return self.leave(x)
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder is the encoder's transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 8)
+        self.bias = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.encoder(x)), self.encoder.weight.t(), self.bias)
+
+
+class Sequence(nn.Module):
+    """Linear layers on the last of three dimensions, a residual sum and a mean over the positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(x.mean(1))
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, a dict of outputs, one hidden map shown outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1)
+        self.shown, self.head = nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1)
+        self.side = nn.Conv2d(5, 3, 1)
+
+    def forward(self, left: Tensor, right: Tensor, scale: float = 1.0) -> dict[str, Any]:
+        x = F.relu(self.left(left) + scale * self.right(right))
+        shown = self.shown(x)
+        return {"shown": shown, "heads": [self.head(F.relu(shown)), torch.sigmoid(self.side(x))]}
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 2, 1)
+        self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        gate = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3))))))
+        return self.b(x * gate[:, :, None, None])
+
+
+class PixelShuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 12, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(F.pixel_shuffle(self.a(x), 2)))
+
+
+class Gated(nn.Module):
+    """Two halves of one projection, one gating the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.up(x).chunk(2, dim=-1)
+        return self.down(value * torch.sigmoid(gate))
+
+
+class Case(NamedTuple):
+    """A network with zeros planted, an example, and the layer widths expected after compaction."""
+
+    build: Callable[[], nn.Module]
+    plant: Callable[[Any], None]
+    example: Callable[[], Any]
+    widths: dict[str, tuple[int, int]]
+
+
+def _image(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+def _plant_mlp(net: Mlp) -> None:
+    unread(net.b, (0, 3, 5))
+    unread(net.c, (1, 6))
+    silent(net.a, (7,))
+
+
+def _plant_lenet(net: LeNet) -> None:
+    unread(net.conv2, (0, 2))
+    unread(net.fc1, (1, 2, 7), width=4)
+    unread(net.fc2, (4,))
+
+
+def _plant_vgg(net: Vgg) -> None:
+    unread(net.features[3], (1, 4))
+    unread(net.features[6], (0,))
+    unread(net.classifier[1], (2, 3), width=16)
+    unread(net.classifier[3], (0, 1, 2))
+
+
+def _plant_resnet(net: ResNet) -> None:
+    for layer in (net.block1.conv1, net.block2.conv1, net.block2.shortcut[0]):
+        unread(layer, (0, 1))
+    unread(net.block2.shortcut[0], (2,))  # still read by block2.conv1 and block1.conv1
+    unread(net.block1.conv2, (3, 4))
+    unread(net.block3.conv1, (5,))
+    unread(net.fc, (5, 6))  # 6 is still read by block3.conv1
+    unread(net.block3.conv2, range(1, 12))
+
+
+def _plant_densenet(net: DenseNet) -> None:
+    for layer, channel in ((net.b, 1), (net.c, 1), (net.fc, 1), (net.c, 6), (net.fc, 6), (net.fc, 10)):
+        unread(layer, (channel,))
+
+
+def _plant_inception(net: Inception) -> None:
+    for layer in (net.one, net.three, net.pool[1]):
+        unread(layer, (2, 5))
+    unread(net.head, (0, 3, 4, 9))
+
+
+def _plant_resnext(net: ResNeXt) -> None:
+    with torch.no_grad():
+        net.grouped.weight[4:8] = 0  # the whole middle group, not read either
+        net.grouped.weight[0:4, 1] = 0
+        net.grouped.weight[8:12, 3] = 0  # one input channel in each of the others, at different places
+        net.expand.weight[:, 4:8] = 0
+
+
+def _plant_mobile(net: MobileBlock) -> None:
+    multiplier = net.depthwise.out_channels // 6
+    for channel in (1, 4):
+        unread(net.project, range(channel * multiplier, (channel + 1) * multiplier))
+    if multiplier > 1:
+        unread(net.project, (0,))  # its sibling is read: the group keeps both
+
+
+def _plant_decoder(net: Decoder) -> None:
+    unread(net.up1, (0,))
+    unread(net.up2, (1, 2, 6))
+    unread(net.out, (0, 3))
+
+
+def _plant_grouped_decoder(net: Decoder) -> None:
+    unread(net.up2, (1, 6))  # one of each group
+    unread(net.out, (0, 1, 2))  # the outputs of the first group; up1 keeps its inputs, so it stays
+
+
+def _plant_sum(net: TwoInputs) -> None:
+    for layer in (net.shown, net.side):
+        unread(layer, (3,))
+    unread(net.head, (2,))  # shown outside: stays
+
+
+def _plant_tied(net: Tied) -> None:
+    with torch.no_grad():
+        net.encoder.weight[2] = 0
+        net.encoder.bias[2] = 0
+        net.encoder.weight[5] = 0
+        net.encoder.bias[5] = -1
+
+
+def _plant_sequence(net: Sequence) -> None:
+    unread(net.down, range(0, 16, 2))
+    unread(net.up, (4,))
+    unread(net.head, (4,))
+    unread(net.head, (5,))
+
+
+def _plant_squeeze_excite(net: SqueezeExcite) -> None:
+    unread(net.b, (1, 6))
+    unread(net.down, (1,))
+    unread(net.up, (2,))
+
+
+def _plant_conv1d(net: Conv1dNet) -> None:
+    unread(net.b, (5,))
+    unread(net.fc, (0, 2), width=4)
+
+
+def _plant_conv3d(net: Conv3dNet) -> None:
+    unread(net.b, (0, 1))
+    unread(net.fc, (3,))
+
+
+def _plant_twice(net: Twice) -> None:
+    unread(net.hidden, (2, 3))
+    unread(net.leave, (2,))  # 3 is still read
+
+
+def _plant_gated(net: Gated) -> None:
+    unread(net.down, (1, 4))
+
+
+CASES: dict[str, Case] = {
+    "mlp": Case(Mlp, _plant_mlp, _image(5, 6), {"a": (6, 4), "b": (4, 5), "c": (5, 3)}),
+    "lenet": Case(LeNet, _plant_lenet, _image(2, 1, 14, 14), {"conv1": (1, 4), "conv2": (4, 5), "fc1": (20, 9)}),
+    "lenet_sizes": Case(
+        lambda: LeNet("sizes"), _plant_lenet, _image(2, 1, 14, 14), {"conv1": (1, 4), "conv2": (4, 5), "fc1": (20, 9)}
+    ),
+    "lenet_rest": Case(lambda: LeNet("rest"), _plant_lenet, _image(2, 1, 14, 14), {"conv2": (4, 5), "fc1": (20, 9)}),
+    "lenet_fixed": Case(lambda: LeNet("fixed"), _plant_lenet, _image(2, 1, 14, 14), {"conv2": (4, 8), "fc1": (32, 9)}),
+    "vgg": Case(
+        Vgg,
+        _plant_vgg,
+        _image(2, 3, 8, 8),
+        {"features.0": (3, 4), "features.3": (4, 7), "features.6": (7, 6), "classifier.1": (96, 9)},
+    ),
+    "resnet": Case(
+        ResNet,
+        _plant_resnet,
+        _image(2, 3, 8, 8),
+        {
+            "stem": (3, 6),
+            "block1.conv1": (6, 6),
+            "block1.conv2": (6, 6),
+            "block2.conv2": (12, 11),
+            "block3.conv1": (11, 1),
+        },
+    ),
+    "densenet": Case(
+        DenseNet, _plant_densenet, _image(2, 2, 6, 6), {"a": (2, 3), "b": (3, 4), "c": (7, 2), "fc": (9, 2)}
+    ),
+    "inception": Case(
+        Inception,
+        _plant_inception,
+        _image(2, 2, 7, 7),
+        {"stem": (2, 4), "one": (4, 2), "three": (4, 4), "head": (8, 2)},
+    ),
+    "resnext": Case(
+        ResNeXt, _plant_resnext, _image(2, 3, 6, 6), {"reduce": (3, 6), "grouped": (6, 8), "expand": (8, 2)}
+    ),
+    "depthwise": Case(MobileBlock, _plant_mobile, _image(2, 3, 5, 5), {"expand": (3, 4), "depthwise": (4, 4)}),
+    "depthwise_multiplier": Case(
+        lambda: MobileBlock(2),
+        _plant_mobile,
+        _image(2, 3, 5, 5),
+        {"expand": (3, 4), "depthwise": (4, 8), "project": (8, 3)},
+    ),
+    "transposed": Case(Decoder, _plant_decoder, _image(2, 4, 4, 4), {"up1": (4, 5), "up2": (5, 4), "out": (4, 2)}),
+    "transposed_grouped": Case(
+        lambda: Decoder(2), _plant_grouped_decoder, _image(2, 4, 4, 4), {"up1": (4, 6), "up2": (6, 6), "out": (6, 2)}
+    ),
+    "conv1d": Case(Conv1dNet, _plant_conv1d, _image(3, 2, 16), {"a": (2, 5), "b": (5, 3), "fc": (12, 3)}),
+    "conv3d": Case(Conv3dNet, _plant_conv3d, _image(2, 1, 4, 4, 4), {"a": (1, 3), "b": (3, 3), "fc": (3, 2)}),
+    "twice": Case(Twice, _plant_twice, _image(3, 4), {"enter": (4, 7), "hidden": (7, 7), "leave": (7, 2)}),
+    "tied": Case(Tied, _plant_tied, _image(3, 6), {"encoder": (6, 6)}),
+    "sequence": Case(
+        Sequence,
+        _plant_sequence,
+        lambda: torch.arange(12).reshape(2, 6) % 11,
+        {"up": (7, 8), "down": (8, 7), "head": (7, 3)},
+    ),
+    "two_inputs_tuple": Case(
+        TwoInputs,
+        _plant_sum,
+        lambda: (_image(2, 2, 5, 5)(), _image(2, 3, 5, 5)()),
+        {"left": (2, 4), "right": (3, 4), "shown": (4, 4), "side": (4, 3)},
+    ),
+    "two_inputs_dict": Case(
+        TwoInputs,
+        _plant_sum,
+        lambda: {"left": _image(2, 2, 5, 5)(), "right": _image(2, 3, 5, 5)(), "scale": 0.5},
+        {"left": (2, 4), "right": (3, 4), "head": (4, 2)},
+    ),
+    "squeeze_excite": Case(
+        SqueezeExcite,
+        _plant_squeeze_excite,
+        _image(2, 2, 6, 6),
+        {"a": (2, 7), "down": (7, 3), "up": (3, 7), "b": (7, 2)},
+    ),
+    "pixel_shuffle": Case(
+        PixelShuffle, lambda net: unread(net.b, (1,)), _image(2, 2, 5, 5), {"a": (2, 8), "b": (2, 2)}
+    ),
+    "gated": Case(Gated, _plant_gated, _image(3, 5), {"up": (5, 8), "down": (4, 3)}),
+}
