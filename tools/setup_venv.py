@@ -35,7 +35,8 @@ def main():
     if not works(python):
         create(options.venv)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    call([*pip, "install", "--upgrade", "pip>=25.1"])  # --group
+    if pip_version(python) < [25, 1]:  # knows no --group
+        call([*pip, "install", "--upgrade", "pip>=25.1"])
     torch = torch_info(python)
     if not fits(torch[1]):
         call([*pip, "install", *index_options(), options.torch])
@@ -72,6 +73,11 @@ def works(python):
     if not os.path.exists(python):
         return False
     return subprocess.call([python, "-m", "pip", "--version"], stdout=subprocess.DEVNULL) == 0
+
+
+def pip_version(python):
+    output = subprocess.check_output([python, "-m", "pip", "--version"], universal_newlines=True)
+    return numbers(re.match(r"pip (\d+\.\d+)", output).group(1))
 
 
 def torch_info(python):
