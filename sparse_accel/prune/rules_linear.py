@@ -90,6 +90,9 @@ def linear_read(
     outputs = second if transposed else first
     graph.slots.unite(first if transposed else second, inputs)
 
+    if groups == len(inputs) == len(outputs):
+        graph.slots.unite(inputs, outputs)  # depthwise: a channel goes in and out
+
     blocks = weight.detach().ne(0)
     if flipped:
         blocks = blocks.t()
