@@ -1,0 +1,25 @@
+"""Benches of the kernels and optimizers: ``python -m bench`` runs all, ``python -m bench.bench_optim`` one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every bench; options as in ``python -m bench --help``.
+
+    Args:
+        argv: the command line without the program's name (default: ``sys.argv[1:]``).
+
+    Returns:
+        The exit status.
+    """
+    from . import bench_group_score, bench_group_topk, bench_optim, bench_prox, harness
+
+    benches = {
+        "group_score": bench_group_score.cases,
+        "group_topk": bench_group_topk.cases,
+        "prox": bench_prox.cases,
+        "optim": bench_optim.cases,
+    }
+    return harness.bench_main(benches, argv, "Run every bench of sparse_accel.")[0]

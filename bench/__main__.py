@@ -1,0 +1,7 @@
+"""``python -m bench``: all benches."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,58 @@
+"""Sizes that the benches run on: lists of weight shapes, written as block structure, and their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+def resnet50() -> list[Shape]:
+    """ResNet-50's 50 weights of the main path (the classic "50 layers", without the 4 shortcuts), 22.7 M elements."""
+    shapes: list[Shape] = [(64, 3, 7, 7)]
+    channels = 64
+    for width, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for _ in range(depth):
+            shapes += [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            channels = 4 * width
+    return [*shapes, (1000, 2048)]
+
+
+def vit_b_block() -> list[Shape]:
+    """One block of ViT-B/16: qkv, output projection, and both linear layers of its MLP, 7.1 M elements."""
+    return [(3 * 768, 768), (768, 768), (4 * 768, 768), (768, 4 * 768)]
+
+
+def many_small() -> list[Shape]:
+    """256 small weights, 0.3 M elements: what an op costs beside its arithmetic."""
+    return [(16, 16, 3, 3), (32, 16, 1, 1), (64, 32), (32, 1, 3, 3)] * 64
+
+
+def tiny() -> list[Shape]:
+    """A few elements, to try a bench out."""
+    return [(8, 4, 3, 3), (10, 8)]
+
+
+WORKLOADS: dict[str, Callable[[], list[Shape]]] = {
+    "resnet50": resnet50,
+    "vit_b_block": vit_b_block,
+    "many_small": many_small,
+    "tiny": tiny,
+}
+
+
+def tensors(
+    workload: str, dtype: torch.dtype, device: str, *, seed: int = 0, scale: float = 0.05, requires_grad: bool = False
+) -> list[Tensor]:
+    """Normally distributed tensors of a workload's shapes, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = (torch.randn(shape, generator=generator) * scale for shape in WORKLOADS[workload]())
+    return [x.to(device, dtype).requires_grad_(requires_grad) for x in drawn]
+
+
+def numel(workload: str) -> int:
+    """Number of elements in a workload."""
+    return sum(torch.Size(shape).numel() for shape in WORKLOADS[workload]())

@@ -1,0 +1,49 @@
+"""A progress bar for several trainings in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .training import Epoch
+
+Advance = Callable[[str, Epoch], None]
+
+
+@contextmanager
+def progress_bar(total: int, shown: bool = True) -> Iterator[Advance]:
+    """A bar over ``total`` epochs; the value to call after each, with the training's name and the epoch's figures.
+
+    Args:
+        total: epochs of all trainings together.
+        shown: False draws nothing (and needs no rich).
+    """
+    if not shown:
+        yield lambda label, figures: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("[bold]{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=total, figures="")
+
+        def advance(label: str, figures: Epoch) -> None:
+            text = f"accuracy {100 * figures.accuracy:5.1f} %  zero groups {100 * figures.group_sparsity:4.1f} %"
+            bar.update(task, advance=1, description=label, figures=text)
+
+        yield advance

@@ -1,0 +1,103 @@
+"""Figures of several models on the same data, as a table, a plot and plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparse_accel.diagnostics import sparsity
+from sparse_accel.report import CompactReport, count_macs, format_table, plot_training
+
+from .training import Epoch, Images, accuracy, latencies_ms
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model: shares in [0, 1]; MACs of one image; latency of one batch (the test images it was taken with)."""
+
+    accuracy: float
+    groups: int
+    group_sparsity: float
+    weighted_group_sparsity: float
+    parameters: int
+    macs: int
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a compact model has to reach beside its dense control; all but the differences in shares."""
+
+    accuracy_loss: float
+    removed_groups: float
+    max_abs_diff: float
+
+    def missed(
+        self, dense: ModelFigures, compact: ModelFigures, max_abs_diff: float, checkpoint_equal: bool
+    ) -> tuple[str, ...]:
+        """A sentence for each target that the compact model misses."""
+        loss = dense.accuracy - compact.accuracy
+        removed = 1 - compact.groups / dense.groups
+        checks = (
+            (
+                loss <= self.accuracy_loss + 1e-9,
+                f"the compact net loses {100 * loss:.2f} points of accuracy, at most {100 * self.accuracy_loss:g} wanted",
+            ),
+            (
+                removed >= self.removed_groups,
+                f"{100 * removed:.1f} % of the groups are removed, at least {100 * self.removed_groups:g} % wanted",
+            ),
+            (
+                max_abs_diff <= self.max_abs_diff,
+                f"outputs differ by {max_abs_diff:.2g}, at most {self.max_abs_diff:g} wanted",
+            ),
+            (checkpoint_equal, "the checkpoint, loaded again, gives other outputs"),
+        )
+        return tuple(sentence for met, sentence in checks if not met)
+
+
+def measure(
+    models: Mapping[str, nn.Module], images: Images, *, by: str = "input", batch: int = 256
+) -> dict[str, ModelFigures]:
+    """Figures of each model; latencies are medians, the models taking turns on one batch of test images."""
+    taken = latencies_ms(list(models.values()), images.test_x[:batch])
+    figures = {}
+    for (label, model), latency in zip(models.items(), taken, strict=True):
+        counted = sparsity(model, by)
+        figures[label] = ModelFigures(
+            accuracy=accuracy(model, images.test_x, images.test_y),
+            groups=counted.groups,
+            group_sparsity=counted.group_sparsity,
+            weighted_group_sparsity=counted.weighted_group_sparsity,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            macs=count_macs(model, images.test_x[:1])[""],
+            latency_ms=latency,
+        )
+    return figures
+
+
+def table(figures: Mapping[str, ModelFigures], max_abs_diff: Mapping[str, float], *, batch: int = 256) -> str:
+    """The models side by side; ``max_abs_diff`` of compact ones against the model they were made from."""
+    models = list(figures.values())
+    rows: list[list[Any]] = [
+        ["accuracy", *(f"{100 * m.accuracy:.2f} %" for m in models)],
+        ["groups (input channels)", *(m.groups for m in models)],
+        ["zero groups", *(f"{100 * m.group_sparsity:.1f} %" for m in models)],
+        ["zero groups, by size", *(f"{100 * m.weighted_group_sparsity:.1f} %" for m in models)],
+        ["parameters", *(m.parameters for m in models)],
+        ["MACs per image ¹", *(m.macs for m in models)],
+        [f"latency, batch of {batch} ²", *(f"{m.latency_ms:.2f} ms" for m in models)],
+        ["largest output difference", *(f"{max_abs_diff[k]:.1e}" if k in max_abs_diff else "" for k in figures)],
+    ]
+    notes = "¹ multiply-accumulates: FLOPs of torch.utils.flop_counter / 2   ² median, models taking turns"
+    return "\n".join([format_table(["", *figures], rows), notes])
+
+
+def plot(path: Path, histories: Mapping[str, Sequence[Epoch]], report: CompactReport) -> Path:
+    """Accuracy and zero groups over the epochs, and the channels kept in each layer, as a PNG."""
+    plain = {label: [epoch._asdict() for epoch in epochs] for label, epochs in histories.items()}
+    return plot_training(path, plain, report)
