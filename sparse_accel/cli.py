@@ -80,8 +80,7 @@ def _demo(options: argparse.Namespace) -> int:
     from . import demo
 
     settings = {} if options.epochs is None else {"epochs": options.epochs}
-    demo.run(options.out_dir, seed=options.seed, progress=not options.no_progress, **settings)
-    return 0
+    return demo.run(options.out_dir, seed=options.seed, progress=not options.no_progress, **settings).status
 
 
 def _bench(options: argparse.Namespace) -> int:

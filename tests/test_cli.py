@@ -41,12 +41,17 @@ def test_wrong_arguments(arguments, capsys):
 
 def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     calls = []
+
+    def run(*args, **options):
+        calls.append((args, options))
+        return SimpleNamespace(status=len(calls) - 1)
+
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    fake = SimpleNamespace(run=lambda *args, **options: calls.append((args, options)))
+    fake = SimpleNamespace(run=run)
     monkeypatch.setitem(sys.modules, "sparse_accel.demo", fake)
     monkeypatch.setattr(sparse_accel, "demo", fake, raising=False)
     assert cli.main(["demo", "--out-dir", str(tmp_path), "--epochs", "3", "--no-progress"]) == 0
-    assert cli.main(["demo"]) == 0
+    assert cli.main(["demo"]) == 1  # a target was missed
     assert calls[0] == ((tmp_path,), {"epochs": 3, "seed": 0, "progress": False})
     assert "epochs" not in calls[1][1]
 
