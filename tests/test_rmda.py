@@ -297,6 +297,9 @@ def test_nested_use_is_one_use() -> None:
         with opt.proximal_parameters():
             assert same(inside, [weight])
         assert same(inside, [weight])
+        weight.data.fill_(7)
+        with opt.proximal_parameters():
+            assert weight.eq(7).all()
         with pytest.raises(RuntimeError, match=r"step\(\) inside proximal_parameters\(\): leave the context first"):
             opt.step()
         with pytest.raises(RuntimeError, match="load_state_dict"):

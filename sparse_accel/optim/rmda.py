@@ -155,8 +155,8 @@ class RMDA(ProximalOptimizer):
 
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step with lr = 0 and momentum 1 from t - 1 has the beta, alpha and V of the last step: it gives the
-        # proximal iterate of that step by the code of the step, bit by bit. Gradients are -0.0, so that V keeps
-        # its bits too (V + 0 * -0.0 is V, negative zeros included).
+        # proximal iterate of that step by the code of the step, bit by bit. Alpha + 0 is
+        # alpha, and with gradients of -0.0 V keeps its bits too (V + 0 * -0.0 is V, negative zeros included).
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
                 grad_sums, anchors, steps, alphas = self._tensor_lists(batch)
@@ -168,7 +168,7 @@ class RMDA(ProximalOptimizer):
                     grad_sums,
                     anchors,
                     [(step - 1).clamp_(min=0) for step in steps],
-                    [alpha.clone() for alpha in alphas],
+                    alphas,
                     batch.layouts,
                     foreach=group["foreach"],
                     fused=self._is_fused(group),
