@@ -155,6 +155,7 @@ def test_conjugate_and_negative_views_as_gradients(info: Any) -> None:
         for make, grad in (
             (lambda: torch.ones(3, dtype=torch.complex64), torch.tensor([1 + 2j, 3 - 1j, 2j]).conj()),
             (lambda: torch.ones(3), torch.tensor([1 + 2j, 3 - 1j, 2j]).conj().imag),
+            (lambda: torch.ones(3), torch._neg_view(torch.tensor([1.0, 2.0, -3.0]))),  # without gaps
         ):
             one, two = Parameter(make()), Parameter(make())
             one.grad, two.grad = grad, grad.clone().resolve_conj().resolve_neg()
