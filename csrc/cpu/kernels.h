@@ -8,8 +8,8 @@ namespace sparse_accel {
 
 constexpr int kDtypes = 4;  // float, double, bfloat16, half: see dtype_index
 
-// The unit of work of every CPU kernel: a strip of neighbouring groups of one segment, over all its rows.
-// Group g of the strip is [rows, inner] at element (r * row_stride + g * inner).
+// Neighbouring groups of one segment, over some or all of its rows: group g is [rows, inner] at
+// elements r * row_stride + g * inner.
 struct Strip {
   int64_t rows;
   int64_t row_stride;
@@ -17,10 +17,21 @@ struct Strip {
   int64_t inner;
 };
 
+// Runs shorter than this are summed per element of the row and folded into groups at the end (whole vectors, whatever
+// the run), longer ones at once per group.
+constexpr int64_t kLongRun = 64;
+// Elements of the longest row of a strip, unless one group is longer: its sums stay in the innermost cache.
+constexpr int64_t kMaxRow = 8192;
+// Elements that a kernel takes through all its passes at a time where groups are contiguous.
+constexpr int64_t kBlock = 2048;
+
+// Number of sums that a strip keeps.
+SPARSE_ACCEL_HOST_DEVICE int64_t sums_width(const Strip& s) { return s.inner < kLongRun ? s.groups * s.inner : s.groups; }
+constexpr int64_t kScratch = kMaxRow + kLongRun;  // the most of them
+
 struct ScoreTask {
   Strip strip;
   const void* x;
-  void* out;  // [groups] in the compute type
   Score kind;
 };
 
@@ -28,8 +39,7 @@ struct ProxTask {
   Strip strip;
   void* x;
   double tau;
-  double size;    // elements of a whole group
-  double* value;  // where the strip's penalty goes, or null
+  double size;  // elements of a whole group
   Prox prox;
 };
 
@@ -39,28 +49,31 @@ struct RmdaTask {
   const void* grad;
   void* grad_sum;
   const void* anchor;
-  double step_size;  // s, negative to maximize
+  double step_size;  // s over the gradient scale, negative to maximize
   double inv_beta;
   double tau;
   double momentum;
   double size;
-  double inv_grad_scale;
   Prox prox;
 };
 
-// scratch: kScratch elements of the compute type for the running thread.
+// A kernel either takes a strip as a whole, with kScratch elements of the compute type to work on, or in three parts:
+// sums of some of its rows; joining the sums of all; applying the result to some of its rows. Sums, scores and factors
+// are in the compute type.
 struct Kernels {
   const char* name;
-  void (*group_score[kDtypes])(const ScoreTask&, void* scratch);
-  void (*prox[kDtypes])(const ProxTask&, void* scratch);
-  void (*rmda_step[kDtypes])(const RmdaTask&, void* scratch);
+  void (*score[kDtypes])(const ScoreTask&, void* scores, void* scratch);
+  void (*score_sums[kDtypes])(const ScoreTask&, void* sums);
+  void (*score_join[kDtypes])(const ScoreTask&, void* sums, int64_t parts, void* scores);
+  double (*prox[kDtypes])(const ProxTask&, void* scratch);  // returns the penalty of the strip
+  void (*prox_sums[kDtypes])(const ProxTask&, void* sums);
+  double (*prox_join[kDtypes])(const ProxTask&, void* sums, int64_t parts);  // sums[0] becomes the factors
+  void (*prox_apply[kDtypes])(const ProxTask&, const void* factors);
+  void (*rmda[kDtypes])(const RmdaTask&, void* scratch);
+  void (*rmda_sums[kDtypes])(const RmdaTask&, void* sums);
+  void (*rmda_join[kDtypes])(const RmdaTask&, void* sums, int64_t parts);
+  void (*rmda_apply[kDtypes])(const RmdaTask&, const void* factors);
 };
-
-// A strip whose groups are shorter than this in a row keeps its sums per element of the row, else per group.
-constexpr int64_t kLongRun = 64;
-// Elements of the longest row of a strip that keeps sums per element.
-constexpr int64_t kMaxRow = 4096;
-constexpr int64_t kScratch = kMaxRow + kLongRun;
 
 // Null where that instruction set was not compiled in.
 extern const Kernels* const kernels_default;

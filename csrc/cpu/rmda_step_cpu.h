@@ -1,5 +1,5 @@
-// RMDA on one strip: pass 1 adds the gradient into V and takes the group norms of x = W0 - V / beta,
-// pass 2 shrinks x and mixes it into W. Included once per instruction set (no include guard on purpose).
+// RMDA on a strip: the first pass adds the gradient into V and takes the group norms of x = W0 - V / beta, the second
+// shrinks x and mixes it into W. Included once per instruction set (no include guard on purpose).
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
@@ -21,7 +21,7 @@ struct Rmda {
         grad(static_cast<const T*>(task.grad)),
         grad_sum(static_cast<A*>(task.grad_sum)),
         anchor(static_cast<const A*>(task.anchor)),
-        step(static_cast<A>(task.step_size * task.inv_grad_scale)),
+        step(static_cast<A>(task.step_size)),
         inv_beta(static_cast<A>(task.inv_beta)),
         tau(static_cast<A>(task.tau)),
         size(static_cast<A>(task.size)),
@@ -50,83 +50,107 @@ struct Rmda {
     store_lanes<T>(param + at, x, count);
   }
 
-  A scale(A square) const { return prox_scale<A>(prox, square, tau, size); }
-
   // Every element its own group: one pass.
   void elements(int64_t length) const {
     for_lanes<T>(length, [&](int64_t at, auto count) {
       const V x = accumulate(at, count);
       if (tau == A(0)) return mix(at, count, x);
-      if (prox == Prox::hard) {
-        const V keep = x * x > V(A(2) * tau);
-        return mix(at, count, V::blendv(V(0), x, keep));
-      }
+      if (prox == Prox::hard) return mix(at, count, V::blendv(V(0), x, x * x > V(A(2) * tau)));
       const V shrunk = at::vec::maximum(x.abs() - V(tau), V(0));
       mix(at, count, V::blendv(shrunk, shrunk.neg(), x < V(0)));
     });
   }
 
-  // Groups of long runs; one row of groups is still in cache when it is shrunk.
-  void long_runs(const Strip& s, A* squares) const {
-    for (int64_t g = 0; g < s.groups; ++g) squares[g] = 0;
+  void sums(const Strip& s, A* squares) const {
+    const int64_t width = sums_width(s);
+    for (int64_t i = 0; i < width; ++i) squares[i] = 0;
     for (int64_t r = 0; r < s.rows; ++r) {
-      for (int64_t g = 0; g < s.groups; ++g) {
-        const int64_t first = r * s.row_stride + g * s.inner;
-        V total[2] = {V(0), V(0)};
-        for_lanes<T>(s.inner, [&](int64_t at, auto count) {
-          const V x = accumulate(first + at, count);
-          V& t = total[(at / kLanes<T>) & 1];
-          t = at::vec::fmadd(x, x, t);
-        });
-        squares[g] += sum_lanes(total[0] + total[1]);
+      const int64_t row = r * s.row_stride;
+      if (s.inner >= kLongRun) {
+        for (int64_t g = 0; g < s.groups; ++g) squares[g] += run_square(row + g * s.inner, s.inner);
+        continue;
       }
-    }
-    for (int64_t r = s.rows - 1; r >= 0; --r) {
-      for (int64_t g = 0; g < s.groups; ++g) {
-        const int64_t first = r * s.row_stride + g * s.inner;
-        const A factor = scale(squares[g]);
-        for_lanes<T>(s.inner, [&](int64_t at, auto count) {
-          mix(first + at, count, factor == A(0) ? V(0) : point(first + at, count) * V(factor));
-        });
-      }
+      for_lanes<T>(width, [&](int64_t at, auto count) {
+        __builtin_prefetch(grad + row + at + kAhead);
+        __builtin_prefetch(grad_sum + row + at + kAhead, 1);
+        __builtin_prefetch(anchor + row + at + kAhead);
+        const V x = accumulate(row + at, count);
+        store_lanes<A>(squares + at, at::vec::fmadd(x, x, load_lanes<A>(squares + at, count)), count);
+      });
     }
   }
 
-  void short_runs(const Strip& s, A* acc) const {
-    const int64_t length = s.groups * s.inner;
-    for_lanes<A>(length, [&](int64_t at, auto count) { store_lanes<A>(acc + at, V(0), count); });
+  A run_square(int64_t first, int64_t length) const {
+    V total[2] = {V(0), V(0)};
+    for_lanes<T>(length, [&](int64_t at, auto count) {
+      __builtin_prefetch(param + first + at, 1);  // wanted as soon as the run's norm is known
+      const V x = accumulate(first + at, count);
+      V& t = total[(at / kLanes<T>) & 1];
+      t = at::vec::fmadd(x, x, t);
+    });
+    return sum_lanes(total[0] + total[1]);
+  }
+
+  void apply(const Strip& s, const A* factors) const {
     for (int64_t r = 0; r < s.rows; ++r) {
-      const int64_t first = r * s.row_stride;
-      for_lanes<T>(length, [&](int64_t at, auto count) {
-        const V x = accumulate(first + at, count);
-        store_lanes<A>(acc + at, at::vec::fmadd(x, x, load_lanes<A>(acc + at, count)), count);
-      });
-    }
-    fold_runs(acc, s.groups, s.inner, [](A a, A b) { return a + b; });
-    for (int64_t g = 0; g < s.groups; ++g) acc[g] = scale(acc[g]);
-    spread_runs(acc, s.groups, s.inner);
-    for (int64_t r = s.rows - 1; r >= 0; --r) {  // backwards: the last rows are the ones still in cache
-      const int64_t first = r * s.row_stride;
-      for_lanes<T>(length, [&](int64_t at, auto count) {
-        const V factor = load_lanes<A>(acc + at, count);
-        const V x = point(first + at, count) * factor;
-        mix(first + at, count, V::blendv(x, V(0), factor == V(0)));
+      const int64_t row = r * s.row_stride;
+      if (s.inner >= kLongRun) {
+        for (int64_t g = 0; g < s.groups; ++g) {
+          const A factor = factors[g];
+          for_lanes<T>(s.inner, [&](int64_t at, auto count) {
+            const int64_t i = row + g * s.inner + at;
+            mix(i, count, factor == A(0) ? V(0) : point(i, count) * V(factor));
+          });
+        }
+        continue;
+      }
+      for_lanes<T>(s.groups * s.inner, [&](int64_t at, auto count) {
+        __builtin_prefetch(param + row + at + kAhead, 1);
+        __builtin_prefetch(grad_sum + row + at + kAhead);
+        __builtin_prefetch(anchor + row + at + kAhead);
+        const V factor = load_lanes<A>(factors + at, count);
+        const V x = point(row + at, count) * factor;
+        mix(row + at, count, V::blendv(x, V(0), factor == V(0)));
       });
     }
   }
 };
 
 template <class T>
-void rmda_step(const RmdaTask& task, void* scratch) {
-  const Rmda<T> rmda(task);
-  const Strip& s = task.strip;
-  auto* acc = static_cast<Acc<T>*>(scratch);
-  if (task.size == 1) {
-    rmda.elements(s.groups);
-  } else if (s.inner >= kLongRun) {
-    rmda.long_runs(s, acc);
+void rmda_sums(const RmdaTask& task, void* sums) {
+  Rmda<T>(task).sums(task.strip, static_cast<Acc<T>*>(sums));
+}
+
+template <class T>
+void rmda_join(const RmdaTask& task, void* sums, int64_t parts) {
+  using A = Acc<T>;
+  prox_factors<A>(static_cast<A*>(sums), parts, task.strip, task.prox, static_cast<A>(task.tau),
+                  static_cast<A>(task.size));
+}
+
+template <class T>
+void rmda_apply(const RmdaTask& task, const void* factors) {
+  Rmda<T>(task).apply(task.strip, static_cast<const Acc<T>*>(factors));
+}
+
+template <class T>
+void rmda(const RmdaTask& task, void* scratch) {
+  if (task.size == 1) return Rmda<T>(task).elements(task.strip.groups);
+  const auto whole = [&](const Strip& s, int64_t first) {
+    RmdaTask part = task;
+    part.strip = s;
+    part.param = static_cast<T*>(task.param) + first;
+    part.grad = static_cast<const T*>(task.grad) + first;
+    part.grad_sum = static_cast<Acc<T>*>(task.grad_sum) + first;
+    part.anchor = static_cast<const Acc<T>*>(task.anchor) + first;
+    rmda_sums<T>(part, scratch);
+    rmda_join<T>(part, scratch, 1);
+    rmda_apply<T>(part, scratch);
+  };
+  if (task.strip.rows == 1) {
+    for_blocks(task.strip, whole);
   } else {
-    rmda.short_runs(s, acc);
+    whole(task.strip, 0);
   }
 }
 

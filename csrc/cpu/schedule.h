@@ -1,7 +1,11 @@
 #pragma once
-// How the CPU backend shares work: segments are cut into strips of whole groups, and threads take strips from one
-// queue, the largest first. A group lies in one strip and is summed in one order, so that results do not depend on
-// the number of threads.
+// How the CPU backend shares work among threads.
+//
+// Segments are cut into strips of whole groups. A strip that is small, or whose groups are contiguous, is one piece of
+// work. A large strided strip is worked on in parts, as its groups run through all of its rows: each part sums some
+// rows, whoever ends last joins the sums, then each part applies the result. Everything is in one queue that threads
+// take from in order, so that a thread that must wait for a join waits only for work that is being done.
+// How work is cut does not depend on the number of threads, and sums are joined in order: nor do results.
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -19,10 +23,17 @@ struct Piece {
   Strip strip;
 };
 
-std::vector<Piece> cut(const std::vector<Segment>& segments);
+// What an op does with a piece. Sums are in the compute type, of which `sum_size` is the size in bytes; `scratch` holds
+// kScratch of them. A part is a piece with fewer rows, whose `element` points at its first row.
+struct Work {
+  int64_t sum_size;
+  std::function<void(const Piece&, void* scratch)> whole;
+  std::function<void(const Piece& part, void* sums)> sums;
+  std::function<void(const Piece&, void* sums, int64_t parts)> join;
+  std::function<void(const Piece& part, const void* joined)> apply;  // null: the op ends with the join
+};
 
-// body(piece index, scratch) for every piece, on all threads. `elements` decides whether threads are worth it.
-void run(const std::vector<Piece>& pieces, const std::function<void(int64_t, void*)>& body);
+void run(const std::vector<Segment>& segments, const Work& work);
 
 // The kernels for this machine (honours ATEN_CPU_CAPABILITY).
 const Kernels& kernels();

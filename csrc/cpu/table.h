@@ -9,8 +9,18 @@ inline namespace CPU_CAPABILITY {
 #define SPARSE_ACCEL_ALL_DTYPES(kernel) \
   { &kernel<float>, &kernel<double>, &kernel<c10::BFloat16>, &kernel<c10::Half> }
 
-static const Kernels table = {SPARSE_ACCEL_NAME(CPU_CAPABILITY), SPARSE_ACCEL_ALL_DTYPES(group_score),
-                              SPARSE_ACCEL_ALL_DTYPES(prox), SPARSE_ACCEL_ALL_DTYPES(rmda_step)};
+static const Kernels table = {SPARSE_ACCEL_NAME(CPU_CAPABILITY),
+                              SPARSE_ACCEL_ALL_DTYPES(score),
+                              SPARSE_ACCEL_ALL_DTYPES(score_sums),
+                              SPARSE_ACCEL_ALL_DTYPES(score_join),
+                              SPARSE_ACCEL_ALL_DTYPES(prox),
+                              SPARSE_ACCEL_ALL_DTYPES(prox_sums),
+                              SPARSE_ACCEL_ALL_DTYPES(prox_join),
+                              SPARSE_ACCEL_ALL_DTYPES(prox_apply),
+                              SPARSE_ACCEL_ALL_DTYPES(rmda),
+                              SPARSE_ACCEL_ALL_DTYPES(rmda_sums),
+                              SPARSE_ACCEL_ALL_DTYPES(rmda_join),
+                              SPARSE_ACCEL_ALL_DTYPES(rmda_apply)};
 
 }  // namespace CPU_CAPABILITY
 }  // namespace sparse_accel

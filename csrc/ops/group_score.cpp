@@ -16,19 +16,26 @@ constexpr const char* kOp = "group_score";
 void group_score_cpu(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& segments,
                      const std::vector<at::Tensor>& outputs, Score kind) {
   const int dtype = cpu::dtype_index(tensors[0].scalar_type());
-  const auto pieces = cpu::cut(segments);
+  const auto element_size = static_cast<int64_t>(tensors[0].element_size());
+  const auto score_size = static_cast<int64_t>(outputs[0].element_size());
   std::vector<const char*> inputs;
-  std::vector<char*> results;
+  std::vector<char*> scores;
   for (const auto& t : tensors) inputs.push_back(static_cast<const char*>(t.const_data_ptr()));
-  for (const auto& t : outputs) results.push_back(static_cast<char*>(t.mutable_data_ptr()));
-  const auto in_size = static_cast<int64_t>(tensors[0].element_size());
-  const auto out_size = static_cast<int64_t>(outputs[0].element_size());
-  cpu::run(pieces, [&](int64_t i, void* scratch) {
-    const cpu::Piece& p = pieces[i];
-    cpu::kernels().group_score[dtype](ScoreTask{p.strip, inputs[p.tensor] + p.element * in_size,
-                                                results[p.tensor] + p.group * out_size, kind},
-                                      scratch);
-  });
+  for (const auto& t : outputs) scores.push_back(static_cast<char*>(t.mutable_data_ptr()));
+  const Kernels& kernels = cpu::kernels();
+  const auto task = [&](const cpu::Piece& p) {
+    return ScoreTask{p.strip, inputs[p.tensor] + p.element * element_size, kind};
+  };
+  const auto scores_of = [&](const cpu::Piece& p) { return scores[p.tensor] + p.group * score_size; };
+
+  cpu::Work work;
+  work.sum_size = score_size;
+  work.whole = [&](const cpu::Piece& p, void* scratch) { kernels.score[dtype](task(p), scores_of(p), scratch); };
+  work.sums = [&](const cpu::Piece& p, void* sums) { kernels.score_sums[dtype](task(p), sums); };
+  work.join = [&](const cpu::Piece& p, void* sums, int64_t parts) {
+    kernels.score_join[dtype](task(p), sums, parts, scores_of(p));
+  };
+  cpu::run(segments, work);
 }
 
 void check_coupled(const std::vector<at::Tensor>& outputs) {

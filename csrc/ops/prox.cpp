@@ -2,6 +2,10 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
+#include <mutex>
+#include <utility>
+
 #include "../cpu/schedule.h"
 #include "common.h"
 #ifdef SPARSE_ACCEL_WITH_CUDA
@@ -16,20 +20,42 @@ constexpr const char* kOp = "prox_";
 void prox_cpu(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& segments, Prox prox,
               const std::vector<double>& thresholds, const at::Tensor& values) {
   const int dtype = cpu::dtype_index(tensors[0].scalar_type());
-  const auto pieces = cpu::cut(segments);
   const auto element_size = static_cast<int64_t>(tensors[0].element_size());
   std::vector<char*> data;
   for (const auto& t : tensors) data.push_back(static_cast<char*>(t.mutable_data_ptr()));
-  std::vector<double> piece_values(values.defined() ? pieces.size() : 0);
-  cpu::run(pieces, [&](int64_t i, void* scratch) {
-    const cpu::Piece& p = pieces[i];
-    cpu::kernels().prox[dtype](ProxTask{p.strip, data[p.tensor] + p.element * element_size, thresholds[p.tensor],
-                                        p.size, values.defined() ? &piece_values[i] : nullptr, prox},
-                               scratch);
-  });
+  const Kernels& kernels = cpu::kernels();
+  const auto task = [&](const cpu::Piece& p) {
+    return ProxTask{p.strip, data[p.tensor] + p.element * element_size, thresholds[p.tensor], p.size, prox};
+  };
+  // Values of the pieces, to be added up in an order that does not depend on the threads.
+  struct Value {
+    int64_t tensor, element;
+    double value;
+  };
+  std::mutex mutex;
+  std::vector<Value> found;
+  const auto note = [&](const cpu::Piece& p, double value) {
+    if (!values.defined()) return;
+    const std::lock_guard<std::mutex> lock(mutex);
+    found.push_back(Value{p.tensor, p.element, value});
+  };
+
+  cpu::Work work;
+  work.sum_size = tensors[0].scalar_type() == at::kDouble ? sizeof(double) : sizeof(float);
+  work.whole = [&](const cpu::Piece& p, void* scratch) { note(p, kernels.prox[dtype](task(p), scratch)); };
+  work.sums = [&](const cpu::Piece& p, void* sums) { kernels.prox_sums[dtype](task(p), sums); };
+  work.join = [&](const cpu::Piece& p, void* sums, int64_t parts) {
+    note(p, kernels.prox_join[dtype](task(p), sums, parts));
+  };
+  work.apply = [&](const cpu::Piece& p, const void* factors) { kernels.prox_apply[dtype](task(p), factors); };
+  cpu::run(segments, work);
+
   if (!values.defined()) return;
+  std::sort(found.begin(), found.end(), [](const Value& a, const Value& b) {
+    return std::pair(a.tensor, a.element) < std::pair(b.tensor, b.element);
+  });
   auto* out = values.mutable_data_ptr<double>();
-  for (size_t i = 0; i < pieces.size(); ++i) out[pieces[i].tensor] += piece_values[i];
+  for (const Value& v : found) out[v.tensor] += v.value;
 }
 
 }  // namespace

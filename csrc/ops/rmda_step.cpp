@@ -47,28 +47,33 @@ void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::
                         grads[i].const_data_ptr(),
                         grad_sums[i].mutable_data_ptr(),
                         anchors[i].const_data_ptr(),
-                        maximize ? -scalars.step_size : scalars.step_size,
+                        (maximize ? -scalars.step_size : scalars.step_size) / grad_scale,
                         scalars.inv_beta,
                         scalars.tau,
                         momentum,
                         0,
-                        1 / grad_scale,
                         prox};
     t += 1;
     alpha = scalars.alpha;
   }
-  const auto pieces = cpu::cut(segments);
-  cpu::run(pieces, [&](int64_t i, void* scratch) {
-    const cpu::Piece& p = pieces[i];
-    RmdaTask task = tasks[p.tensor];
-    task.strip = p.strip;
-    task.size = p.size;
-    task.param = static_cast<char*>(task.param) + p.element * size;
-    task.grad = static_cast<const char*>(task.grad) + p.element * size;
-    task.grad_sum = static_cast<char*>(task.grad_sum) + p.element * state_size;
-    task.anchor = static_cast<const char*>(task.anchor) + p.element * state_size;
-    cpu::kernels().rmda_step[dtype](task, scratch);
-  });
+  const auto task = [&](const cpu::Piece& p) {
+    RmdaTask out = tasks[p.tensor];
+    out.strip = p.strip;
+    out.size = p.size;
+    out.param = static_cast<char*>(out.param) + p.element * size;
+    out.grad = static_cast<const char*>(out.grad) + p.element * size;
+    out.grad_sum = static_cast<char*>(out.grad_sum) + p.element * state_size;
+    out.anchor = static_cast<const char*>(out.anchor) + p.element * state_size;
+    return out;
+  };
+  const Kernels& kernels = cpu::kernels();
+  cpu::Work work;
+  work.sum_size = state_size;
+  work.whole = [&](const cpu::Piece& p, void* scratch) { kernels.rmda[dtype](task(p), scratch); };
+  work.sums = [&](const cpu::Piece& p, void* sums) { kernels.rmda_sums[dtype](task(p), sums); };
+  work.join = [&](const cpu::Piece& p, void* sums, int64_t parts) { kernels.rmda_join[dtype](task(p), sums, parts); };
+  work.apply = [&](const cpu::Piece& p, const void* factors) { kernels.rmda_apply[dtype](task(p), factors); };
+  cpu::run(segments, work);
 }
 
 }  // namespace
