@@ -2,6 +2,7 @@
 // Element types, and packs of neighbouring elements that move in 16-byte accesses.
 #include <cstdint>
 
+#include "../math.h"
 #include "launch.cuh"
 
 namespace sparse_accel::cuda {
@@ -18,15 +19,15 @@ struct ComputeOf<double> {
 template <class T>
 using Compute = typename ComputeOf<T>::type;
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+SPARSE_ACCEL_HOST_DEVICE float widen(float x) { return x; }
+SPARSE_ACCEL_HOST_DEVICE double widen(double x) { return x; }
+SPARSE_ACCEL_HOST_DEVICE float widen(__half x) { return __half2float(x); }
+SPARSE_ACCEL_HOST_DEVICE float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
-__device__ __forceinline__ void narrow(double x, double& out) { out = x; }
-__device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half_rn(x); }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
+SPARSE_ACCEL_HOST_DEVICE void narrow(float x, float& out) { out = x; }
+SPARSE_ACCEL_HOST_DEVICE void narrow(double x, double& out) { out = x; }
+SPARSE_ACCEL_HOST_DEVICE void narrow(float x, __half& out) { out = __float2half_rn(x); }
+SPARSE_ACCEL_HOST_DEVICE void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
 
 // Elements of T in 16 bytes.
 template <class T>

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sysconfig
@@ -28,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "cuda_emulated"
-JOBS = 2
+JOBS = 2  # compilers at a time
 MODULE = "_C_emulated"
 EMULATED = ["-DSPARSE_ACCEL_EMULATED", f"-I{HERE}", f"-I{CSRC / 'cuda'}"]
 
@@ -61,15 +62,20 @@ def digest(*parts: object) -> str:
     return out.hexdigest()[:16]
 
 
-def headers() -> list[Path]:
-    """Every header that an emulated source may include."""
-    found = [path for pattern in ("*.h", "*.cuh") for folder in (CSRC, HERE) for path in folder.rglob(pattern)]
-    return sorted(found)
+def kernel_headers() -> list[Path]:
+    """What kernels and their tests include."""
+    patterns = ((CSRC, "*.h"), (CSRC, "cuda/*.h"), (CSRC, "cuda/*.cuh"), (HERE, "*.h"))
+    return sorted(path for folder, pattern in patterns for path in folder.glob(pattern))
 
 
-def compile_object(source: Path, flags: list[str], folder: Path, extra: str = "") -> Path:
-    """Compile one source, unless an object of the same sources and flags is there already."""
-    key = digest(source, " ".join(flags), extra, " ".join(compiler()), *headers())
+def torch_headers() -> list[Path]:
+    """What the other sources include besides."""
+    return sorted([*CSRC.glob("ops/*.h"), *CSRC.glob("cpu/*.h")])
+
+
+def compile_object(source: Path, flags: list[str], folder: Path, *depends: object) -> Path:
+    """Compile one source, unless an object of the same sources, flags and `depends` is there already."""
+    key = digest(source, " ".join([*compiler(), *flags]), *kernel_headers(), *depends)
     output = folder / f"{source.name}.{key}.o"
     if not output.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,44 @@ def compile_object(source: Path, flags: list[str], folder: Path, extra: str = ""
     return output
 
 
+# How the programs of C++ tests are built.
+SANITIZERS = {
+    "plain": [],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+    "tsan": ["-fsanitize=thread"],
+    "ucontext": ["-DEMU_UCONTEXT"],  # the way fibers switch on processors other than x86-64
+}
+PROGRAM_FLAGS = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *EMULATED]
+
+
+def build_program(source: Path, sanitizer: str, folder: Path = BUILD / "programs") -> Path:
+    """Compile a C++ test of one file; returns the program."""
+    flags = [*PROGRAM_FLAGS, f"-I{CSRC}", *SANITIZERS[sanitizer]]
+    key = digest(source, " ".join([*compiler(), *flags]), *kernel_headers(), *kernel_sources())
+    program = folder / f"{source.stem}.{sanitizer}.{key}"
+    if not program.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f"{source.stem}.{sanitizer}.*"):
+            stale.unlink(missing_ok=True)
+        part = program.with_suffix(f".{os.getpid()}.part")
+        run_compiler([*flags, source, "-o", part])
+        part.replace(program)
+    return program
+
+
+def run_program(
+    program: Path, *arguments: str, order: str = "forward", skip: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a C++ test; `skip`: the "file:line" of a barrier to leave out."""
+    environment = os.environ | {"EMU_ORDER": order, "EMU_SKIP": skip, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [str(program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    if "unexpected memory mapping" in done.stderr:  # TSan of older compilers, where the kernel randomizes too much
+        command = ["setarch", platform.machine(), "-R", *command]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return done
+
+
 def kernel_sources() -> list[Path]:
     """The files that need no torch."""
     return sorted((CSRC / "cuda").glob("*.cu"))
@@ -89,7 +133,7 @@ def kernel_sources() -> list[Path]:
 def torch_sources() -> list[Path]:
     """The ATen side, the checks in front of it, the bindings, and what those link to."""
     patterns = ("*.cpp", "ops/*.cpp", "cpu/*.cpp", "cuda/*_cuda.cpp")
-    return sorted(path for pattern in patterns for path in CSRC.glob(pattern)) + [HERE / "order_bindings.cpp"]
+    return [*sorted(path for pattern in patterns for path in CSRC.glob(pattern)), HERE / "order_bindings.cpp"]
 
 
 def build() -> Path:
@@ -106,10 +150,14 @@ def build() -> Path:
         f"-DTORCH_EXTENSION_NAME={MODULE}",
         *(f"-isystem{path}" for path in (include, include / "torch/csrc/api/include", sysconfig.get_path("include"))),
     ]
-    jobs = [(path, [*common, "-O1", "-Wextra"]) for path in kernel_sources()]
-    jobs += [(path, with_torch) for path in torch_sources()]
+    kernels = [*common, "-O1", "-Wextra", "-Wno-unknown-pragmas"]
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(lambda job: compile_object(*job, BUILD, torch.__version__), jobs))
+        futures = [
+            pool.submit(compile_object, path, with_torch, BUILD, torch.__version__, *torch_headers())
+            for path in torch_sources()
+        ]
+        futures += [pool.submit(compile_object, path, kernels, BUILD) for path in kernel_sources()]
+        objects = [future.result() for future in futures]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     library = BUILD / f"{MODULE}.{digest(*(path.name for path in objects))}{suffix}"
     if not library.exists():
@@ -136,7 +184,9 @@ def load() -> ModuleType:
     """Build if anything changed, and import. Has what ``sparse_accel._C`` has, and ``set_order``."""
     library = build()
     module = _import(MODULE, library)
-    module.set_order = _import("_emulator", library).set_order  # type: ignore[attr-defined]
+    emulator = _import("_emulator", library)
+    module.set_order = emulator.set_order  # type: ignore[attr-defined]
+    module.launch_broken_kernel = emulator.launch_broken_kernel  # type: ignore[attr-defined]
     return module
 
 

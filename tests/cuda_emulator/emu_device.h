@@ -47,12 +47,14 @@ T shuffle_from(unsigned mask, T value, unsigned source, const char* file, int li
 }  // namespace emu
 
 // ---- barriers, votes, shuffles
-inline void __syncthreads(EMU_SITE) { emu::engine.barrier_wait(false, emu::count_true, file, line); }
+inline void __syncthreads(EMU_SITE) {
+  if (!emu::config.skips(file, line)) emu::engine.barrier_wait(false, emu::count_true, file, line);
+}
 inline int __syncthreads_count(int p, EMU_SITE) { return emu::engine.barrier_wait(p, emu::count_true, file, line); }
 inline int __syncthreads_and(int p, EMU_SITE) { return emu::engine.barrier_wait(p, emu::all_true, file, line); }
 inline int __syncthreads_or(int p, EMU_SITE) { return emu::engine.barrier_wait(p, emu::any_true, file, line); }
 inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
-  emu::engine.warp_wait(emu::syncwarp, 0, mask, 0, 0, file, line);
+  if (!emu::config.skips(file, line)) emu::engine.warp_wait(emu::syncwarp, 0, mask, 0, 0, file, line);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_SITE) {
   return unsigned(emu::engine.warp_wait(emu::vote, 0, mask, predicate != 0, 0, file, line));
@@ -103,8 +105,10 @@ T __reduce_max_sync(unsigned mask, T value, EMU_SITE) {
 }
 
 // ---- fences and atomics. Race check: after a fence, a thread's atomics publish what it wrote before.
-inline EMU_FN void __threadfence() { emu::engine.fence(); }
-inline EMU_FN void __threadfence_block() { emu::engine.fence(); }
+inline EMU_FN void __threadfence(EMU_SITE) {
+  if (!emu::config.skips(file, line)) emu::engine.fence();
+}
+inline EMU_FN void __threadfence_block(EMU_SITE) { __threadfence(file, line); }
 
 namespace emu {
 EMU_TSAN(inline EMU_FN void publish(void* p) { if (engine.fenced()) __tsan_release(p); })

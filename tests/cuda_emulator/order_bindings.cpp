@@ -12,8 +12,16 @@ void set_order(const std::string& order, std::uint64_t seed) {
   }
 }
 
+__global__ void broken_kernel() {
+  if (threadIdx.x == 0) __syncthreads();
+}
+
+// For the test that the emulator's errors reach Python.
+void launch_broken_kernel() { launch_kernel(broken_kernel, 1, 32, 0, nullptr); }
+
 }  // namespace
 
 PYBIND11_MODULE(_emulator, m) {
   m.def("set_order", &set_order, py::arg("order"), py::arg("seed") = 1);
+  m.def("launch_broken_kernel", &launch_broken_kernel);
 }

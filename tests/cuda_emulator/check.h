@@ -1,0 +1,165 @@
+#pragma once
+// What the kernel tests share: device memory, random numbers, layouts that reach every path, and a main that
+// counts failures. With nvcc (-x cu) the same tests run on a GPU.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "group_layout.h"
+#include "launch.cuh"
+#include "runtime.h"
+#include "vec.cuh"
+
+namespace check {
+
+using sparse_accel::GroupLayout;
+using sparse_accel::cuda::Compute;
+using sparse_accel::cuda::DType;
+
+inline int failures = 0;
+
+#define CHECK(condition, ...)                                         \
+  do {                                                                \
+    if (!(condition) && ++check::failures < 10) {                     \
+      std::printf("FAIL %s:%d %s  ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                       \
+      std::printf("\n");                                              \
+    }                                                                 \
+  } while (0)
+
+inline bool close(double got, double want, double tolerance) {
+  if (std::isnan(want) || std::isnan(got)) return std::isnan(want) && std::isnan(got);
+  return std::fabs(got - want) <= tolerance * (1 + std::fabs(want));
+}
+
+// Memory of the exact size, so that sanitizers see its ends; `shift` elements before it make it misaligned.
+template <class T>
+class Device {
+ public:
+  explicit Device(std::size_t size, std::size_t shift = 0) : size_(size), shift_(shift) {
+    if (cudaMalloc(&memory_, (size + shift) * sizeof(T)) != cudaSuccess) std::abort();
+  }
+  explicit Device(const std::vector<T>& values, std::size_t shift = 0) : Device(values.size(), shift) {
+    if (size_) cudaMemcpy(get(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice);
+  }
+  Device(Device&& other) : memory_(other.memory_), size_(other.size_), shift_(other.shift_) { other.memory_ = nullptr; }
+  ~Device() { cudaFree(memory_); }
+  T* get() const { return memory_ + shift_; }
+  std::vector<T> read() const {
+    std::vector<T> values(size_);
+    if (size_) cudaMemcpy(values.data(), get(), size_ * sizeof(T), cudaMemcpyDeviceToHost);
+    return values;
+  }
+
+ private:
+  T* memory_ = nullptr;
+  std::size_t size_, shift_;
+};
+
+// Scratch memory of one launch.
+class Scratch {
+ public:
+  sparse_accel::cuda::Allocate allocate() {
+    return [this](std::size_t bytes) -> void* {
+      blocks_.emplace_back(bytes);
+      return blocks_.back().get();
+    };
+  }
+
+ private:
+  std::deque<Device<unsigned char>> blocks_;
+};
+
+template <class T>
+constexpr DType kDType = sizeof(T) == 8 ? DType::f64 : DType::f32;
+template <>
+inline constexpr DType kDType<__half> = DType::f16;
+template <>
+inline constexpr DType kDType<__nv_bfloat16> = DType::bf16;
+
+// How far a result may be off, relative to 1 + |result|.
+template <class T>
+constexpr double kTolerance = sizeof(T) == 8 ? 1e-12 : 2e-6;
+template <>
+inline constexpr double kTolerance<__half> = 1e-3;
+template <>
+inline constexpr double kTolerance<__nv_bfloat16> = 8e-3;
+
+template <class T>
+T number(double x) {
+  T out;
+  sparse_accel::cuda::narrow(Compute<T>(x), out);
+  return out;
+}
+template <class T>
+double value(T x) {
+  return double(sparse_accel::cuda::widen(x));
+}
+
+inline std::mt19937& generator() {
+  static std::mt19937 rng(7);
+  return rng;
+}
+template <class T>
+std::vector<T> normal(std::int64_t count) {
+  std::normal_distribution<double> distribution;
+  std::vector<T> out(static_cast<std::size_t>(count));
+  for (T& x : out) x = number<T>(distribution(generator()));
+  return out;
+}
+
+inline std::int64_t numel(const GroupLayout& layout) { return layout.outer * layout.groups * layout.inner; }
+
+// body(index) for every element of group g
+template <class Body>
+void for_group(const GroupLayout& layout, std::int64_t g, Body body) {
+  for (std::int64_t o = 0; o < layout.outer; ++o) {
+    for (std::int64_t i = 0; i < layout.inner; ++i) body(std::size_t((o * layout.groups + g) * layout.inner + i));
+  }
+}
+
+// Every path: elements, teams of 1 to 256 threads, several pieces, columns in one and several chunks and tiles,
+// with and without 16-byte accesses, nothing at all. {outer, groups, inner}
+inline std::vector<GroupLayout> layouts() {
+  return {
+      {1, 4099, 1}, {1, 64, 1},  {1, 300, 3},   {1, 130, 8}, {1, 21, 25},  {1, 20, 64}, {1, 3, 516}, {1, 3, 600},
+      {1, 2, 8201}, {40, 3, 64}, {300, 2, 33},  {6, 5, 1},   {70, 33, 1},  {64, 12, 9}, {65, 32, 4}, {2, 300, 2},
+      {300, 1, 9},  {9, 1, 1},   {1000, 2, 1},  {2, 600, 1}, {0, 3, 2},    {1, 0, 5},
+  };
+}
+
+// Under the emulator another order of threads and blocks, which must not change a bit.
+inline void another_order() {
+#ifndef __CUDACC__
+  emu::config.order = emu::config.order == emu::Order::reverse ? emu::Order::forward : emu::Order::reverse;
+#endif
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+// 0: all correct, 1: wrong results, 2: the emulator refused.
+template <class Body>
+int run(Body body) {
+#ifdef __CUDACC__
+  body();
+  const cudaError_t error = cudaDeviceSynchronize();
+  if (error != cudaSuccess) return std::printf("CUDA ERROR %s\n", cudaGetErrorString(error)), 2;
+#else
+  try {
+    body();
+  } catch (const emu::error& e) {
+    return std::printf("EMU ERROR %s\n", e.what()), 2;
+  }
+#endif
+  if (failures) return std::printf("%d checks FAILED\n", failures), 1;
+  return std::printf("all correct\n"), 0;
+}
+
+}  // namespace check

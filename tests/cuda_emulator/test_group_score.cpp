@@ -1,0 +1,88 @@
+// group_score against plain loops.
+#include "check.h"
+#include "group_score.cu"
+
+using namespace sparse_accel;
+using namespace check;
+
+namespace {
+
+double score(const std::vector<double>& x, const GroupLayout& layout, std::int64_t g, Score kind, bool root) {
+  double out = 0;
+  for_group(layout, g, [&](std::size_t i) {
+    const double v = x[i];
+    if (kind == Score::amax) {
+      out = std::isnan(out) || std::fabs(v) <= out ? out : std::fabs(v);
+    } else {
+      out += kind == Score::sum ? v : kind == Score::l1 ? std::fabs(v) : v * v;
+    }
+  });
+  return root ? std::sqrt(out) : out;
+}
+
+template <class T>
+std::vector<Device<Compute<T>>> scores(const std::vector<Device<T>>& tensors, const std::vector<GroupLayout>& shapes,
+                                       Score kind, bool root) {
+  std::vector<Device<Compute<T>>> outputs;
+  std::vector<cuda::ScoreSegment> segments;
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    outputs.emplace_back(std::size_t(shapes[i].groups));
+    segments.push_back({tensors[i].get(), outputs[i].get(), shapes[i]});
+  }
+  Scratch scratch;
+  CHECK(cuda::group_score(kDType<T>, segments, kind, root, scratch.allocate(), nullptr) == cudaSuccess, "launch");
+  cudaDeviceSynchronize();
+  return outputs;
+}
+
+// `shift`: how many elements past a 16-byte boundary tensors start
+template <class T>
+void test(const std::vector<GroupLayout>& shapes, Score kind, bool root, std::size_t shift) {
+  std::vector<Device<T>> tensors;
+  std::vector<std::vector<double>> host;
+  for (const GroupLayout& shape : shapes) {
+    const auto x = normal<T>(numel(shape));
+    tensors.emplace_back(x, shift);
+    host.emplace_back();
+    for (const T& v : x) host.back().push_back(value(v));
+  }
+  const auto got = scores(tensors, shapes, kind, root);
+  another_order();
+  const auto again = scores(tensors, shapes, kind, root);
+  const double tolerance = sizeof(T) == 8 ? 1e-12 : 1e-5;  // sums are float32 at least
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    const auto out = got[i].read();
+    CHECK(same_bits(out, again[i].read()), "tensor %zu: other bits in another order", i);
+    for (std::int64_t g = 0; g < shapes[i].groups; ++g) {
+      const double want = score(host[i], shapes[i], g, kind, root);
+      CHECK(close(out[std::size_t(g)], want, tolerance), "kind %d tensor %zu group %d: %g want %g", int(kind), i, int(g),
+            double(out[std::size_t(g)]), want);
+    }
+  }
+}
+
+void test_nan() {
+  const GroupLayout shape{1, 2, 700};
+  auto x = normal<float>(1400);
+  x[900] = NAN;
+  std::vector<Device<float>> tensors;
+  tensors.emplace_back(x);
+  for (const Score kind : {Score::l2sq, Score::amax, Score::sum}) {
+    const auto out = scores(tensors, {shape}, kind, false)[0].read();
+    CHECK(!std::isnan(out[0]) && std::isnan(out[1]), "kind %d: %g %g", int(kind), double(out[0]), double(out[1]));
+  }
+}
+
+}  // namespace
+
+int main() {
+  return run([] {
+    test<float>(layouts(), Score::l2sq, true, 0);
+    test<float>(layouts(), Score::amax, false, 1);
+    test<double>(layouts(), Score::l1, false, 0);
+    test<__half>(layouts(), Score::sum, false, 0);
+    test<__nv_bfloat16>({{64, 12, 9}, {1, 40, 16}}, Score::l2sq, true, 1);
+    test<float>(std::vector<GroupLayout>(75, {3, 7, 1}), Score::l2sq, true, 0);  // more than one table
+    test_nan();
+  });
+}

@@ -1,0 +1,149 @@
+"""The CUDA kernels on the CPU: C++ tests under sanitizers and several thread orders, and whether planted mistakes
+and removed barriers are noticed. The ops themselves are tested on the emulated backend by test_ops.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_emulator import build
+
+pytestmark = pytest.mark.slow
+
+FOLDER = build.HERE
+PROGRAMS = ("reduce", "group_score", "group_topk", "prox", "rmda_step")
+ORDERS = ("forward", "reverse", "random:1", "random:2")
+RUNS = [(sanitizer, order) for sanitizer in ("plain", "asan", "tsan") for order in ORDERS]
+CASES = re.findall(r'^    \{"(.+?)",', (FOLDER / "bugs.cpp").read_text(), re.MULTILINE)
+
+
+def _source(name: str) -> Path:
+    return FOLDER / ("bugs.cpp" if name == "bugs" else f"test_{name}.cpp")
+
+
+class Programs:
+    """The C++ tests, all built at the first use, as many at a time as `build.JOBS`."""
+
+    def __init__(self) -> None:
+        wanted = [(name, sanitizer) for sanitizer in ("asan", "tsan", "plain") for name in (*PROGRAMS, "bugs")]
+        wanted.append(("reduce", "ucontext"))
+        self._pool = ThreadPoolExecutor(build.JOBS)
+        self._futures = {
+            (name, sanitizer): self._pool.submit(build.build_program, _source(name), sanitizer)
+            for name, sanitizer in wanted
+        }
+
+    def path(self, name: str, sanitizer: str) -> Path:
+        try:
+            return self._futures[name, sanitizer].result()
+        except RuntimeError as error:
+            if re.search(r"cannot find.*(lib)?[at]san", str(error)):
+                pytest.skip(f"the C++ compiler has no runtime of the sanitizer {sanitizer!r}")
+            raise
+
+    def outcome(self, name: str, sanitizer: str, *arguments: str, order: str, skip: str = "") -> tuple[int, str]:
+        done = build.run_program(self.path(name, sanitizer), *arguments, order=order, skip=skip)
+        return done.returncode, done.stdout + done.stderr
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Programs]:
+    built = Programs()
+    yield built
+    built.close()
+
+
+@pytest.mark.parametrize("sanitizer, order", [*RUNS, ("ucontext", "random:3")])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_kernels_match_plain_loops(programs: Programs, name: str, sanitizer: str, order: str) -> None:
+    if sanitizer == "ucontext":
+        name = "reduce"
+    code, output = programs.outcome(name, sanitizer, order=order)
+    assert code == 0, output
+    assert "all correct" in output
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_planted_mistake_is_noticed(programs: Programs, case: str) -> None:
+    """Every mistake shows in at least one run; correct twins show nothing in any."""
+    outcomes = (programs.outcome("bugs", *run[:1], str(CASES.index(case)), order=run[1]) for run in RUNS)
+    if case.startswith("CONTROL"):
+        for code, output in outcomes:
+            assert code == 0, output
+    else:
+        assert any(code != 0 for code, _ in outcomes), "nobody noticed"
+
+
+def test_planted_mistakes_are_all_there(programs: Programs) -> None:
+    code, output = programs.outcome("bugs", "plain", order="forward")
+    assert code == 0
+    assert output.splitlines() == CASES
+    assert sum(not case.startswith("CONTROL") for case in CASES) == 29
+
+
+def _barriers() -> list[tuple[str, int]]:
+    """Every barrier and fence of the kernels, as (file, line)."""
+    sites = []
+    for path in sorted([*build.CSRC.glob("cuda/*.cu"), *build.CSRC.glob("cuda/*.cuh")]):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(r"__(syncthreads|syncwarp|threadfence\w*)\(", line):
+                sites.append((path.name, number))
+    return sites
+
+
+@pytest.mark.parametrize("file, line", _barriers())
+def test_removed_barrier_is_noticed(programs: Programs, file: str, line: int) -> None:
+    """Without any one of its barriers a kernel gives a wrong result in some order, or ThreadSanitizer sees a race."""
+    names = ("reduce", *PROGRAMS[1:]) if file.endswith(".cuh") else (Path(file).stem,)
+    runs = [("tsan", "forward"), *(("plain", order) for order in ORDERS), ("tsan", "random:1")]
+    outcomes = (
+        programs.outcome(name, sanitizer, order=order, skip=f"{file}:{line}")
+        for name in names
+        for sanitizer, order in runs
+    )
+    assert any(code != 0 for code, _ in outcomes), f"nobody noticed that the barrier at {file}:{line} was left out"
+
+
+def test_skipping_needs_the_right_line(programs: Programs) -> None:
+    """The check above proves something only if leaving out nothing passes."""
+    file, line = _barriers()[0]
+    code, output = programs.outcome("reduce", "plain", order="random:1", skip=f"{file}:{line + 1000}")
+    assert code == 0, output
+
+
+def test_emulator_errors_reach_python() -> None:
+    emulated = build.load()
+    with pytest.raises(RuntimeError, match="DIVERGENT BARRIER: 1 of 32 threads"):
+        emulated.launch_broken_kernel()
+    assert emulated.group_score([torch.ones(4)], [1, 1, 4, 1], "sum", False)[0].item() == 4  # and it goes on
+    with pytest.raises(ValueError, match="order: expected 'forward'"):
+        emulated.set_order("sideways")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_emulated_half_types_round_like_torch(dtype: torch.dtype) -> None:
+    """All 65536 numbers widened, and numbers around every rounding boundary narrowed."""
+    emulated = build.load()
+    emulated.set_order("forward")
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    wide = emulated.group_score([halves], [1, halves.numel(), 1, 1], "sum", False)[0]
+    torch.testing.assert_close(wide, halves.float(), rtol=0, atol=0, equal_nan=True)
+
+    finite = halves[halves.isfinite()].sort().values
+    middle = (finite[1:].double() + finite[:-1].double()).div(2).float()
+    wide = torch.cat([middle, middle.nextafter(torch.tensor(1e38)), middle.nextafter(torch.tensor(-1e38))])
+    wide = torch.cat([wide, torch.tensor([1e-30, -1e-30, 65519.99, 65520.0, 1e30, float("inf"), -float("inf")])])
+    out = torch.zeros_like(wide, dtype=dtype)
+    # W0 is rounded to W where V and the gradient are zero and c = 1
+    clock = [torch.tensor(0.0)], [torch.tensor(0.0, dtype=torch.float64)]
+    state = [torch.zeros_like(out)], [torch.zeros_like(wide)], [wide]
+    layout = [1, wide.numel(), 1, 1]
+    emulated.rmda_step_([out], *state, *clock, layout, "soft", [0.0], 0.1, None, 1.0, False, None, None)
+    torch.testing.assert_close(out, wide.to(dtype), rtol=0, atol=0)
