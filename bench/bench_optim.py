@@ -47,8 +47,9 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
         yield harness.Case(
             "ProxSGD by input",
             workload,
-            sa.ProxSGD(_groups(parameters(), "input"), lr=LR, momentum=0.9).step,
-            count * 5 * size,  # gradient, weight twice, momentum twice
+            sa.ProxSGD(_groups(parameters(), "input"), lr=LR, rho=0.1).step,
+            count * (3 * size + 2 * state),  # gradient, weight twice, momentum twice
+            twin=sa.ProxSGD(_groups(parameters(), "input"), lr=LR, rho=0.1, foreach=False).step,
             peer=torch.optim.SGD(parameters(), lr=LR, momentum=0.9, fused=True).step,
             peer_name="SGD(momentum, fused=True)",
         )

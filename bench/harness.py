@@ -259,12 +259,10 @@ def run_benches(benches: dict[str, CaseMaker], settings: Settings) -> list[Row]:
     timer = Timer(settings.device)
     rows: list[Row] = []
     facts = machine()
-    where = (
-        facts["gpu"] if torch.device(settings.device).type == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
-    )
-    say(
-        f"{where}; torch {facts['torch']}; {settings.dtype}. Cold cache, interleaved, medians; time ratios below 1 mean faster."
-    )
+    gpu = torch.device(settings.device).type == "cuda"
+    processor = facts["gpu"] if gpu else f"{facts['cpu']}, {facts['threads']} threads"
+    say(f"{processor}; torch {facts['torch']}; {settings.dtype}.")
+    say("Cold caches, contenders interleaved, medians. Ratios of times: below 1 is faster than the other.")
     for bench, cases in benches.items():
         say(f"\n{bench}\n{format_line(HEADINGS)}")
         for case in cases(settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -196,7 +197,12 @@ def latency_ms(model: nn.Module, example_inputs: Any, *, budget_s: float = 0.2, 
 
 
 def plot_training(
-    path: str | Path, history: Mapping[str, Sequence[Mapping[str, float]]], report: CompactReport
+    path: str | Path,
+    history: Mapping[str, Sequence[Mapping[str, float]]],
+    report: CompactReport,
+    *,
+    milestones: Sequence[int] = (),
+    title: str = "",
 ) -> Path:
     """Draw accuracy and group sparsity over the epochs, and the channels kept per layer, into one PNG.
 
@@ -205,44 +211,66 @@ def plot_training(
         history: for every run, by its label, one mapping per epoch with ``"accuracy"`` and, where known,
             ``"group_sparsity"``, both in [0, 1].
         report: of the compact model.
+        milestones: epochs after which a stage ended, drawn as lines.
+        title: of the figure.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(13, 4), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
     accuracy, sparsity, channels = figure.subplots(1, 3)
-    for label, epochs in history.items():
-        for axes, key in ((accuracy, "accuracy"), (sparsity, "group_sparsity")):
-            points = [(index + 1, 100 * epoch[key]) for index, epoch in enumerate(epochs) if key in epoch]
+    for axes, key, name in (
+        (accuracy, "accuracy", "Test accuracy (%)"),
+        (sparsity, "group_sparsity", "Zero groups (%)"),
+    ):
+        for color, (label, epochs) in zip(itertools.cycle(_COLORS), history.items(), strict=False):
+            points = [(index, 100 * epoch[key]) for index, epoch in enumerate(epochs, start=1) if key in epoch]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker=".")
-    for axes, name in ((accuracy, "accuracy"), (sparsity, "zero groups")):
-        axes.set(xlabel="epoch", ylabel=f"{name} (%)", title=name)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
+                axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=2)
+                axes.plot(*points[-1], "o", color=color, markersize=5)
+        for milestone in milestones:
+            axes.axvline(milestone + 0.5, color="0.75", linewidth=1, linestyle=":", zorder=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", title=name, ylim=(0, 102))
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if accuracy.lines:
+        accuracy.legend(loc="lower right", frameon=False)
     plot_channels(channels, report)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
     logger.info("wrote %s", path)
     return path
 
 
+_COLORS = ("#868e96", "#e8590c", "#1971c2", "#2f9e44")
+
+
 def plot_channels(axes: Any, report: CompactReport) -> None:
-    """Draw the input channels of every layer, dense and kept, on matplotlib axes."""
+    """Draw the share of the input channels that every layer keeps, with both numbers, on matplotlib axes."""
     position = range(len(report.layers))
-    dense = [layer.inputs[0] for layer in report.layers]
-    kept = [layer.inputs[1] for layer in report.layers]
-    axes.bar(position, dense, color="0.85", label="dense")
-    axes.bar(position, kept, color="tab:blue", label="kept")
-    axes.set_yscale("log")
-    for x, (old, new) in enumerate(zip(dense, kept, strict=True)):
-        axes.annotate(f"{new}/{old}", (x, old), ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(list(position), [layer.name for layer in report.layers], rotation=45, ha="right")
-    axes.set(ylabel="input channels", title="channels kept per layer")
-    axes.legend()
+    kept = [100 * layer.inputs[1] / layer.inputs[0] if layer.inputs[0] else 0.0 for layer in report.layers]
+    size = 9 if len(report.layers) <= 16 else 5
+    axes.barh(position, [100] * len(kept), color="0.92", height=0.7)
+    axes.barh(position, kept, color=_COLORS[1], height=0.7)
+    for y, layer in zip(position, report.layers, strict=True):
+        axes.annotate(
+            f"{layer.inputs[1]} of {layer.inputs[0]}",
+            (102, y),
+            va="center",
+            fontsize=size,
+            annotation_clip=False,
+        )
+    axes.set_yticks(list(position), [layer.name for layer in report.layers], fontsize=size)
+    axes.invert_yaxis()
+    axes.set(xlabel="% of the dense layer", title="Input channels kept", xlim=(0, 100))
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)

@@ -25,12 +25,13 @@ from sparse_accel.penalties import GroupLasso
 from .digits import DigitsNet, load_digits
 from .progress import Advance, progress_bar
 from .summary import Targets, measure, plot, table
-from .training import Epoch, Images, fit, outputs, refresh_batch_norm
+from .training import Epoch, Images, fit, outputs, refresh_batch_norm, stage_ends
 
 __all__ = ["DemoResult", "run"]
 
 EPOCHS = 30
 BATCH_SIZE = 64
+STAGES = 4
 DENSE_LR, DENSE_MOMENTUM = 0.05, 0.9
 RMDA_LR, RMDA_MOMENTUM, STRENGTH, GAMMA = 1.0, 0.1, 1e-2, 0.1
 TARGETS = Targets(accuracy_loss=0.015, removed_groups=0.5, max_abs_diff=1e-5)
@@ -61,7 +62,7 @@ def run(out_dir: Path | str = "demo_out", *, epochs: int = EPOCHS, seed: int = 0
 
     Args:
         out_dir: created if need be.
-        epochs: of each of the two trainings; RMDA's three stages share them.
+        epochs: of each of the two trainings; RMDA's four stages share them.
         seed: of initial weights and shuffling.
         progress: show a progress bar.
 
@@ -105,7 +106,13 @@ def run(out_dir: Path | str = "demo_out", *, epochs: int = EPOCHS, seed: int = 0
     }
     histories = {"dense, SGD": dense_history, "RMDA + group lasso": sparse_history}
     files = {
-        "plot": plot(out_dir / "demo.png", histories, small.report),
+        "plot": plot(
+            out_dir / "demo.png",
+            histories,
+            small.report,
+            milestones=stage_ends(epochs, STAGES),
+            title="scikit-learn digits: dense training against RMDA with group lasso",
+        ),
         "figures": out_dir / "demo.json",
         "checkpoint": checkpoint,
     }
@@ -139,8 +146,7 @@ def train_sparse(images: Images, epochs: int, seed: int, advance: Advance) -> tu
     """RMDA with group lasso on the input channels, in stages; ends at the proximal iterate."""
     model, generator = _start(seed)
     optimizer = RMDA(param_groups(model, GroupLasso(STRENGTH, by="input")), lr=RMDA_LR, momentum=RMDA_MOMENTUM)
-    milestones = sorted({max(1, epochs * stage // 3) for stage in (1, 2)})
-    scheduler = MultiStageLR(optimizer, milestones=milestones, gamma=GAMMA, momentum="divide")
+    scheduler = MultiStageLR(optimizer, stage_ends(epochs, STAGES), gamma=GAMMA, momentum="divide")
     history = fit(
         model,
         optimizer,

@@ -45,7 +45,7 @@ class Targets:
         checks = (
             (
                 loss <= self.accuracy_loss + 1e-9,
-                f"the compact net loses {100 * loss:.2f} points of accuracy, at most {100 * self.accuracy_loss:g} wanted",
+                f"{100 * loss:.2f} points of accuracy are lost, at most {100 * self.accuracy_loss:g} wanted",
             ),
             (
                 removed >= self.removed_groups,
@@ -97,7 +97,14 @@ def table(figures: Mapping[str, ModelFigures], max_abs_diff: Mapping[str, float]
     return "\n".join([format_table(["", *figures], rows), notes])
 
 
-def plot(path: Path, histories: Mapping[str, Sequence[Epoch]], report: CompactReport) -> Path:
+def plot(
+    path: Path,
+    histories: Mapping[str, Sequence[Epoch]],
+    report: CompactReport,
+    *,
+    milestones: Sequence[int] = (),
+    title: str = "",
+) -> Path:
     """Accuracy and zero groups over the epochs, and the channels kept in each layer, as a PNG."""
     plain = {label: [epoch._asdict() for epoch in epochs] for label, epochs in histories.items()}
-    return plot_training(path, plain, report)
+    return plot_training(path, plain, report, milestones=milestones, title=title)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,8 +93,18 @@ def fit(
     return history
 
 
+def stage_ends(epochs: int, stages: int) -> list[int]:
+    """The epochs after which the stages but the last end, for stages as equal as can be.
+
+    Example:
+        >>> stage_ends(15, 5)
+        [3, 6, 9, 12]
+    """
+    return sorted({max(1, epochs * stage // stages) for stage in range(1, stages)})
+
+
 @contextlib.contextmanager
-def at_proximal_iterate(optimizer: Optimizer, model: nn.Module, images: Images):  # type: ignore[no-untyped-def]
+def at_proximal_iterate(optimizer: Optimizer, model: nn.Module, images: Images) -> Iterator[None]:
     """The model at the optimizer's proximal iterate, where it has one, with BatchNorm statistics of those weights.
 
     Running statistics are those of the weights in training, which differ; as for averaged weights
@@ -134,8 +144,10 @@ def latencies_ms(models: Sequence[nn.Module], inputs: Tensor, *, rounds: int = 4
         model.eval()
         model(inputs)
     times: list[list[float]] = [[] for _ in models]
+    runs = list(zip(models, times, strict=True))
     for _ in range(rounds):
-        for model, taken in zip(models, times, strict=True):
+        runs.append(runs.pop(0))  # nobody always follows the same one
+        for model, taken in runs:
             if inputs.is_cuda:
                 torch.cuda.synchronize()
             begin = time.perf_counter()
