@@ -85,6 +85,18 @@ def test_what_is_not_finite_shows(info: Any, flags: dict[str, Any], bad: float, 
 
 @each_info(OURS)
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("penalty", [sa.GroupLasso(1.0), sa.L1(1.0), sa.GroupL0(1.0)], ids=str)
+def test_a_zero_threshold_leaves_the_smallest_groups(info: Any, flags: dict[str, Any], penalty: Any) -> None:
+    """Also where the squared norm underflows."""
+    weight = Parameter(torch.full((3, 4), 1e-30))
+    opt = info.optim_cls([weight], lr=0.0, penalty=penalty, **flags)
+    weight.grad = torch.ones(3, 4)
+    opt.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3, 4), 1e-30), rtol=1e-6, atol=0)
+
+
+@each_info(OURS)
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_expanded_gradient(info: Any, flags: dict[str, Any]) -> None:
     one, two = Parameter(torch.ones(4, 5)), Parameter(torch.ones(4, 5))
     for param, grad in ((one, torch.ones(4, 5)), (two, torch.ones(1).expand(4, 5))):
