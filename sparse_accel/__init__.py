@@ -1,12 +1,41 @@
-"""Structured sparsity for PyTorch: train with group penalties, remove what became zero."""
+"""Structured sparsity for PyTorch: train with group penalties, remove what became zero, keep the speed."""
 
 from . import _compat
 
 _compat.check()
 
-from . import _build_info
+from . import _build_info, ops
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
+from .checkpoint import load, save
+from .compact import CompactResult, compact
+from .diagnostics import SparsityReport, sparsity
+from .groups import Grouping, GroupLayout, group_layout, param_groups
+from .optim import RMDA, ProxSGD, lr_scheduler
+from .penalties import L1, GroupL0, GroupLasso, Penalty
 
 __version__ = _build_info.version
-__all__ = ["BuildInfo", "__version__", "build_info", "load_jit"]
+__all__ = [
+    "L1",
+    "RMDA",
+    "BuildInfo",
+    "CompactResult",
+    "GroupL0",
+    "GroupLasso",
+    "GroupLayout",
+    "Grouping",
+    "Penalty",
+    "ProxSGD",
+    "SparsityReport",
+    "__version__",
+    "build_info",
+    "compact",
+    "group_layout",
+    "load",
+    "load_jit",
+    "lr_scheduler",
+    "ops",
+    "param_groups",
+    "save",
+    "sparsity",
+]
