@@ -116,11 +116,10 @@ class CompactReport:
 
 def compare_models(dense: nn.Module, small: nn.Module, example_inputs: Any, max_abs_diff: float) -> CompactReport:
     """Measure two models with the same layer names; neither changes."""
-    counts, latencies = [], []
-    for model in (dense, small):
-        probe = copy.deepcopy(model).eval()
-        counts.append(count_macs(probe, example_inputs))
-        latencies.append(latency_ms(probe, example_inputs))
+    probes = [copy.deepcopy(model).eval() for model in (dense, small)]
+    counts = [count_macs(probe, example_inputs) for probe in probes]
+    latency = latencies_ms(probes, example_inputs)
+    del probes
     modules = dict(small.named_modules())
     layers = []
     for name, module in dense.named_modules():
@@ -142,7 +141,7 @@ def compare_models(dense: nn.Module, small: nn.Module, example_inputs: Any, max_
         layers,
         (sum(p.numel() for p in dense.parameters()), sum(p.numel() for p in small.parameters())),
         (counts[0].get("", 0), counts[1].get("", 0)),
-        (latencies[0], latencies[1]),
+        (latency[0], latency[1]),
         max_abs_diff,
     )
 
@@ -177,23 +176,36 @@ def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     return out
 
 
-def latency_ms(model: nn.Module, example_inputs: Any, *, budget_s: float = 0.2, most: int = 50) -> float:
-    """Median wall time of one run in milliseconds, over at most ``most`` runs or ``budget_s`` seconds."""
+def latencies_ms(
+    models: Sequence[nn.Module], example_inputs: Any, *, budget_s: float = 0.5, most: int = 50
+) -> list[float]:
+    """Median wall time of one run of each model in milliseconds, the models taking turns.
+
+    Args:
+        models: in the mode to measure.
+        example_inputs: see :func:`run_model`.
+        budget_s: time after which no further round starts (one round is always measured).
+        most: number of rounds.
+    """
     inputs = copy.deepcopy(example_inputs)
-    cuda = any(tensor.is_cuda for tensor in model.parameters())
-    times: list[float] = []
+    cuda = any(tensor.is_cuda for model in models for tensor in model.parameters())
+    times: list[list[float]] = [[] for _ in models]
+    stop = float("inf")
     with torch.no_grad():
-        run_model(model, inputs)
-        stop = time.perf_counter() + budget_s
-        while not times or (len(times) < most and time.perf_counter() < stop):
-            if cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run_model(model, inputs)
-            if cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    return 1e3 * sorted(times)[len(times) // 2]
+        for turn in range(most + 1):
+            for model, own in zip(models, times, strict=True):
+                if cuda:
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                run_model(model, inputs)
+                if cuda:
+                    torch.cuda.synchronize()
+                if turn > 0:  # the first is a warm-up
+                    own.append(1e3 * (time.perf_counter() - start))
+            stop = min(stop, time.perf_counter() + budget_s)
+            if turn > 0 and time.perf_counter() > stop:
+                break
+    return [sorted(own)[len(own) // 2] for own in times]
 
 
 def plot_training(
@@ -232,8 +244,8 @@ def plot_training(
         for color, (label, epochs) in zip(itertools.cycle(_COLORS), history.items(), strict=False):
             points = [(index, 100 * epoch[key]) for index, epoch in enumerate(epochs, start=1) if key in epoch]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=2)
-                axes.plot(*points[-1], "o", color=color, markersize=5)
+                axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=2, clip_on=False)
+                axes.plot(*points[-1], "o", color=color, markersize=5, clip_on=False)
         for milestone in milestones:
             axes.axvline(milestone + 0.5, color="0.75", linewidth=1, linestyle=":", zorder=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -416,3 +416,141 @@ def test_report_is_readable() -> None:
     assert "MACs" in text
     assert report.macs[0] == 2 * (6 * 9 * 144 + 8 * 54 * 16 + 32 * 10 + 10 * 4)
     assert report.to_plain()["layers"][0]["name"] == "conv1"
+
+
+def test_auxiliary_head_of_train_mode_keeps_its_channels() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 5, 1), nn.Linear(5, 2)
+            self.norm = nn.BatchNorm2d(6)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            x = torch.relu(self.norm(self.a(x)))
+            out = self.c(torch.relu(self.b(x)).mean((2, 3)))
+            return (out, self.head(x.mean((2, 3)))) if self.training else out
+
+    model = randomize(Auxiliary()).train()
+    unread(model.b, (0, 1, 2))
+    unread(model.head, (1, 2, 3))
+    unread(model.c, (4,))
+    result = compact_checked(model, torch.randn(4, 2, 6, 6))
+    assert widths(result.model) == {"a": (2, 4), "b": (4, 4), "c": (4, 2), "head": (4, 2)}
+    x = torch.randn(4, 2, 6, 6)
+    for new, old in zip(result.model(x), model(x), strict=True):
+        torch.testing.assert_close(new, old)
+
+
+def test_unused_layers_are_left_alone() -> None:
+    model = randomize(Mlp())
+    model.unused = nn.Linear(3, 4)
+    unread(model.b, (0,))
+    assert widths(compact_checked(model, torch.randn(2, 6)).model)["unused"] == (3, 4)
+
+
+def test_buffers_that_the_forward_pass_writes() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("mean", torch.zeros(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            x = self.a(x)
+            self.mean.mul_(0.9).add_(x.mean(0))
+            return self.b(torch.relu(x - self.mean))
+
+    model = randomize(Counting())
+    unread(model.b, (1, 3))
+    silent(model.a, (0,), bias=0.5)
+    result = compact_checked(model, torch.randn(3, 4))
+    assert widths(result.model)["a"] == (4, 6)  # the written buffer is kept whole
+    assert float(result.model.calls) == 0
+
+
+def test_values_read_by_python_make_no_constants() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x) * float(x.mean()))
+
+    model = randomize(Scaled())
+    silent(model.a, (0,), bias=0.5)
+    unread(model.b, (3,))
+    result = compact_checked(model, torch.randn(3, 4))
+    assert widths(result.model)["a"] == (4, 5)
+    assert any("path of the example" in note for note in result.plan["notes"])
+
+
+def test_lazy_modules_are_named() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"1 \(LazyLinear\): weight has no shape yet"):
+        compact(nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2)), torch.randn(2, 3))
+
+
+def test_result_of_an_unseen_function_keeps_what_came_before() -> None:
+    @torch.jit.script
+    def hidden(x: Tensor) -> Tensor:
+        return x.flip(1)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.b(hidden(self.a(x)))))
+
+    model = randomize(Net())
+    unread(model.b, (0,))
+    unread(model.c, (0,))
+    result = compact_checked(model, torch.randn(3, 4))
+    assert widths(result.model) == {"a": (4, 6), "b": (6, 4), "c": (4, 2)}
+    assert any("unknown origin" in note for note in result.plan["notes"])
+
+
+def test_custom_autograd_function() -> None:
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(Double.apply(self.a(x)))
+
+    model = randomize(Net())
+    unread(model.b, (0,))
+    compact_checked(model, torch.randn(3, 4))
+
+
+def test_attention_block_keeps_its_model_dimension() -> None:
+    model = randomize(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    unread(model.linear2, range(0, 16, 3))
+    result = compact_checked(model, torch.randn(2, 5, 8))
+    assert widths(result.model)["linear1"] == (8, 10)
+
+
+def test_recurrent_layers_are_kept() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn, self.b, self.c = nn.Linear(4, 6), nn.LSTM(6, 5), nn.Linear(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.b(self.rnn(self.a(x))[0])))
+
+    model = randomize(Net())
+    unread(model.b, (0,))
+    unread(model.c, (1,))
+    result = compact_checked(model, torch.randn(3, 2, 4))
+    assert widths(result.model) == {"a": (4, 6), "b": (5, 3), "c": (3, 2)}

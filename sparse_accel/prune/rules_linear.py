@@ -102,6 +102,8 @@ def linear_read(
     if pads or spreads:
         foldable = foldable & (values == 0)
         values = values * foldable
+    if tracer.finished:  # only read in train mode
+        foldable, values = torch.zeros_like(foldable), torch.zeros_like(values)
     bias_name = _bias_name(call, bias, outputs)
     can_add = bias_name is not None or (bias is None and own and hasattr(module, "bias") and not flipped)
     read = Read(
@@ -116,7 +118,8 @@ def linear_read(
         transposed=transposed,
         bias_ok=can_add,
     )
-    graph.reads.append(read)
+    if key not in tracer.finished:
+        graph.reads.append(read)
     if own:
         graph.count(tracer.stack[-1], "in_channels", inputs)
         graph.count(tracer.stack[-1], "out_channels", outputs)
@@ -202,7 +205,10 @@ def _per_channel_norm(call: Call) -> Results:
         if tensor is None:
             continue
         if id(tensor) in call.tracer.names:
-            call.graph.slots.unite(call.graph.axis(call.tracer.names[id(tensor)], 0), slots)
+            name = call.tracer.names[id(tensor)]
+            call.graph.slots.unite(call.graph.axis(name, 0), slots)
+            if name in call.tracer.changed:
+                const = torch.zeros_like(const)
         else:
             value = call.tracer.value_of(tensor)
             call.graph.slots.unite(value.labels.reshape(-1), slots)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.prune.graph import GROUPED, tensors_of
+from sparse_accel.prune.graph import GROUPED, Read, tensors_of
 from sparse_accel.prune.liveness import Decision
 from sparse_accel.prune.slots import by_group
 
@@ -126,8 +126,7 @@ def cut_tensors(decision: Decision, plan: Plan, model: nn.Module) -> dict[str, T
         if not bool(folded.any()):
             continue
         weight = dense[read.weight].detach()
-        shift = _shift(weight.double().cpu(), read.transposed, read.groups, (read.values * folded))
-        shift = shift[decision.keeps(read.outputs)]
+        shift = _shift(weight, read, folded)[decision.keeps(read.outputs)]
         if read.bias is None and read.norm is None:
             name = f"{read.module}.bias" if read.module else "bias"
             out[name] = shift.to(weight.device, weight.dtype)
@@ -139,18 +138,20 @@ def cut_tensors(decision: Decision, plan: Plan, model: nn.Module) -> dict[str, T
     return out
 
 
-def _shift(weight: Tensor, transposed: bool, groups: int, values: Tensor) -> Tensor:
-    """What constant inputs add to every output, float64 [O].
+def _shift(weight: Tensor, read: Read, folded: Tensor) -> Tensor:
+    """What the folded constants add to every output of a read, float64 [O] on the CPU.
 
     Args:
-        weight: float64 [O, C / groups, ...] or [C, O / groups, ...].
-        transposed: which of the two.
-        groups: the convolution's groups.
-        values: [C].
+        weight: of the read.
+        read: the linear map.
+        folded: its input channels to fold, [C].
     """
-    blocks = by_group(weight, groups).sum(3)
-    per_group = values.reshape(groups, -1, 1)
-    return ((blocks.transpose(1, 2) if transposed else blocks) @ per_group).reshape(-1)
+    values = read.values * folded
+    if read.groups == 1:  # the weight can be large
+        few = folded.nonzero().reshape(-1)
+        weight, values = weight.index_select(0 if read.transposed else 1, few.to(weight.device)), values[few]
+    blocks = by_group(weight.double().cpu(), read.groups).sum(3)
+    return ((blocks.transpose(1, 2) if read.transposed else blocks) @ values.reshape(read.groups, -1, 1)).reshape(-1)
 
 
 def apply_plan(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -43,6 +45,9 @@ class Tracer(TorchFunctionMode):
         self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.stack: list[tuple[str, nn.Module]] = [("", model)]
         self.parameter_uses: dict[str, int] = {}
+        self.changed: set[str] = set()  # buffers that the forward pass writes
+        self.leaked = False  # whether Python has seen values that depend on the input
+        self.finished: frozenset[str] = frozenset()  # weights read in eval mode, when the pass in train mode runs
         self.absorbers: list[tuple[Value, str]] = []  # a linear map's result and the running mean that takes it
         for module in model.modules():
             plain = (item for key, item in vars(module).items() if key not in ("_parameters", "_buffers", "_modules"))
@@ -68,7 +73,7 @@ class Tracer(TorchFunctionMode):
 
     def _parameter_value(self, tensor: Tensor) -> Value:
         name = self.names[id(tensor)]
-        value = Value.opaque(tensor.shape, const=True)
+        value = Value.opaque(tensor.shape, const=name not in self.changed)
         long = [dim for dim, size in enumerate(tensor.shape) if size > 1]
         if len(long) == 1 and long[0] < 2:
             labels = self.graph.axis(name, long[0])
@@ -114,6 +119,13 @@ class Tracer(TorchFunctionMode):
         if not has_tensors and (call.name in _METADATA or getter):
             return
         taken = call.tensors()
+        if (
+            not has_tensors
+            and call.name != "__setitem__"
+            and not all(bool(self.value_of(t).const.all()) for t in taken)
+        ):
+            self.leaked = True
+            self.graph.note(f"{self.where()}: {call.name}: reads values: equality holds for the path of the example")
         for tensor in taken:
             if id(tensor) in self.names:
                 name = self.names[id(tensor)]
@@ -134,18 +146,23 @@ class Tracer(TorchFunctionMode):
         for output, value in zip(tree_tensors(call.result), values, strict=True):
             if any(output is tensor for tensor in taken):
                 self._forget_aliases(output)
+            if self.leaked or self.finished:
+                value = replace(value, const=torch.zeros_like(value.const))
             if id(output) in self.names:
-                if not in_place:
-                    continue
-                raise UnsupportedModelError(f"{self.where()}: {call.name} changes {self.names[id(output)]} in place")
+                if in_place:
+                    self.changed.add(self.names[id(output)])
+                    self.graph.pin_tensor(self.names[id(output)])
+                continue
             self.values[output] = value
 
     def _overwrite(self, call: Call) -> None:
         """An in-place operation without a rule: its tensors stay as they are."""
         call.give_up("writes in place")
         for tensor in call.tensors()[:1]:
-            if id(tensor) not in self.names:
-                self._forget_aliases(tensor)
+            self._forget_aliases(tensor)
+            if id(tensor) in self.names:
+                self.changed.add(self.names[id(tensor)])
+            else:
                 self.values[tensor] = Value.opaque(tensor.shape)
 
     def _forget_aliases(self, tensor: Tensor) -> None:
@@ -157,6 +174,36 @@ class Tracer(TorchFunctionMode):
             if other is not tensor and not other.is_sparse and other.untyped_storage().data_ptr() == pointer:
                 value.const = torch.zeros_like(value.const)
                 value.matrix = None
+
+    def run(self, example_inputs: Any) -> list[Tensor]:
+        """Run the model once; its output tensors, whose channels stay."""
+        del self.stack[1:]
+        for tensor in tree_tensors(example_inputs):
+            if id(tensor) not in self.names:
+                self.values[tensor] = Value.opaque(tensor.shape)
+        try:
+            with torch.no_grad(), self.follow_modules(), self:
+                outputs = list(tree_tensors(run_model(self.model, example_inputs)))
+        except UnsupportedModelError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{self.where()}: the forward pass on example_inputs failed: {type(error).__name__}: {error}"
+            ) from error
+        for tensor in outputs:
+            self.pin(tensor)
+            self.value_of(tensor).uses += 1
+        return outputs
+
+    def run_in_train_mode(self, example_inputs: Any) -> None:
+        """Follow the channels into modules that only run in train mode (auxiliary heads), which read them too."""
+        self.finished = frozenset(read.weight for read in self.graph.reads)
+        self.model.train()
+        try:
+            self.run(example_inputs)
+        except UnsupportedModelError as error:
+            idle = next(name for name, _ in self.model.named_parameters() if name not in self.parameter_uses)
+            self.graph.note(f"{idle}: not used in eval mode, and train mode cannot be followed ({error})")
 
     @contextmanager
     def follow_modules(self) -> Iterator[None]:
@@ -197,31 +244,21 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     """
     _refuse_wrappers(model)
     tracer = Tracer(model)
-    for tensor in tree_tensors(example_inputs):
-        if id(tensor) not in tracer.names:
-            tracer.values[tensor] = Value.opaque(tensor.shape)
-    try:
-        with torch.no_grad(), tracer.follow_modules(), tracer:
-            output = run_model(model, example_inputs)
-    except UnsupportedModelError:
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{tracer.where()}: the forward pass on example_inputs failed: {type(error).__name__}: {error}"
-        ) from error
-    outputs = list(tree_tensors(output))
+    outputs = tracer.run(example_inputs)
     if not outputs:
-        raise UnsupportedModelError(f"the model's output holds no tensor: {type(output).__name__}")
-    for tensor in outputs:
-        tracer.pin(tensor)
-        tracer.value_of(tensor).uses += 1
+        raise UnsupportedModelError("the model's output holds no tensor")
     _settle_folds(tracer)
+    if any(name not in tracer.parameter_uses for name, _ in model.named_parameters()):
+        tracer.run_in_train_mode(example_inputs)
     return tracer.graph, outputs
 
 
 def _refuse_wrappers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         kind = type(module).__name__
+        for key, tensor in {**vars(module), **module._parameters, **module._buffers}.items():
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+                raise UnsupportedModelError(f"{name or 'model'} ({kind}): {key} has no shape yet: run the model once")
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModelError(f"{name or 'model'}: a scripted module cannot be followed; pass the original")
         if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
