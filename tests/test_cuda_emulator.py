@@ -141,7 +141,7 @@ def test_emulated_half_types_round_like_torch(dtype: torch.dtype) -> None:
     wide = torch.cat([middle, middle.nextafter(torch.tensor(1e38)), middle.nextafter(torch.tensor(-1e38))])
     wide = torch.cat([wide, torch.tensor([1e-30, -1e-30, 65519.99, 65520.0, 1e30, float("inf"), -float("inf")])])
     out = torch.zeros_like(wide, dtype=dtype)
-    # W0 is rounded to W where V and the gradient are zero and c = 1
+    # W0 is rounded to W in the first step where the gradient is zero and c = 1
     clock = [torch.tensor(0.0)], [torch.tensor(0.0, dtype=torch.float64)]
     state = [torch.zeros_like(out)], [torch.zeros_like(wide)], [wide]
     layout = [1, wide.numel(), 1, 1]

@@ -62,12 +62,12 @@ SPARSE_ACCEL_HOST_DEVICE int power_of_two(std::int64_t n, int most) {
   return out;
 }
 
-constexpr int kMaxPieces = 256;             // per group: more would only lengthen the finishing pass
-constexpr int kMinPiece = 8192;             // group elements that are worth a block
+constexpr int kMaxPieces = 256;  // per group: more would only lengthen the finishing pass
+constexpr int kMinPiece = 8192;  // group elements that are worth a block
 constexpr int kElementsPerBlock = 16 * kThreads;
-constexpr int kShortRun = 32;               // inner runs from this length on are read as runs: 128 bytes of float
-constexpr int kTeamElements = 4;            // elements per thread of a team, before the team grows
-constexpr int kLongGroup = 512;             // groups beyond get a whole block
+constexpr int kShortRun = 32;     // inner runs from this length on are read as runs: 128 bytes of float
+constexpr int kTeamElements = 4;  // elements per thread of a team, before the team grows
+constexpr int kLongGroup = 512;   // groups beyond get a whole block
 
 // Threads that share a run of n elements.
 SPARSE_ACCEL_HOST_DEVICE int team_of(std::int64_t n) {

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) topk_pick_kernel(Selection<Bits>* se
   const unsigned count = selection->histogram[digit];
   const unsigned remaining = selection->remaining;
   unsigned total;
-  const unsigned larger = block_prefix(count, total);  // its barriers: everyone has read `remaining`
+  const unsigned larger = block_prefix(count, total);       // its barriers: everyone has read `remaining`
   if (larger < remaining && remaining <= larger + count) {  // on one thread
     selection->prefix |= Bits(Bits(digit) << shift);
     selection->found |= Bits(Bits(kDigits - 1) << shift);

@@ -18,8 +18,8 @@ void group_topk(const std::vector<at::Tensor>& scores, const std::vector<at::Ten
     total += scores[i].numel();
   }
   if (table.empty()) return;
-  TORCH_CHECK_VALUE(total < std::numeric_limits<int>::max(), "group_topk: scores: expected fewer than 2^31 numbers, got ",
-                    total);
+  TORCH_CHECK_VALUE(total < std::numeric_limits<int>::max(),
+                    "group_topk: scores: expected fewer than 2^31 numbers, got ", total);
   Launch launch(scores[0]);
   const at::Tensor has_nan = at::empty({1}, scores[0].options().dtype(at::kInt));
   // Nothing chosen: the first pass is still wanted, for its look at NaN.

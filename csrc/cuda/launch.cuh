@@ -12,7 +12,7 @@
 // SHARED(float, tile, [8][33]) declares a static array of the block.
 #define SHARED(T, name, dims) __shared__ T name dims
 // DYNAMIC_SHARED(float, buffer) names the memory whose size the launch gives, as float*.
-#define DYNAMIC_SHARED(T, name)                                       \
+#define DYNAMIC_SHARED(T, name)                                          \
   extern __shared__ __align__(16) unsigned char dynamic_shared_memory[]; \
   T* const name = reinterpret_cast<T*>(dynamic_shared_memory)
 

@@ -25,7 +25,7 @@ void prox_(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& s
 // Steps and alphas are read before the update and advanced at its end. They are on the device, or on
 // the CPU (then scalars go by value and are advanced on the host).
 void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
-                const std::vector<at::Tensor>& grad_sums, const std::vector<at::Tensor>& anchors,
+                const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
                 const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
                 const std::vector<Segment>& segments, Prox prox, const std::vector<double>& strengths, double lr,
                 const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,

@@ -91,7 +91,7 @@ __device__ __forceinline__ A reduce_piece(const Cover& cover, std::int64_t group
 
 // A thread's place in a tile of columns.
 struct Tile {
-  std::int64_t column;  // the thread's first
+  std::int64_t column;    // the thread's first
   std::int64_t row, end;  // the rows of the block's chunk; the thread takes every `step`-th
   int step;
   std::int64_t first_column;  // the block's

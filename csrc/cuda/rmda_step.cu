@@ -1,6 +1,6 @@
-// The RMDA update (Huang & Lee, ICLR 2022, Algorithm 1): shrink.cuh with x = W0 - V / beta, where V has
-// just taken in the gradient, and the result mixed into W. Reads grad, V, W0, W and writes V, W once;
-// groups that take three launches read V and W0 twice.
+// The RMDA update (Huang & Lee, ICLR 2022, Algorithm 1): shrink.cuh with X = W0 - V / beta, which has just
+// taken in the gradient (see math.h), and the result mixed into W. Reads grad, X, W0, W and writes X, W once;
+// groups that take three launches read X twice.
 #include "rmda_step.h"
 
 #include "shrink_launch.cuh"
@@ -11,8 +11,8 @@ namespace {
 // This step's numbers for one tensor.
 template <class A>
 struct RmdaNow {
-  A step_size;  // multiplies the gradient: s, with the sign of `maximize` and the gradients' scale
-  A inv_beta;
+  A rate;   // multiplies the gradient: lr, with the sign of `maximize` and the gradients' scale
+  A decay;  // of the way that X is from W0
   A tau;
   int skip;  // gradients are not finite: leave everything as it is
 };
@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kThreads)
   const RmdaScalars scalars = rmda_scalars(step, alpha, lr, clock.strength);
   const double scale = settings.grad_scale ? double(*settings.grad_scale) : 1.0;
   RmdaNow<A> now;
-  now.step_size = A((settings.maximize ? -scalars.step_size : scalars.step_size) / scale);
-  now.inv_beta = A(scalars.inv_beta);
+  now.rate = A((settings.maximize ? -lr : lr) / scale);
+  now.decay = A(scalars.decay);
   now.tau = A(scalars.tau);
   now.skip = settings.found_inf && *settings.found_inf != 0.f;
   table.options.now[entry.tensor] = now;
@@ -66,7 +66,7 @@ struct RmdaBody {
     Target<A> target;
     T* param;
     const T* grad;
-    A* grad_sum;
+    A* point;
     const A* anchor;
     int tensor;
   };
@@ -79,20 +79,22 @@ struct RmdaBody {
         momentum_(options.momentum) {}
   __device__ bool skip() const { return now_.skip != 0; }
 
-  // V += s * grad; x = W0 - V / beta
+  // X = W0 + decay (X - W0) - lr grad
   template <int N>
   __device__ __forceinline__ Pack<A, N> first(std::int64_t offset) const {
     const Pack<A, N> grad = load<N>(entry_.grad + offset);
     const Pack<A, N> anchor = load<N>(entry_.anchor + offset);
-    Pack<A, N> sum = load<N>(entry_.grad_sum + offset);
+    Pack<A, N> x = load<N>(entry_.point + offset);
 #pragma unroll
-    for (int k = 0; k < N; ++k) sum.value[k] += now_.step_size * grad.value[k];
-    store<N>(entry_.grad_sum + offset, sum);
-    return point(sum, anchor);
+    for (int k = 0; k < N; ++k) {
+      x.value[k] = anchor.value[k] + now_.decay * (x.value[k] - anchor.value[k]) - now_.rate * grad.value[k];
+    }
+    store<N>(entry_.point + offset, x);
+    return x;
   }
   template <int N>
   __device__ __forceinline__ Pack<A, N> again(std::int64_t offset) const {
-    return point(load<N>(entry_.grad_sum + offset), load<N>(entry_.anchor + offset));
+    return load<N>(entry_.point + offset);
   }
   // W = (1 - c) W + c * factor * x
   template <int N>
@@ -111,13 +113,6 @@ struct RmdaBody {
   const A tau;
 
  private:
-  template <int N>
-  __device__ __forceinline__ Pack<A, N> point(const Pack<A, N>& sum, Pack<A, N> anchor) const {
-#pragma unroll
-    for (int k = 0; k < N; ++k) anchor.value[k] -= sum.value[k] * now_.inv_beta;
-    return anchor;
-  }
-
   const Entry& entry_;
   const RmdaNow<A> now_;
   const A momentum_;
@@ -138,11 +133,11 @@ void launch(const std::vector<RmdaSegment>& segments, const std::vector<RmdaCloc
     const typename Body::Entry entry{{},
                                      static_cast<T*>(segment.param),
                                      static_cast<const T*>(segment.grad),
-                                     static_cast<A*>(segment.grad_sum),
+                                     static_cast<A*>(segment.point),
                                      static_cast<const A*>(segment.anchor),
                                      segment.tensor};
-    const bool aligned = is_aligned(entry.param) && is_aligned(entry.grad) && is_aligned(entry.grad_sum) &&
-                         is_aligned(entry.anchor);
+    const bool aligned =
+        is_aligned(entry.param) && is_aligned(entry.grad) && is_aligned(entry.point) && is_aligned(entry.anchor);
     items.push_back({entry, segment.layout, aligned, segment.tensor});
   }
   Shrink<Body>({settings.prox, A(settings.momentum), now}, allocate, stream).run(items, nullptr);

@@ -11,7 +11,7 @@ namespace sparse_accel::cuda {
 struct RmdaSegment {
   void* param;         // W   first element of the segment
   const void* grad;    //     dtype of param
-  void* grad_sum;      // V   compute type
+  void* point;         // X   compute type; see math.h
   const void* anchor;  // W0  compute type
   GroupLayout layout;  // [outer, groups, inner]
   int tensor;          // whose clock it follows

@@ -7,7 +7,7 @@
 
 namespace sparse_accel::cuda {
 void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
-                const std::vector<at::Tensor>& grad_sums, const std::vector<at::Tensor>& anchors,
+                const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
                 const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
                 const std::vector<Segment>& segments, Prox prox, const std::vector<double>& strengths, double lr,
                 const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
@@ -41,7 +41,7 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
   for (const Segment& segment : segments) {
     const auto i = size_t(segment.tensor);
     const int64_t at = segment.element;
-    table.push_back({element(params[i], at), const_element(grads[i], at), element(grad_sums[i], at),
+    table.push_back({element(params[i], at), const_element(grads[i], at), element(points[i], at),
                      const_element(anchors[i], at), segment.layout, int(segment.tensor)});
   }
   const RmdaSettings settings{prox,

@@ -69,8 +69,7 @@ __device__ __forceinline__ double shrink_elements(Body& body, std::int64_t begin
 
 // Groups of one element. Block b takes elements [b, b + 1) * length.
 template <class Body>
-__global__ void __launch_bounds__(kThreads)
-    shrink_elements_kernel(const __grid_constant__ BodyTable<Body> table) {
+__global__ void __launch_bounds__(kThreads) shrink_elements_kernel(const __grid_constant__ BodyTable<Body> table) {
   constexpr int kPack = kWidth<typename Body::Element>;
   const int i = find_entry(table);
   const auto& target = table.entries[i].target;
@@ -124,9 +123,8 @@ __global__ void __launch_bounds__(kThreads) shrink_fused_kernel(const __grid_con
   const int block = int(blockIdx.x) - table.first_block[i];
   Body body(table.options, table.entries[i]);
   if (body.skip()) return;
-  const double value = target.cover.packed
-                           ? shrink_fused<kWidth<typename Body::Element>>(body, target, block, staging)
-                           : shrink_fused<1>(body, target, block, staging);
+  const double value = target.cover.packed ? shrink_fused<kWidth<typename Body::Element>>(body, target, block, staging)
+                                           : shrink_fused<1>(body, target, block, staging);
   write_value(target, block, value);
 }
 
@@ -180,9 +178,8 @@ __global__ void __launch_bounds__(kThreads) shrink_factors_kernel(const __grid_c
   const Cover cover = cover_runs(target.cover.partials(), 1, false);
   const std::int64_t group = std::int64_t(block) * (kThreads / cover.team) + threadIdx.x / cover.team;
   const bool active = group < cover.layout.groups;
-  const A square = reduce_piece<1, A>(cover, group, 0, active, Add(), [&](std::int64_t offset) {
-    return load<1>(target.partials + offset);
-  });
+  const A square = reduce_piece<1, A>(cover, group, 0, active, Add(),
+                                      [&](std::int64_t offset) { return load<1>(target.partials + offset); });
   double value = 0;
   if (active && threadIdx.x % cover.team == 0) {
     const A size = A(target.cover.group_size());

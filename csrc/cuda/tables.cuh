@@ -44,8 +44,8 @@ struct Work {
 
 // Launches the kernel over all work, as many tables as it takes.
 template <class Entry, class Options>
-void launch_tables(void (*kernel)(Table<Entry, Options>), const std::vector<Work<Entry>>& work,
-                   const Options& options, std::size_t shared, cudaStream_t stream) {
+void launch_tables(void (*kernel)(Table<Entry, Options>), const std::vector<Work<Entry>>& work, const Options& options,
+                   std::size_t shared, cudaStream_t stream) {
   constexpr std::int64_t kMaxBlocks = 0x7fffffff;
   static_assert(sizeof(Table<Entry, Options>) <= 4096, "kernel parameters end at 4 KB");
   Table<Entry, Options> table{};

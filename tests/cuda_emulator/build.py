@@ -50,7 +50,7 @@ def run_compiler(arguments: Iterable[object]) -> None:
     command = [*compiler(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{' '.join(command)}\n{(done.stdout + done.stderr)[:8000]}")
 
 
 def digest(*parts: object) -> str:
@@ -89,17 +89,19 @@ def compile_object(source: Path, flags: list[str], folder: Path, *depends: objec
 
 # How the programs of C++ tests are built.
 SANITIZERS = {
-    "plain": [],
-    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
-    "tsan": ["-fsanitize=thread"],
-    "ucontext": ["-DEMU_UCONTEXT"],  # the way fibers switch on processors other than x86-64
+    "plain": ["-O1"],
+    "asan": ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+    "tsan": ["-O1", "-fsanitize=thread"],
+    "ucontext": ["-O1", "-DEMU_UCONTEXT"],  # the way fibers switch on processors other than x86-64
 }
-PROGRAM_FLAGS = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *EMULATED]
+PROGRAM_FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DSPARSE_ACCEL_EMULATED"]
 
 
-def build_program(source: Path, sanitizer: str, folder: Path = BUILD / "programs") -> Path:
-    """Compile a C++ test of one file; returns the program."""
-    flags = [*PROGRAM_FLAGS, f"-I{CSRC}", *SANITIZERS[sanitizer]]
+def build_program(
+    source: Path, sanitizer: str, folder: Path = BUILD / "programs", csrc: Path = CSRC, *more: str
+) -> Path:
+    """Compile a C++ test of one file, with the kernels under `csrc` and `more` flags; returns the program."""
+    flags = [*PROGRAM_FLAGS, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}", *SANITIZERS[sanitizer], *more]
     key = digest(source, " ".join([*compiler(), *flags]), *kernel_headers(), *kernel_sources())
     program = folder / f"{source.stem}.{sanitizer}.{key}"
     if not program.exists():

@@ -14,8 +14,8 @@ struct dim3 {
 };
 
 // As wide and as strictly aligned as on the GPU: UBSan then finds misaligned vector accesses.
-#define EMU_VECTOR_TYPES(T, name)                      \
-  struct alignas(2 * sizeof(T)) name##2 { T x, y; };   \
+#define EMU_VECTOR_TYPES(T, name)                    \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; }; \
   struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) name##4 { T x, y, z, w; };
 EMU_VECTOR_TYPES(float, float)
 EMU_VECTOR_TYPES(double, double)
@@ -60,7 +60,8 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 }
 
 inline float __half2float(__half x) {
-  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 0x3ff;
+  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31,
+                      fraction = x.bits & 0x3ff;
   if (exponent == 31) return emu::bits_float(sign | 0x7f800000u | fraction << 13);
   if (exponent != 0) return emu::bits_float(sign | (exponent + 112) << 23 | fraction << 13);
   const float magnitude = float(fraction) * 0x1p-24f;  // zero or subnormal

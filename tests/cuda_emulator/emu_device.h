@@ -17,9 +17,9 @@
 #define __shared__ static  // works, but SHARED is better: poisoned per block, red zones, known to the race check
 #define __constant__ static
 
-#define SHARED(T, name, dims)                     \
+#define SHARED(T, name, dims)                           \
   static ::emu::SharedArray name##_emu{sizeof(T dims)}; \
-  using name##_emu_type = T dims;                 \
+  using name##_emu_type = T dims;                       \
   name##_emu_type& name = *static_cast<name##_emu_type*>(name##_emu.get())
 #define DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emu::engine.dynamic_shared())
 
@@ -111,7 +111,9 @@ inline EMU_FN void __threadfence(EMU_SITE) {
 inline EMU_FN void __threadfence_block(EMU_SITE) { __threadfence(file, line); }
 
 namespace emu {
-EMU_TSAN(inline EMU_FN void publish(void* p) { if (engine.fenced()) __tsan_release(p); })
+EMU_TSAN(inline EMU_FN void publish(void* p) {
+  if (engine.fenced()) __tsan_release(p);
+})
 
 template <class T>
 using NotDeduced = typename std::enable_if<true, T>::type;

@@ -134,7 +134,7 @@ class Engine {
     char barrier[2], lane[kMaxThreads], warp[32][64];
   };
 
-  std::mutex mutex_;
+  std::recursive_mutex mutex_;  // Python threads take turns
   Thread host_{}, *current_ = &host_, *threads_ = nullptr;
   unsigned threads_in_block_ = 0, live_ = 0, queue_head_ = 0, queue_size_ = 0, queue_[kMaxThreads];
   unsigned warp_live_[32], warp_waiting_[32];
@@ -179,4 +179,5 @@ class SharedArray {
 
 }  // namespace emu
 
+#include "emu_run.h"
 #include "emu_schedule.h"

@@ -55,8 +55,8 @@ void test(const std::vector<GroupLayout>& shapes, Score kind, bool root, std::si
     CHECK(same_bits(out, again[i].read()), "tensor %zu: other bits in another order", i);
     for (std::int64_t g = 0; g < shapes[i].groups; ++g) {
       const double want = score(host[i], shapes[i], g, kind, root);
-      CHECK(close(out[std::size_t(g)], want, tolerance), "kind %d tensor %zu group %d: %g want %g", int(kind), i, int(g),
-            double(out[std::size_t(g)]), want);
+      CHECK(close(out[std::size_t(g)], want, tolerance), "kind %d tensor %zu group %d: %g want %g", int(kind), i,
+            int(g), double(out[std::size_t(g)]), want);
     }
   }
 }

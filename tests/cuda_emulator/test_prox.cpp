@@ -77,7 +77,8 @@ void test_blocks() {
   for (int block = 0; block < 2; ++block) {
     for (int g = 0; g < 5; ++g) {
       double square = 0;
-      for (int o = 0; o < 6; ++o) square += double(x[std::size_t(block * 30 + o * 5 + g)]) * x[std::size_t(block * 30 + o * 5 + g)];
+      for (int o = 0; o < 6; ++o)
+        square += double(x[std::size_t(block * 30 + o * 5 + g)]) * x[std::size_t(block * 30 + o * 5 + g)];
       penalty += penalty_value(Prox::soft, square, prox_scale(Prox::soft, square, 0.5, 6.0), 6.0);
     }
   }

@@ -63,7 +63,8 @@ void test_block_prefix() {
     for (unsigned j = 0; j < kThreads; ++j) total += x[block * kThreads + j];
     for (unsigned j = 0; j < kThreads; ++j) {
       const unsigned i = block * kThreads + j, total2 = (2 + kThreads) * total;
-      CHECK(got[4 * i] == rank && got[4 * i + 1] == total, "[%u] %u %u want %u %u", i, got[4 * i], got[4 * i + 1], rank, total);
+      CHECK(got[4 * i] == rank && got[4 * i + 1] == total, "[%u] %u %u want %u %u", i, got[4 * i], got[4 * i + 1], rank,
+            total);
       CHECK(got[4 * i + 2] == rank2 && got[4 * i + 3] == total2, "[%u] %u %u want %u %u", i, got[4 * i + 2],
             got[4 * i + 3], rank2, total2);
       rank += x[i];

@@ -24,7 +24,7 @@ template <class T>
 struct State {
   using A = Compute<T>;
   std::vector<std::vector<T>> params, grads;
-  std::vector<std::vector<A>> grad_sums, anchors;
+  std::vector<std::vector<A>> points, anchors;
   std::vector<float> steps;
   std::vector<double> alphas;
 };
@@ -34,7 +34,7 @@ State<T> step(const State<T>& before, const std::vector<GroupLayout>& shapes, co
   using A = Compute<T>;
   const std::size_t count = shapes.size();
   std::vector<Device<T>> params, grads;
-  std::vector<Device<A>> grad_sums, anchors;
+  std::vector<Device<A>> points, anchors;
   Device<float> steps(before.steps);
   Device<double> alphas(before.alphas);
   Device<double> lr(std::vector<double>{kLr});
@@ -44,10 +44,9 @@ State<T> step(const State<T>& before, const std::vector<GroupLayout>& shapes, co
   for (std::size_t i = 0; i < count; ++i) {
     params.emplace_back(before.params[i], options.shift);
     grads.emplace_back(before.grads[i], options.shift);
-    grad_sums.emplace_back(before.grad_sums[i], options.shift);
+    points.emplace_back(before.points[i], options.shift);
     anchors.emplace_back(before.anchors[i], options.shift);
-    segments.push_back(
-        {params[i].get(), grads[i].get(), grad_sums[i].get(), anchors[i].get(), shapes[i], int(i)});
+    segments.push_back({params[i].get(), grads[i].get(), points[i].get(), anchors[i].get(), shapes[i], int(i)});
     if (options.clocks_on_device) {
       clocks.push_back({steps.get() + i, alphas.get() + i, 0, 0, kStrength});
     } else {
@@ -69,7 +68,7 @@ State<T> step(const State<T>& before, const std::vector<GroupLayout>& shapes, co
   for (std::size_t i = 0; i < count; ++i) {
     after.params.push_back(params[i].read());
     after.grads.push_back(grads[i].read());
-    after.grad_sums.push_back(grad_sums[i].read());
+    after.points.push_back(points[i].read());
     after.anchors.push_back(anchors[i].read());
   }
   after.steps = steps.read();
@@ -82,21 +81,23 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
              const Options& options) {
   const bool skipped = options.found_inf != 0;
   const RmdaScalars scalars = rmda_scalars(kStep, kAlpha, kLr, kStrength);
-  const double factor_grad = (options.maximize ? -1 : 1) * scalars.step_size / (options.grad_scale > 0 ? options.grad_scale : 1);
+  const double scale = options.grad_scale > 0 ? options.grad_scale : 1;
+  const double rate = (options.maximize ? -kLr : kLr) / scale;
   const double tolerance = kTolerance<Compute<T>> * 4, size = double(shape.outer * shape.inner);
   CHECK(same_bits(before.grads[t], after.grads[t]) && same_bits(before.anchors[t], after.anchors[t]), "only read");
   const bool ticks = options.clocks_on_device && !skipped;
   CHECK(after.steps[t] == (ticks ? kStep + 1 : kStep), "step %g", double(after.steps[t]));
   CHECK(close(after.alphas[t], ticks ? scalars.alpha : kAlpha, 1e-14), "alpha %g", after.alphas[t]);
   if (skipped) {
-    CHECK(same_bits(before.params[t], after.params[t]) && same_bits(before.grad_sums[t], after.grad_sums[t]), "inf");
+    CHECK(same_bits(before.params[t], after.params[t]) && same_bits(before.points[t], after.points[t]), "inf");
     return;
   }
   std::vector<double> point(before.params[t].size());
   for (std::size_t i = 0; i < point.size(); ++i) {
-    const double sum = before.grad_sums[t][i] + factor_grad * value(before.grads[t][i]);
-    CHECK(close(after.grad_sums[t][i], sum, tolerance), "V %zu [%zu]: %g want %g", t, i, double(after.grad_sums[t][i]), sum);
-    point[i] = before.anchors[t][i] - sum * scalars.inv_beta;
+    const double anchor = before.anchors[t][i];
+    point[i] = anchor + scalars.decay * (before.points[t][i] - anchor) - rate * value(before.grads[t][i]);
+    const double got = after.points[t][i];
+    CHECK(close(got, point[i], tolerance), "X %zu [%zu]: %g want %g", t, i, got, point[i]);
   }
   for (std::int64_t g = 0; g < shape.groups; ++g) {
     double square = 0;
@@ -116,7 +117,7 @@ void test(const std::vector<GroupLayout>& shapes, const Options& options) {
   for (const GroupLayout& shape : shapes) {
     before.params.push_back(normal<T>(numel(shape)));
     before.grads.push_back(normal<T>(numel(shape)));
-    before.grad_sums.push_back(normal<Compute<T>>(numel(shape)));
+    before.points.push_back(normal<Compute<T>>(numel(shape)));
     before.anchors.push_back(normal<Compute<T>>(numel(shape)));
   }
   before.steps.assign(shapes.size(), kStep);
@@ -125,7 +126,7 @@ void test(const std::vector<GroupLayout>& shapes, const Options& options) {
   another_order();
   const auto again = step(before, shapes, options);
   for (std::size_t t = 0; t < shapes.size(); ++t) {
-    CHECK(same_bits(after.params[t], again.params[t]) && same_bits(after.grad_sums[t], again.grad_sums[t]),
+    CHECK(same_bits(after.params[t], again.params[t]) && same_bits(after.points[t], again.points[t]),
           "tensor %zu: other bits in another order", t);
     compare(before, after, t, shapes[t], options);
   }
