@@ -138,14 +138,20 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def latencies_ms(models: Sequence[nn.Module], inputs: Tensor, *, rounds: int = 40) -> list[float]:
-    """Median milliseconds that each model takes for one batch, in eval mode; the models take turns."""
+def latencies_ms(models: Sequence[nn.Module], inputs: Tensor, *, rounds: int = 60, seconds: float = 3.0) -> list[float]:
+    """Median milliseconds that each model takes for one batch, in eval mode.
+
+    The models take turns, for ``rounds`` rounds, or fewer (five at least) when these many seconds are over.
+    """
     for model in models:
         model.eval()
         model(inputs)
     times: list[list[float]] = [[] for _ in models]
     runs = list(zip(models, times, strict=True))
-    for _ in range(rounds):
+    start = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= 5 and time.perf_counter() - start > seconds:
+            break
         runs.append(runs.pop(0))  # nobody always follows the same one
         for model, taken in runs:
             if inputs.is_cuda:

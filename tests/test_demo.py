@@ -1,0 +1,130 @@
+"""The demo end to end, in a few epochs, and what it is made of."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("sklearn", reason="the demo extra is not installed")
+pytest.importorskip("matplotlib", reason="the demo extra is not installed")
+
+import sparse_accel as sa
+from sparse_accel import demo
+from sparse_accel.demo import digits, summary, training
+from sparse_accel.demo.progress import progress_bar
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Four epochs: every stage of RMDA has one."""
+    out = tmp_path_factory.mktemp("demo")
+    return demo.run(out, epochs=4, seed=0, progress=False)
+
+
+def test_writes_plot_figures_and_checkpoint(short_run):
+    files = short_run.files
+    assert files["plot"].read_bytes().startswith(PNG)
+    assert files["plot"].stat().st_size > 10_000
+    assert (files["checkpoint"] / "model.safetensors").exists()
+    assert (files["checkpoint"] / "plan.json").exists()
+    written = json.loads(files["figures"].read_text())
+    assert written == json.loads(json.dumps(short_run.figures))
+    assert len(written["history"]["RMDA"]) == len(written["history"]["dense, SGD"]) == 4
+
+
+def test_compact_model_is_the_trained_one(short_run):
+    models = short_run.figures["models"]
+    assert models["RMDA, compact"]["accuracy"] == models["RMDA"]["accuracy"]
+    assert models["RMDA, compact"]["parameters"] < models["RMDA"]["parameters"] == models["dense, SGD"]["parameters"]
+    assert models["RMDA, compact"]["macs"] < models["RMDA"]["macs"]
+    assert short_run.figures["max_abs_diff"] <= 1e-5
+    assert short_run.figures["checkpoint_equal"]
+
+
+def test_checkpoint_loads_into_the_dense_class(short_run):
+    images = digits.load_digits()
+    restored = sa.load(short_run.files["checkpoint"], digits.DigitsNet())
+    expected = short_run.figures["models"]["RMDA, compact"]["accuracy"]
+    assert training.accuracy(restored, images.test_x, images.test_y) == expected
+
+
+def test_status_follows_the_targets(short_run, tmp_path, monkeypatch, capsys):
+    assert short_run.status == (1 if short_run.missed else 0)
+    monkeypatch.setattr(demo, "TARGETS", summary.Targets(accuracy_loss=1, removed_groups=1.01, max_abs_diff=1e-5))
+    result = demo.run(tmp_path, epochs=1, progress=False)
+    assert result.status == 1
+    assert "TARGET MISSED" in capsys.readouterr().out
+    monkeypatch.setattr(demo, "TARGETS", summary.Targets(accuracy_loss=1, removed_groups=0, max_abs_diff=1e-5))
+    assert demo.run(tmp_path, epochs=1, progress=False).status == 0
+    assert "MISSED" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_default_demo_meets_its_targets(tmp_path, capsys):
+    result = demo.run(tmp_path, progress=False)
+    assert result.missed == ()
+    table = capsys.readouterr().out
+    for row in ("accuracy", "zero groups", "parameters", "MACs per image", "latency", "largest output difference"):
+        assert row in table
+
+
+def test_same_seed_same_figures_and_random_state_untouched():
+    images = digits.load_digits()
+    state = torch.get_rng_state()
+    ignore = lambda label, figures: None  # noqa: E731
+    first, _, history = demo.train_sparse(images, 1, 3, ignore)
+    second, _, again = demo.train_sparse(images, 1, 3, ignore)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [epoch[:3] for epoch in history] == [epoch[:3] for epoch in again]
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_digits_are_split_once_and_for_all():
+    images = digits.load_digits()
+    assert images.train_x.shape == (1347, 1, 8, 8)
+    assert images.test_x.shape == (450, 1, 8, 8)
+    assert float(images.train_x.max()) == 1.0
+    assert torch.equal(images.test_y, digits.load_digits().test_y)
+    assert images.test_y.bincount().min() > 20
+
+
+def test_evaluation_leaves_the_training_iterate_alone():
+    images = digits.load_digits()
+    model = digits.DigitsNet()
+    optimizer = sa.RMDA(sa.param_groups(model, sa.GroupLasso(1.0)), lr=1.0, momentum=0.1)
+    nn.functional.cross_entropy(model(images.train_x[:64]), images.train_y[:64]).backward()
+    optimizer.step()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with training.at_proximal_iterate(optimizer, model, images):
+        assert sa.sparsity(model).group_sparsity == 1.0
+    assert sa.sparsity(model).group_sparsity == 0.0
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_latencies_order_models_by_work():
+    small, large = nn.Linear(8, 8), nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
+    quick = training.latencies_ms([small], torch.zeros(64, 8), rounds=5)[0]
+    slow = training.latencies_ms([large], torch.zeros(64, 512), rounds=5)[0]
+    assert 0 < quick < slow
+
+
+@pytest.mark.parametrize("epochs, stages, ends", [(15, 5, [3, 6, 9, 12]), (4, 4, [1, 2, 3]), (1, 4, [1]), (3, 1, [])])
+def test_stage_ends(epochs, stages, ends):
+    assert training.stage_ends(epochs, stages) == ends
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_progress_bar(shown, capfd):
+    pytest.importorskip("rich", reason="the demo extra is not installed")
+    with progress_bar(2, shown) as advance:
+        advance("training", training.Epoch(0.5, 0.25, 1.0, 0.1))
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert ("50.0 %" in output.err) == shown
