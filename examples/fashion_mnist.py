@@ -1,6 +1,6 @@
 """LeNet5 (20-50-500-10) on Fashion-MNIST: RMDA against ProxSGD under the same group lasso, then removal.
 
-    python examples/fashion_mnist.py --data-dir DIR [--epochs 15] [--optimizers rmda proxsgd] [--out fashion_out]
+    python examples/fashion_mnist.py --data-dir DIR [--epochs 15] [--optimizers rmda proxsgd] [--out out/fashion_mnist]
 
 DIR holds the four idx files of https://github.com/zalandoresearch/fashion-mnist, plain or gzipped. Five equal stages
 with the learning rate divided by 10 between them, as in Huang & Lee, ICLR 2022 (arXiv 2112.02612), in a short budget.
@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=15, help="shared by five stages (15)")
     parser.add_argument("--optimizers", nargs="+", choices=NAMES, default=["rmda", "proxsgd"])
     parser.add_argument("--strength", type=float, default=1e-4, help="of the penalty (1e-4)")
-    parser.add_argument("--out", type=Path, default=Path("fashion_out"), help="figures, plot, checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("out/fashion_mnist"), help="figures, plot, checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-progress", action="store_true")

@@ -57,7 +57,7 @@ class DemoResult:
         return 1 if self.missed else 0
 
 
-def run(out_dir: Path | str = "demo_out", *, epochs: int = EPOCHS, seed: int = 0, progress: bool = True) -> DemoResult:
+def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0, progress: bool = True) -> DemoResult:
     """Run the demo, print its table, and write a plot, the figures and the compact model's checkpoint.
 
     Args:
