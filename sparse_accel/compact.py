@@ -76,10 +76,12 @@ def compact(
     Args:
         model: in train or eval mode; neither it nor its mode changes, also not on failure.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
-        optimizer: whose parameters are the model's. The result's optimizer continues as this one would on the kept
-            weights, as long as what was removed would have stayed zero.
+        optimizer: whose parameters are the model's. The result's optimizer continues as this one would if what was
+            removed were zero and stayed so: the same next steps of the kept weights.
         tolerance: largest accepted difference of the outputs on the example, relative to ``max(1, max |output|)``;
             by default 1e-10, 1e-5, 3e-2 and 4e-3 for float64, float32, bfloat16 and float16.
+
+    A learning-rate scheduler still holds the old optimizer: make a new one, or set its ``optimizer``.
 
     Raises:
         UnsupportedModelError: the forward pass cannot be followed; the message names the module.
@@ -93,7 +95,11 @@ def compact(
         Linear(in_features=4, out_features=2, bias=True)
     """
     if optimizer is not None:
-        check_optimizer(optimizer)
+        check_optimizer(optimizer, model)
+    try:
+        example_inputs = copy.deepcopy(example_inputs)  # the models run on copies, the caller's stay as they are
+    except RuntimeError as error:
+        raise CompactError(f"example_inputs cannot be copied (detach them): {error}") from error
     probe = _copy(model).eval()
     with _fixed_seed(model):
         graph, expected = trace(probe, copy.deepcopy(example_inputs))
@@ -114,15 +120,27 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        raise CompactError(f"the model cannot be copied: copy.deepcopy: {error}") from error
+        raise CompactError(f"{_uncopied(model)} cannot be copied: copy.deepcopy: {error}") from error
+
+
+def _uncopied(model: nn.Module) -> str:
+    """The attribute that deepcopy stumbles over, as far as one can tell."""
+    for name, module in model.named_modules():
+        for key, item in vars(module).items():
+            if isinstance(item, Tensor) and item.grad_fn is not None:
+                return f"{name or 'model'} ({type(module).__name__}): {key}, a result of other tensors (a hook's?),"
+    return "the model"
 
 
 @contextmanager
 def _fixed_seed(model: nn.Module) -> Iterator[None]:
     """The same random numbers in every run, the caller's generators untouched."""
-    devices = {tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(0)
+    devices = list({tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
         yield
 
 

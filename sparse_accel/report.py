@@ -161,7 +161,7 @@ def _own_params(module: nn.Module) -> int:
 def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     """Multiply-accumulates of one run by module name, ``""`` for the whole: FLOPs of ``torch.utils.flop_counter`` / 2.
 
-    Empty, with a warning, where that counter fails. It counts matrix products, convolutions and attention, nothing elementwise.
+    It counts matrix products, convolutions and attention, nothing elementwise. Empty, with a warning, where it fails.
 
     Example:
         >>> count_macs(nn.Linear(3, 2), torch.zeros(5, 3))[""]

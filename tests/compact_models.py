@@ -291,6 +291,21 @@ class Gated(nn.Module):
         return self.down(value * torch.sigmoid(gate))
 
 
+class FrozenNorm(nn.Module):
+    """A norm written out by hand, its statistics in buffers, and a gated linear unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 6, 3), nn.Conv2d(3, 2, 1)
+        self.register_buffer("mean", torch.linspace(-1, 1, 6))
+        self.register_buffer("scale", torch.linspace(0.5, 2, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale.reshape(1, -1, 1, 1).rsqrt()
+        x = (self.a(x) - self.mean[None, :, None, None]) * scale
+        return self.b(F.glu(x, dim=1))
+
+
 class Case(NamedTuple):
     """A network with zeros planted, an example, and the layer widths expected after compaction."""
 
@@ -497,5 +512,6 @@ CASES: dict[str, Case] = {
     "pixel_shuffle": Case(
         PixelShuffle, lambda net: unread(net.b, (1,)), _image(2, 2, 5, 5), {"a": (2, 8), "b": (2, 2)}
     ),
+    "frozen_norm": Case(FrozenNorm, lambda net: unread(net.b, (1,)), _image(2, 2, 6, 6), {"a": (2, 4), "b": (2, 2)}),
     "gated": Case(Gated, _plant_gated, _image(3, 5), {"up": (5, 8), "down": (4, 3)}),
 }

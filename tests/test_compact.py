@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from compact_models import CASES, BasicBlock, LeNet, Mlp, ResNet, Vgg, randomize, silent, unread
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from sparse_accel.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from sparse_accel.prune.call import run_model, tree_tensors
@@ -554,3 +555,45 @@ def test_recurrent_layers_are_kept() -> None:
     unread(model.c, (1,))
     result = compact_checked(model, torch.randn(3, 2, 4))
     assert widths(result.model) == {"a": (4, 6), "b": (5, 3), "c": (3, 2)}
+
+
+def test_hook_made_weight_is_named() -> None:
+    model = randomize(Mlp())
+    prune.random_unstructured(model.b, "weight", amount=0.5)
+    with pytest.raises(CompactError, match=r"b \(Linear\): weight, a result of other tensors.* cannot be copied"):
+        compact(model, torch.randn(2, 6))
+
+
+def test_inputs_are_not_touched_and_must_be_leaves() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x.mul_(2))
+
+    x = torch.ones(2, 4)
+    compact(randomize(InPlace()), x)
+    assert torch.equal(x, torch.ones(2, 4))
+    with pytest.raises(CompactError, match="example_inputs cannot be copied"):
+        compact(randomize(InPlace()), x.requires_grad_() * 2)
+
+
+def test_model_without_tensor_outputs() -> None:
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "nothing"
+
+    with pytest.raises(UnsupportedModelError, match="output holds no tensor"):
+        compact(Silent(), torch.ones(1))
+
+
+def test_report_survives_a_failing_counter(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no counting today")
+
+    monkeypatch.setattr("sparse_accel.report.FlopCounterMode.__enter__", fail)
+    report = compact(randomize(Mlp()), torch.randn(2, 6)).report
+    assert report.macs == (0, 0)
+    assert "no counting today" in caplog.text

@@ -264,7 +264,7 @@ def test_channels_last_state_keeps_its_order() -> None:
     CASES["resnet"].plant(dense)
     result = compact(dense, x, optimizer=optimizer)
     weight = result.model.block2.conv2.weight
-    assert result.optimizer.state[weight]["grad_sum"].stride() == weight.stride()
+    assert result.optimizer.state[weight]["point"].stride() == weight.stride()
 
 
 def test_inside_proximal_parameters() -> None:
@@ -278,3 +278,8 @@ def test_inside_proximal_parameters() -> None:
         result = compact(dense, x, optimizer=optimizer)
     train_step(result.model, result.optimizer, x, torch.zeros(5, 3))
     unread(dense.c, ())
+
+
+def test_optimizer_of_another_model_is_refused() -> None:
+    with pytest.raises(CompactError, match="expected the model's parameters, got none"):
+        compact(randomize(Mlp()), torch.randn(2, 6), optimizer=torch.optim.SGD(Mlp().parameters(), lr=0.1))

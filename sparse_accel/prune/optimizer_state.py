@@ -16,11 +16,14 @@ from sparse_accel.prune.graph import CompactError
 from sparse_accel.prune.surgery import Plan, cut
 
 PENALTY_SCALE = "penalty_scale"
-_COPIES = ("anchor",)  # state tensors that hold earlier weights
+_COPIES = ("anchor", "point")  # state tensors that hold weights, which a folded constant moves
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise CompactError unless the state is made of tensors and plain values per parameter."""
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raise CompactError unless the optimizer is the model's, with a state of tensors and plain values."""
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise CompactError(f"optimizer {type(optimizer).__name__}: expected the model's parameters, got none of them")
     for state in optimizer.state.values():
         for key, value in state.items():
             if not isinstance(value, (Tensor, int, float, bool, str, type(None))):

@@ -21,6 +21,7 @@ def _moved(call: Call) -> list[Value]:
     else:
         kwargs.pop("input" if "input" in kwargs else "self")
     func = torch.Tensor.reshape if call.name == "view" else call.func
+    args, kwargs = _on_cpu(args), _on_cpu(kwargs)  # where the labels are
     labels = list(tree_tensors(func(source.full_labels(), *args, **kwargs)))
     const = list(tree_tensors(func(source.full_const(), *args, **kwargs)))
     outputs = list(tree_tensors(call.result))
@@ -31,6 +32,14 @@ def _moved(call: Call) -> list[Value]:
 
 
 _FREE = "permute movedim moveaxis swapaxes swapdims mT unsqueeze flip flatten ravel repeat_interleave"
+
+
+def _on_cpu(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.cpu()
+    if isinstance(tree, dict):
+        return {key: _on_cpu(item) for key, item in tree.items()}
+    return type(tree)(map(_on_cpu, tree)) if type(tree) in (list, tuple) else tree
 
 
 @rule(*_FREE.split())
@@ -93,6 +102,20 @@ def _chunk(call: Call) -> Results:
         return _keep_sizes(call, "cuts the channels") if dim in source.varying() else _moved(call)
     call.graph.balanced.append(source.labels.reshape(len(call.result), -1))
     return _moved(call)
+
+
+@rule("glu")
+def _glu(call: Call) -> Results:
+    source = call.value()
+    dim = call.arg(1, "dim", -1) % len(source.shape)
+    if dim not in source.varying():
+        return Value(call.result.shape, source.labels, reduce_all(source.const, [dim]))
+    if source.varying() != {dim}:
+        return call.give_up("mixes the channels, which are kept")
+    halves = source.labels.reshape(2, -1)
+    call.graph.slots.unite(halves[0], halves[1])
+    const = source.full_const().chunk(2, dim)
+    return Value(call.result.shape, source.labels.chunk(2, dim)[0], shrink(const[0] & const[1]))
 
 
 @rule("split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "roll", "unfold")
