@@ -14,22 +14,19 @@ from torch import Tensor, nn
 
 import sparse_accel
 from sparse_accel.compact import CompactResult
-from sparse_accel.prune.graph import tensors_of
-from sparse_accel.prune.surgery import Plan, apply_plan, cut, memory_order
+from sparse_accel.optimizer_checkpoint import load_optimizer, save_optimizer
+from sparse_accel.prune.graph import CheckpointError, tensors_of
+from sparse_accel.prune.surgery import Plan, apply_plan, cut, in_order, memory_order
 
-__all__ = ["CheckpointError", "load", "read_plan", "save"]
+__all__ = ["CheckpointError", "load", "load_optimizer", "read_plan", "save"]
 
 FORMAT = "sparse_accel.compact"
 VERSION = 1
 MODEL_FILE, PLAN_FILE = "model.safetensors", "plan.json"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing or damaged, or does not belong to the model; the model is unchanged."""
-
-
-def save(result: CompactResult, directory: str | os.PathLike[str]) -> Path:
-    """Write ``model.safetensors`` and ``plan.json``.
+def save(result: CompactResult, directory: str | os.PathLike[str], *, optimizer: bool = True) -> Path:
+    """Write ``model.safetensors`` and ``plan.json``, and the optimizer's two files if the result has one.
 
     The tensors are the parameters and the persistent buffers, tied ones once. Later changes of ``result.model``, such
     as fine-tuning, are saved as they are.
@@ -37,9 +34,11 @@ def save(result: CompactResult, directory: str | os.PathLike[str]) -> Path:
     Args:
         result: of :func:`sparse_accel.compact`.
         directory: created if need be; existing files of these names are replaced.
+        optimizer: save the result's optimizer too, for :func:`load_optimizer`.
 
     Raises:
         CheckpointError: the model has state besides tensors (``get_extra_state``), or its shapes are not the plan's.
+            The files are then as they were.
 
     Returns:
         The directory.
@@ -67,6 +66,8 @@ def save(result: CompactResult, directory: str | os.PathLike[str]) -> Path:
         if name in tensors and list(tensors[name].shape) != entry["shape"]:
             came = list(tensors[name].shape)
             raise CheckpointError(f"{name}: expected the plan's shape {entry['shape']}, got {came}")
+    if optimizer and result.optimizer is not None:
+        save_optimizer(result.optimizer, model, directory)
     directory.mkdir(parents=True, exist_ok=True)
     flat = {name: t.detach().permute(memory_order(t)).contiguous() for name, t in tensors.items()}
     unfinished = directory / (MODEL_FILE + ".tmp")
@@ -125,9 +126,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     device = next((t.device for t in tensors_of(model).values() if t.device.type != "meta"), torch.device("cpu"))
     tensors: dict[str, Tensor] = {}
     for name, entry in plan["saved"].items():
-        order = entry["order"]
-        back = sorted(range(len(order)), key=order.__getitem__)
-        tensors[name] = stored[name].to(device).permute(back)
+        tensors[name] = in_order(stored[name].to(device), entry["order"])
     new = copy.deepcopy(model)
     for name, tensor in tensors_of(new).items():
         if name in plan["tensors"] and name not in tensors:  # a buffer that state_dict leaves out

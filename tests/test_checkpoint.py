@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from compact_models import CASES, LeNet, Mlp, ResNet, Tied, randomize, silent
 from safetensors.torch import load_file, save_file
 from test_compact import assert_unchanged, snapshot, widths
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from sparse_accel.checkpoint import CheckpointError, load, save
+from sparse_accel.checkpoint import CheckpointError, load, load_optimizer, save
 from sparse_accel.compact import CompactResult, compact
+from sparse_accel.groups import param_groups
+from sparse_accel.optim import RMDA, ProxSGD
+from sparse_accel.penalties import GroupLasso
 from sparse_accel.prune.call import run_model, tree_tensors
 
 
@@ -286,3 +291,73 @@ def test_tied_transpose_round_trip(tmp_path: Path) -> None:
     result = compacted("tied")
     save(result, tmp_path)
     assert_same_bits(load(tmp_path, Tied()), result.model, torch.randn(2, 6))
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "rmda": lambda m: RMDA(param_groups(m, GroupLasso(1e-3)), lr=0.05, momentum=0.5),
+    "prox_sgd": lambda m: ProxSGD(param_groups(m, GroupLasso(1e-3)), lr=0.05),
+    "adamw": lambda m: torch.optim.AdamW(
+        [{"params": [m.fc.weight], "lr": 0.1}, {"params": [p for p in m.parameters() if p is not m.fc.weight]}]
+    ),
+    "adamw_tensor_lr": lambda m: torch.optim.AdamW(m.named_parameters(), lr=torch.tensor(0.01)),
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
+    "sgd_new": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+}
+
+
+def step(model: nn.Module, optimizer: Optimizer, seed: int) -> None:
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).to(memory_format=torch.channels_last)
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizer_goes_on_with_the_same_bits(kind: str, tmp_path: Path) -> None:
+    model = randomize(ResNet()).to(memory_format=torch.channels_last)
+    CASES["resnet"].plant(model)
+    optimizer = OPTIMIZERS[kind](model)
+    if kind != "sgd_new":
+        step(model, optimizer, 0)
+        CASES["resnet"].plant(model)
+    result = compact(model, CASES["resnet"].example(), optimizer=optimizer)
+    assert result.optimizer is not None
+    step(result.model, result.optimizer, 1)
+    save(result, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+    loaded = load(tmp_path, ResNet())
+    again = load_optimizer(tmp_path, loaded, type(optimizer))
+    assert type(again) is type(optimizer)
+    for old, new in zip(result.optimizer.param_groups, again.param_groups, strict=True):
+        assert old.keys() == new.keys()
+        assert all(old[key] == new[key] for key in old if key != "params")
+    for seed in (2, 3):
+        step(result.model, result.optimizer, seed)
+        step(loaded, again, seed)
+    for (name, old), new in zip(result.model.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(old, new), name
+        assert result.optimizer.state[old].keys() == again.state[new].keys()
+
+
+def test_optimizer_errors(tmp_path: Path) -> None:
+    model = randomize(Mlp())
+    CASES["mlp"].plant(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(2, 6)).sum().backward()
+    optimizer.step()
+    result = compact(model, torch.randn(2, 6), optimizer=optimizer)
+    save(result, tmp_path / "without", optimizer=False)
+    with pytest.raises(CheckpointError, match=r"optimizer\.json is missing"):
+        load_optimizer(tmp_path / "without", result.model, torch.optim.SGD)
+    save(result, tmp_path / "with")
+    with pytest.raises(CheckpointError, match=r"expected the class torch\.optim\.sgd\.SGD, got Adam"):
+        load_optimizer(tmp_path / "with", result.model, torch.optim.Adam)
+    with pytest.raises(CheckpointError, match=r"a\.weight: state 'momentum_buffer' has shape \[\d, 6\]"):
+        load_optimizer(tmp_path / "with", Mlp(), torch.optim.SGD)
+    with pytest.raises(CheckpointError, match=r"a\.weight: the optimizer has this parameter"):
+        load_optimizer(tmp_path / "with", LeNet(), torch.optim.SGD)
+    assert result.optimizer is not None
+    result.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(7))]})
+    with pytest.raises(CheckpointError, match=r"group 1 holds a parameter of shape \(7,\)"):
+        save(result, tmp_path / "foreign")
+    assert not (tmp_path / "foreign").exists()

@@ -25,6 +25,10 @@ class UnsupportedModelError(CompactError):
     """The forward pass cannot be analysed; the message names the module or the operation."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing or damaged, or does not belong to the model; the model is unchanged."""
+
+
 @dataclass
 class Read:
     """One call of a linear map: which output channel reads which input channel.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,6 +17,7 @@ from sparse_accel.prune.graph import CompactError
 from sparse_accel.prune.surgery import Plan, cut
 
 PENALTY_SCALE = "penalty_scale"
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 _COPIES = ("anchor", "point")  # state tensors that hold weights, which a folded constant moves
 
 
@@ -81,7 +83,12 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
                 part["conv_groups"] = conv_groups
             param_groups.append(part)
     _add_created(param_groups, small, plan)
-    return _rebuild(optimizer, state, param_groups)
+    plain = {
+        key: value
+        for key, value in vars(optimizer).items()
+        if isinstance(value, (bool, int, float, str, type(None))) and not key.startswith("_")
+    }
+    return rebuild(type(optimizer), copy.deepcopy(optimizer.defaults), state, param_groups, plain)
 
 
 def _conv_groups(model: nn.Module) -> dict[int, int]:
@@ -155,22 +162,23 @@ def _add_created(param_groups: list[dict[str, Any]], small: nn.Module, plan: Pla
             break
 
 
-def _rebuild(
-    optimizer: Optimizer, state: dict[nn.Parameter, dict[str, Any]], param_groups: list[dict[str, Any]]
-) -> Optimizer:
-    """An instance with this state, made the way unpickling makes one; plain public attributes come along."""
-    kind = type(optimizer)
+def rebuild(
+    kind: type[AnyOptimizer],
+    defaults: dict[str, Any],
+    state: dict[nn.Parameter, dict[str, Any]],
+    param_groups: list[dict[str, Any]],
+    attributes: Mapping[str, Any] | None = None,
+) -> AnyOptimizer:
+    """An instance with this state, made the way unpickling makes one.
+
+    Args:
+        kind: the optimizer's class.
+        defaults: its defaults.
+        state: by parameter.
+        param_groups: with the parameters themselves.
+        attributes: further attributes.
+    """
     new = kind.__new__(kind)
-    plain = {
-        key: value
-        for key, value in vars(optimizer).items()
-        if isinstance(value, (bool, int, float, str, type(None))) and not key.startswith("_")
-    }
-    vars(new).update(plain)
-    filled: Any = type(optimizer.state)(dict) if hasattr(optimizer.state, "default_factory") else {}
-    filled.update(state)
-    new.__setstate__({"defaults": copy.deepcopy(optimizer.defaults), "state": filled, "param_groups": param_groups})
+    vars(new).update(attributes or {})
+    new.__setstate__({"defaults": defaults, "state": defaultdict(dict, state), "param_groups": param_groups})
     return new
-
-
-__all__ = ["PENALTY_SCALE", "check_optimizer", "compact_optimizer"]

@@ -82,8 +82,12 @@ def as_ordered(tensor: Tensor, order: list[int]) -> Tensor:
         >>> as_ordered(torch.zeros(2, 3), [1, 0]).stride()
         (1, 2)
     """
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return tensor.permute(order).contiguous().permute(back) if order else tensor
+    return in_order(tensor.permute(order).contiguous(), order)
+
+
+def in_order(tensor: Tensor, order: list[int]) -> Tensor:
+    """The way back from ``tensor.permute(order)``: a view."""
+    return tensor.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
 def make_plan(decision: Decision, model: nn.Module) -> Plan:
