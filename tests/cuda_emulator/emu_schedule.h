@@ -1,7 +1,6 @@
 #pragma once
 // Engine's member functions, first part: which thread runs next, barriers, warp operations. Included by emu_engine.h.
-// (No standard library between fibers: it would be instrumented by the sanitizers and look like the kernel's own
-// accesses.)
+// (No standard library between fibers: the sanitizers would instrument it and take it for the kernel's own accesses.)
 
 namespace emu {
 
