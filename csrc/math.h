@@ -40,19 +40,22 @@ SPARSE_ACCEL_HOST_DEVICE T penalty_value(Prox prox, T square, T scale, T size) {
   return std::sqrt(size) * scale * std::sqrt(square);
 }
 
-// One RMDA step's numbers for one tensor (Huang & Lee, ICLR 2022, Algorithm 1), from the state
-// before the step: t steps done in this stage, alpha = sum of the s so far.
+// One RMDA step's numbers for one tensor (Huang & Lee, ICLR 2022, Algorithm 1), from the state before the step:
+// t steps done in this stage, alpha = sum of their s = lr * beta, beta = sqrt(step).
+//
+// The paper keeps V = sum of s * grad and forms X = W0 - V / beta in every step. Kept is X itself, since
+//   X <- W0 - (V + s grad) / beta' = W0 + (beta / beta') (X - W0) - lr grad,
+// so that the pass that shrinks X reads one array, not two. The first step (beta = 0) forgets what X was.
 struct RmdaScalars {
-  double step_size;  // s = lr * beta, multiplies the gradient
-  double inv_beta;   // 1 / beta, beta = sqrt(t + 1)
-  double tau;        // (alpha + s) / beta * strength
-  double alpha;      // alpha + s
+  double decay;  // beta / beta' = sqrt(t / (t + 1))
+  double tau;    // alpha' / beta' * strength
+  double alpha;  // alpha' = alpha + lr * beta'
 };
 
 SPARSE_ACCEL_HOST_DEVICE RmdaScalars rmda_scalars(double t, double alpha, double lr, double strength) {
   const double beta = std::sqrt(t + 1.0);
-  const double s = lr * beta;
-  return RmdaScalars{s, 1.0 / beta, (alpha + s) / beta * strength, alpha + s};
+  const double next = alpha + lr * beta;
+  return RmdaScalars{std::sqrt(t) / beta, next / beta * strength, next};
 }
 
 }  // namespace sparse_accel

@@ -14,7 +14,7 @@ def prox_(
 def rmda_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    grad_sums: Sequence[Tensor],
+    points: Sequence[Tensor],
     anchors: Sequence[Tensor],
     steps: Sequence[Tensor],
     alphas: Sequence[Tensor],

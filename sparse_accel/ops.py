@@ -22,7 +22,7 @@ _LIBRARY.define(
     "prox_(Tensor(a!)[] tensors, int[] layouts, str prox, float[] thresholds, bool with_value) -> Tensor",
 )
 _LIBRARY.define(
-    "rmda_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] grad_sums, Tensor[] anchors, Tensor(c!)[] steps, "
+    "rmda_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] points, Tensor[] anchors, Tensor(c!)[] steps, "
     "Tensor(d!)[] alphas, int[] layouts, str prox, float[] strengths, float lr, Tensor? lr_tensor, float momentum, "
     "bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
 )
@@ -133,7 +133,7 @@ def prox_(
 def rmda_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    grad_sums: Sequence[Tensor],
+    points: Sequence[Tensor],
     anchors: Sequence[Tensor],
     steps: Sequence[Tensor],
     alphas: Sequence[Tensor],
@@ -149,14 +149,14 @@ def rmda_step_(
 ) -> None:
     """One fused RMDA step for a list of parameters, in place (Huang & Lee, ICLR 2022, Algorithm 1).
 
-    ``t += 1; s = lr sqrt(t); alpha += s; V += s grad; x = prox(W0 - V / sqrt(t)); W = (1 - c) W + c x`` with the prox
-    threshold ``alpha / sqrt(t) * strength``.
+    ``t += 1; X = W0 + sqrt((t - 1) / t) (X - W0) - lr grad; alpha += lr sqrt(t); W = (1 - c) W + c prox(X)`` with the
+    prox threshold ``alpha / sqrt(t) * strength``. X is the paper's ``W0 - V / beta``, with V the weighted sum of gradients.
 
     Args:
         params: W, dense, of one dtype and device.
         grads: as ``params``; strides may differ; not modified.
-        grad_sums: V, float32 (float64 for float64 parameters), with the strides of ``params``.
-        anchors: W0, the parameters at the start of the stage, as ``grad_sums``.
+        points: X, float32 (float64 for float64 parameters), with the strides of ``params``.
+        anchors: W0, the parameters at the start of the stage, as ``points``.
         steps: t, one-element float32 tensors, on the CPU or the parameters' device.
         alphas: one-element float64 tensors, where ``steps`` are.
         layouts: the layout of each parameter's memory.
@@ -187,7 +187,7 @@ def rmda_step_(
         "rmda_step_",
         list(params),
         list(grads),
-        list(grad_sums),
+        list(points),
         list(anchors),
         list(steps),
         list(alphas),
@@ -268,7 +268,7 @@ def _prox_fake(
 def _rmda_step(
     params: list[Tensor],
     grads: list[Tensor],
-    grad_sums: list[Tensor],
+    points: list[Tensor],
     anchors: list[Tensor],
     steps: list[Tensor],
     alphas: list[Tensor],
@@ -282,7 +282,7 @@ def _rmda_step(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    state = (params, grads, grad_sums, anchors, steps, alphas)
+    state = (params, grads, points, anchors, steps, alphas)
     if _has_kernels(params[0]):
         scaling = (grad_scale, found_inf)
         _C.rmda_step_(*state, layouts, prox, strengths, lr, lr_tensor, momentum, maximize, *scaling)

@@ -102,7 +102,7 @@ def prox_(
 def rmda_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    grad_sums: Sequence[Tensor],
+    points: Sequence[Tensor],
     anchors: Sequence[Tensor],
     steps: Sequence[Tensor],
     alphas: Sequence[Tensor],
@@ -116,19 +116,20 @@ def rmda_step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """Twin of :func:`sparse_accel.ops.rmda_step_` (Huang & Lee 2022, Algorithm 1)."""
+    """Twin of :func:`sparse_accel.ops.rmda_step_` (Huang & Lee 2022, Algorithm 1; X instead of V, see there)."""
     for i, param in enumerate(params):
         dtype = compute_type(param.dtype)
         device = param.device
         keep = None if found_inf is None else (found_inf == 0).to(device)
         beta = (steps[i].double() + 1).sqrt()
-        s = torch.as_tensor(lr, dtype=torch.float64, device=steps[i].device) * beta
-        alpha = alphas[i] + s
+        rate = torch.as_tensor(lr, dtype=torch.float64, device=steps[i].device)
+        alpha = alphas[i] + rate * beta
+        decay = (steps[i].double().sqrt() / beta).to(device, dtype)
         grad = grads[i].to(dtype)
         if grad_scale is not None:
             grad = grad / grad_scale.to(device, dtype)
-        grad_sum = grad_sums[i] + (-s if maximize else s).to(device, dtype) * grad
-        x = grouped_view(anchors[i] - grad_sum * (1 / beta).to(device, dtype), layouts[i])
+        point = anchors[i] + decay * (points[i] - anchors[i]) - (-rate if maximize else rate).to(device, dtype) * grad
+        x = grouped_view(point, layouts[i])
         tau = (alpha / beta * strengths[i]).to(device, dtype)
         scale = _scale(_squares(x), tau, _size(layouts[i]), prox)
         x = torch.where(scale == 0, torch.zeros_like(x), x * scale)
@@ -136,11 +137,11 @@ def rmda_step_(
         new = (1 - momentum) * view.to(dtype) + momentum * x if momentum != 1 else x
         if keep is None:
             view.copy_(new)
-            grad_sums[i].copy_(grad_sum)
+            points[i].copy_(point)
             steps[i] += 1
             alphas[i].copy_(alpha)
         else:
             view.copy_(torch.where(keep, new.to(view.dtype), view))
-            grad_sums[i].copy_(torch.where(keep, grad_sum, grad_sums[i]))
+            points[i].copy_(torch.where(keep, point, points[i]))
             steps[i] += keep.to(steps[i])
             alphas[i].copy_(torch.where(keep.to(alpha.device), alpha, alphas[i]))

@@ -76,7 +76,7 @@ def test_resume_is_bitwise_in_every_dtype(info: Any, dtype: torch.dtype) -> None
         assert state["step"].dtype == torch.float32
         if info.name == "RMDA":
             assert state["alpha"].dtype == torch.float64
-            assert state["grad_sum"].dtype == state["anchor"].dtype == expected
+            assert state["point"].dtype == state["anchor"].dtype == expected
         else:
             assert state["momentum_buffer"].dtype == expected
     run(model, opt, range(3, 6))

@@ -186,7 +186,7 @@ def test_restart_reaches_parameters_without_a_gradient_now() -> None:
     opt.step()
     assert opt.state[two]["step"].item() == 0
     assert torch.equal(opt.state[two]["anchor"], two)
-    assert opt.state[two]["grad_sum"].eq(0).all()
+    assert torch.equal(opt.state[two]["point"], two)
     with opt.proximal_parameters():
         assert torch.equal(opt.state[two]["anchor"], two)
 
@@ -236,7 +236,7 @@ def test_state_keeps_its_bits() -> None:
     opt = sa.RMDA([weight], penalty=sa.GroupLasso(0.1))
     set_grads([weight])
     opt.step()
-    opt.state[weight]["grad_sum"][0, :2] = torch.tensor([-0.0, 0.0])
+    opt.state[weight]["point"][0, :2] = torch.tensor([-0.0, 0.0])
     before = {key: value.clone() for key, value in opt.state[weight].items()}
     with opt.proximal_parameters():
         pass
@@ -436,21 +436,21 @@ def test_tied_weights_take_one_step() -> None:
 def test_differentiable_step() -> None:
     """Autograd through a step: derivatives in the weight, the gradient, the state and lr."""
     start, grad = seeded(3, 4).requires_grad_(), seeded(3, 4, seed=1).requires_grad_()
-    total, anchor = seeded(3, 4, seed=2).requires_grad_(), seeded(3, 4, seed=3).requires_grad_()
+    point, anchor = seeded(3, 4, seed=2).requires_grad_(), seeded(3, 4, seed=3).requires_grad_()
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
-    def step(start: Tensor, grad: Tensor, total: Tensor, anchor: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
+    def step(start: Tensor, grad: Tensor, point: Tensor, anchor: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
         weight = start.clone()
         weight.grad = grad
         opt = sa.RMDA([weight], lr=lr, momentum=0.4, penalty=sa.GroupLasso(0.8), differentiable=True)
         alpha = torch.tensor(1.3, dtype=torch.float64)
-        opt.state[weight].update(step=torch.tensor(3.0), alpha=alpha, grad_sum=total.clone(), anchor=anchor.clone())
+        opt.state[weight].update(step=torch.tensor(3.0), alpha=alpha, point=point.clone(), anchor=anchor.clone())
         opt.step()
-        return weight, opt.state[weight]["grad_sum"], opt.state[weight]["alpha"]
+        return weight, opt.state[weight]["point"], opt.state[weight]["alpha"]
 
-    weight = step(start, grad, total, anchor, lr)[0]
+    weight = step(start, grad, point, anchor, lr)[0]
     assert 0 < (weight - 0.6 * start).abs().sum(0).lt(1e-12).sum() < 4  # some groups are zero, some are not
-    assert torch.autograd.gradcheck(step, (start, grad, total, anchor, lr))
+    assert torch.autograd.gradcheck(step, (start, grad, point, anchor, lr))
 
 
 def test_differentiable_step_at_a_zero_group_has_no_nan() -> None:
@@ -458,7 +458,7 @@ def test_differentiable_step_at_a_zero_group_has_no_nan() -> None:
     weight = start.clone()
     weight.grad = torch.zeros(3, 4, dtype=torch.float64)
     opt = sa.RMDA([weight], momentum=0.4, penalty=sa.GroupLasso(0.3), differentiable=True)
-    opt.state[weight].update(opt._new_scalars(weight), grad_sum=torch.zeros_like(start), anchor=start.clone())
+    opt.state[weight].update(opt._new_scalars(weight), point=start.clone(), anchor=start.clone())
     opt.step()
     (derivative,) = torch.autograd.grad(weight.sum(), start)
     torch.testing.assert_close(derivative, torch.full_like(start, 0.6))

@@ -47,10 +47,10 @@ struct RmdaTask {
   Strip strip;
   void* param;
   const void* grad;
-  void* grad_sum;
+  void* point;
   const void* anchor;
-  double step_size;  // s over the gradient scale, negative to maximize
-  double inv_beta;
+  double lr;  // over the gradient scale, negative to maximize
+  double decay;
   double tau;
   double momentum;
   double size;

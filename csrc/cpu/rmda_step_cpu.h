@@ -1,5 +1,5 @@
-// RMDA on a strip: the first pass adds the gradient into V and takes the group norms of x = W0 - V / beta, the second
-// shrinks x and mixes it into W. Included once per instruction set (no include guard on purpose).
+// RMDA on a strip: the first pass moves the dual-averaging point X and takes its group norms, the second shrinks it and
+// mixes it into W. Included once per instruction set (no include guard on purpose).
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
@@ -11,34 +11,31 @@ struct Rmda {
 
   T* param;
   const T* grad;
-  A* grad_sum;
+  A* point;
   const A* anchor;
-  A step, inv_beta, tau, size, momentum;
+  A lr, decay, tau, size, momentum;
   Prox prox;
 
   explicit Rmda(const RmdaTask& task)
       : param(static_cast<T*>(task.param)),
         grad(static_cast<const T*>(task.grad)),
-        grad_sum(static_cast<A*>(task.grad_sum)),
+        point(static_cast<A*>(task.point)),
         anchor(static_cast<const A*>(task.anchor)),
-        step(static_cast<A>(task.step_size)),
-        inv_beta(static_cast<A>(task.inv_beta)),
+        lr(static_cast<A>(task.lr)),
+        decay(static_cast<A>(task.decay)),
         tau(static_cast<A>(task.tau)),
         size(static_cast<A>(task.size)),
         momentum(static_cast<A>(task.momentum)),
         prox(task.prox) {}
 
-  // V += s grad; returns x = W0 - V / beta.
+  // X = W0 + decay (X - W0) - lr grad.
   template <class Count>
   V accumulate(int64_t at, Count count) const {
-    const V sum = at::vec::fmadd(V(step), load_lanes<T>(grad + at, count), load_lanes<A>(grad_sum + at, count));
-    store_lanes<A>(grad_sum + at, sum, count);
-    return at::vec::fnmadd(sum, V(inv_beta), load_lanes<A>(anchor + at, count));
-  }
-
-  template <class Count>
-  V point(int64_t at, Count count) const {
-    return at::vec::fnmadd(load_lanes<A>(grad_sum + at, count), V(inv_beta), load_lanes<A>(anchor + at, count));
+    const V w0 = load_lanes<A>(anchor + at, count);
+    const V moved = at::vec::fmadd(V(decay), load_lanes<A>(point + at, count) - w0, w0);
+    const V x = at::vec::fnmadd(V(lr), load_lanes<T>(grad + at, count), moved);
+    store_lanes<A>(point + at, x, count);
+    return x;
   }
 
   // W = (1 - c) W + c x; c = 1 takes x as it is, whatever W was.
@@ -72,7 +69,7 @@ struct Rmda {
       }
       for_lanes<T>(width, [&](int64_t at, auto count) {
         __builtin_prefetch(grad + row + at + kAhead);
-        __builtin_prefetch(grad_sum + row + at + kAhead, 1);
+        __builtin_prefetch(point + row + at + kAhead, 1);
         __builtin_prefetch(anchor + row + at + kAhead);
         const V x = accumulate(row + at, count);
         store_lanes<A>(squares + at, at::vec::fmadd(x, x, load_lanes<A>(squares + at, count)), count);
@@ -99,17 +96,16 @@ struct Rmda {
           const A factor = factors[g];
           for_lanes<T>(s.inner, [&](int64_t at, auto count) {
             const int64_t i = row + g * s.inner + at;
-            mix(i, count, factor == A(0) ? V(0) : point(i, count) * V(factor));
+            mix(i, count, factor == A(0) ? V(0) : load_lanes<A>(point + i, count) * V(factor));
           });
         }
         continue;
       }
       for_lanes<T>(s.groups * s.inner, [&](int64_t at, auto count) {
         __builtin_prefetch(param + row + at + kAhead, 1);
-        __builtin_prefetch(grad_sum + row + at + kAhead);
-        __builtin_prefetch(anchor + row + at + kAhead);
+        __builtin_prefetch(point + row + at + kAhead);
         const V factor = load_lanes<A>(factors + at, count);
-        const V x = point(row + at, count) * factor;
+        const V x = load_lanes<A>(point + row + at, count) * factor;
         mix(row + at, count, V::blendv(x, V(0), factor == V(0)));
       });
     }
@@ -141,7 +137,7 @@ void rmda(const RmdaTask& task, void* scratch) {
     part.strip = s;
     part.param = static_cast<T*>(task.param) + first;
     part.grad = static_cast<const T*>(task.grad) + first;
-    part.grad_sum = static_cast<Acc<T>*>(task.grad_sum) + first;
+    part.point = static_cast<Acc<T>*>(task.point) + first;
     part.anchor = static_cast<const Acc<T>*>(task.anchor) + first;
     rmda_sums<T>(part, scratch);
     rmda_join<T>(part, scratch, 1);

@@ -29,16 +29,18 @@ struct Split {
   std::atomic<bool> joined;
 };
 
-struct Item {
-  enum Kind { kWhole, kSums, kApply } kind;
-  int64_t index;  // of the piece or of the split
-  int64_t part;
+struct Part {
+  Split* split;
+  int64_t number;
+  bool apply;  // or sum
 };
 
 struct Queue {
-  std::vector<Piece> pieces;
   std::vector<std::unique_ptr<Split>> splits;
-  std::vector<Item> items;
+  std::vector<Part> parts;  // in order: taken one after another
+  std::vector<Piece> pieces;
+  std::atomic<size_t> next_part{0};
+  std::atomic<size_t> next_piece{0};
   int64_t elements = 0;
 };
 
@@ -62,10 +64,10 @@ std::unique_ptr<Split> split(const Piece& piece, int64_t sum_size) {
   return out;
 }
 
-Queue fill(const std::vector<Segment>& segments, const Work& work) {
-  Queue queue;
+void fill(Queue& queue, const std::vector<Segment>& segments, const Work& work) {
   for (const Segment& s : segments) {
     const auto [outer, groups, inner] = s.layout;
+    if (outer * groups * inner == 0) continue;
     const int64_t step = strip_groups(s.layout);
     for (int64_t g = 0; g < groups; g += step) {
       const Piece piece{s.tensor, s.element + g * inner, s.group + g, static_cast<double>(outer * inner),
@@ -78,17 +80,11 @@ Queue fill(const std::vector<Segment>& segments, const Work& work) {
       }
     }
   }
-  // Splits first: the small pieces at the end keep all threads busy to the last.
-  for (size_t i = 0; i < queue.splits.size(); ++i) {
-    const int64_t index = static_cast<int64_t>(i), parts = queue.splits[i]->parts;
-    for (int64_t p = 0; p < parts; ++p) queue.items.push_back({Item::kSums, index, p});
+  for (const auto& split : queue.splits) {
+    for (int64_t p = 0; p < split->parts; ++p) queue.parts.push_back({split.get(), p, false});
     if (!work.apply) continue;
-    for (int64_t p = parts - 1; p >= 0; --p) queue.items.push_back({Item::kApply, index, p});  // the last is in cache
+    for (int64_t p = split->parts - 1; p >= 0; --p) queue.parts.push_back({split.get(), p, true});  // the last is in cache
   }
-  for (size_t i = 0; i < queue.pieces.size(); ++i) {
-    queue.items.push_back({Item::kWhole, static_cast<int64_t>(i), 0});
-  }
-  return queue;
 }
 
 Piece part_of(const Split& split, int64_t part) {
@@ -99,21 +95,28 @@ Piece part_of(const Split& split, int64_t part) {
   return out;
 }
 
-void wait_for(const std::atomic<bool>& flag) {
-  for (int spins = 0; !flag.load(std::memory_order_acquire); ++spins) {
-    if (spins > 1000) std::this_thread::yield();
+bool take_piece(Queue& queue, const Work& work, void* scratch) {
+  const size_t i = queue.next_piece++;
+  if (i >= queue.pieces.size()) return false;
+  work.whole(queue.pieces[i], scratch);
+  return true;
+}
+
+// Pieces fill the time that a thread would wait for a join.
+void wait_for(const Split& split, Queue& queue, const Work& work, void* scratch) {
+  for (int spins = 0; !split.joined.load(std::memory_order_acquire); ++spins) {
+    if (!take_piece(queue, work, scratch) && spins > 1000) std::this_thread::yield();
   }
 }
 
-void process(const Item& item, Queue& queue, const Work& work, void* scratch) {
-  if (item.kind == Item::kWhole) return work.whole(queue.pieces[item.index], scratch);
-  Split& split = *queue.splits[item.index];
+void process(const Part& part, Queue& queue, const Work& work, void* scratch) {
+  Split& split = *part.split;
   char* sums = split.sums.get();
-  if (item.kind == Item::kApply) {
-    wait_for(split.joined);
-    return work.apply(part_of(split, item.part), sums);
+  if (part.apply) {
+    wait_for(split, queue, work, scratch);
+    return work.apply(part_of(split, part.number), sums);
   }
-  work.sums(part_of(split, item.part), sums + item.part * sums_width(split.piece.strip) * work.sum_size);
+  work.sums(part_of(split, part.number), sums + part.number * sums_width(split.piece.strip) * work.sum_size);
   if (split.missing.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     work.join(split.piece, sums, split.parts);
     split.joined.store(true, std::memory_order_release);
@@ -123,11 +126,15 @@ void process(const Item& item, Queue& queue, const Work& work, void* scratch) {
 }  // namespace
 
 void run(const std::vector<Segment>& segments, const Work& work) {
-  Queue queue = fill(segments, work);
-  std::atomic<size_t> next{0};
+  Queue queue;
+  fill(queue, segments, work);
   const auto take = [&](int64_t, int64_t) {
     alignas(64) double scratch[kScratch];  // as many of either compute type
-    for (size_t i = next++; i < queue.items.size(); i = next++) process(queue.items[i], queue, work, scratch);
+    for (size_t i = queue.next_part++; i < queue.parts.size(); i = queue.next_part++) {
+      process(queue.parts[i], queue, work, scratch);
+    }
+    while (take_piece(queue, work, scratch)) {
+    }
   };
   const int64_t threads = queue.elements < kSerial ? 1 : at::get_num_threads();
   if (threads == 1) {

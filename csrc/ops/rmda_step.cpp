@@ -30,13 +30,13 @@ void check_one_element(const char* name, const std::optional<at::Tensor>& tensor
 
 
 void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
-                   const std::vector<at::Tensor>& grad_sums, const std::vector<at::Tensor>& anchors,
+                   const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
                    const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
                    const std::vector<Segment>& segments, Prox prox, const std::vector<double>& strengths, double lr,
                    double momentum, bool maximize, double grad_scale) {
   const int dtype = cpu::dtype_index(params[0].scalar_type());
   const auto size = static_cast<int64_t>(params[0].element_size());
-  const auto state_size = static_cast<int64_t>(grad_sums[0].element_size());
+  const auto state_size = static_cast<int64_t>(points[0].element_size());
   std::vector<RmdaTask> tasks(params.size());  // what the strips of one tensor share
   for (size_t i = 0; i < params.size(); ++i) {
     auto& t = steps[i].mutable_data_ptr<float>()[0];
@@ -45,10 +45,10 @@ void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::
     tasks[i] = RmdaTask{{},
                         params[i].mutable_data_ptr(),
                         grads[i].const_data_ptr(),
-                        grad_sums[i].mutable_data_ptr(),
+                        points[i].mutable_data_ptr(),
                         anchors[i].const_data_ptr(),
-                        (maximize ? -scalars.step_size : scalars.step_size) / grad_scale,
-                        scalars.inv_beta,
+                        (maximize ? -lr : lr) / grad_scale,
+                        scalars.decay,
                         scalars.tau,
                         momentum,
                         0,
@@ -62,7 +62,7 @@ void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::
     out.size = p.size;
     out.param = static_cast<char*>(out.param) + p.element * size;
     out.grad = static_cast<const char*>(out.grad) + p.element * size;
-    out.grad_sum = static_cast<char*>(out.grad_sum) + p.element * state_size;
+    out.point = static_cast<char*>(out.point) + p.element * state_size;
     out.anchor = static_cast<const char*>(out.anchor) + p.element * state_size;
     return out;
   };
@@ -79,7 +79,7 @@ void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::
 }  // namespace
 
 void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
-                const std::vector<at::Tensor>& grad_sums, const std::vector<at::Tensor>& anchors,
+                const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
                 const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
                 const std::vector<int64_t>& layouts, const std::string& prox_name, const std::vector<double>& strengths,
                 double lr, const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
@@ -90,7 +90,7 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
   if (params.empty()) return;
   const auto dtype = params[0].scalar_type();
   check_state(kOp, "grads", grads, params, dtype);
-  check_state(kOp, "grad_sums", grad_sums, params, compute_type(dtype));
+  check_state(kOp, "points", points, params, compute_type(dtype));
   check_state(kOp, "anchors", anchors, params, compute_type(dtype));
   check_scalars("steps", steps, params.size(), at::kFloat);
   check_scalars("alphas", alphas, params.size(), at::kDouble);
@@ -103,16 +103,16 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
   std::vector<at::Tensor> aligned = grads;  // in their parameters' memory order
   for (size_t i = 0; i < params.size(); ++i) {
     TORCH_CHECK_VALUE(strengths[i] >= 0, kOp, ": strengths[", i, "]: expected a number >= 0, got ", strengths[i]);
-    TORCH_CHECK_VALUE(same_memory_order(grad_sums[i], params[i]) && same_memory_order(anchors[i], params[i]), kOp,
-                      ": grad_sums[", i, "], anchors[", i, "]: expected the strides of the parameter, ",
-                      params[i].strides(), ", got ", grad_sums[i].strides(), " and ", anchors[i].strides());
+    TORCH_CHECK_VALUE(same_memory_order(points[i], params[i]) && same_memory_order(anchors[i], params[i]), kOp,
+                      ": points[", i, "], anchors[", i, "]: expected the strides of the parameter, ",
+                      params[i].strides(), ", got ", points[i].strides(), " and ", anchors[i].strides());
     if (!same_memory_order(grads[i], params[i])) {
       aligned[i] = at::empty_strided(params[i].sizes(), params[i].strides(), grads[i].options()).copy_(grads[i]);
     }
   }
 #ifdef SPARSE_ACCEL_WITH_CUDA
   if (on_cuda(params[0])) {
-    cuda::rmda_step_(params, aligned, grad_sums, anchors, steps, alphas, segments, prox, strengths, lr, lr_tensor,
+    cuda::rmda_step_(params, aligned, points, anchors, steps, alphas, segments, prox, strengths, lr, lr_tensor,
                      momentum, maximize, grad_scale, found_inf);
     return;
   }
@@ -120,7 +120,7 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
   TORCH_CHECK(params[0].is_cpu(), kOp, ": params: expected CPU or (in a CUDA build) CUDA tensors, got ",
               params[0].device());
   if (found_inf && found_inf->item<double>() != 0) return;
-  rmda_step_cpu(params, aligned, grad_sums, anchors, steps, alphas, segments, prox, strengths,
+  rmda_step_cpu(params, aligned, points, anchors, steps, alphas, segments, prox, strengths,
                 lr_tensor ? lr_tensor->item<double>() : lr, momentum, maximize,
                 grad_scale ? grad_scale->item<double>() : 1.0);
 }

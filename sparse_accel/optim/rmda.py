@@ -57,8 +57,8 @@ class RMDA(ProximalOptimizer):
     Raises:
         ValueError: a number is out of its range, or ``fused`` comes with ``foreach`` or ``differentiable``.
 
-    State per parameter: ``step`` ``[]`` float32 and ``alpha`` ``[]`` float64 of the stage, ``grad_sum`` (V) and
-    ``anchor`` (W0) of the parameter's shape and strides, float32 (float64 for float64 parameters).
+    State per parameter: ``step`` ``[]`` float32 and ``alpha`` ``[]`` float64 of the stage, ``point``
+    (:math:`X = W_0 - V/\beta`, kept in place of V because a step then moves less memory) and ``anchor`` (W0) of the parameter's shape and strides, float32 (float64 for float64 parameters).
 
     Example:
         >>> import sparse_accel as sa
@@ -74,7 +74,7 @@ class RMDA(ProximalOptimizer):
 
     _group_defaults: ClassVar = {**ProximalOptimizer._group_defaults, "restart": False, "momentum_ramp": None}
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
-    _tensor_state: ClassVar = ("grad_sum", "anchor")
+    _tensor_state: ClassVar = ("point", "anchor")
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class RMDA(ProximalOptimizer):
         check_fraction("momentum", group["momentum"])
 
     def restart(self) -> None:
-        """End the stage: the next step starts a new one at the weights as they are then, with V, alpha and t zero.
+        """End the stage: the next step starts a new one at the weights as they are then (V, alpha and t zero).
 
         Until that step the proximal iterate is still that of the finished stage. The request is part of
         ``state_dict()`` (entry ``"restart"`` of each group).
@@ -119,8 +119,9 @@ class RMDA(ProximalOptimizer):
             states = [(param, self.state[param]) for param in group["params"] if "anchor" in self.state.get(param, {})]
             with torch.no_grad():
                 for param, state in states:
-                    state["anchor"].copy_(torch.view_as_real(param) if param.is_complex() else param)
-                    for key in ("grad_sum", "step", "alpha"):
+                    for key in ("anchor", "point"):
+                        state[key].copy_(torch.view_as_real(param) if param.is_complex() else param)
+                    for key in ("step", "alpha"):
                         state[key].zero_()
             group["restart"] = False
         if group["momentum_ramp"] is not None:
@@ -131,13 +132,13 @@ class RMDA(ProximalOptimizer):
             state = self.state[param]
             if "step" not in state:
                 anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
-                state.update(self._new_scalars(param), grad_sum=torch.zeros_like(anchor), anchor=anchor)
-        grad_sums, anchors, steps, alphas = self._tensor_lists(batch)
+                state.update(self._new_scalars(param), point=anchor.clone(), anchor=anchor)
+        points, anchors, steps, alphas = self._tensor_lists(batch)
         ramp = group["momentum_ramp"]
         rmda(
             batch.work,
             batch.grads,
-            grad_sums,
+            points,
             anchors,
             steps,
             alphas,
@@ -154,18 +155,19 @@ class RMDA(ProximalOptimizer):
         )
 
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
-        # A step with lr = 0 and momentum 1 from t - 1 has the beta, alpha and V of the last step: it gives the
-        # proximal iterate of that step by the code of the step, bit by bit. Alpha + 0 is
-        # alpha, and with gradients of -0.0 V keeps its bits too (V + 0 * -0.0 is V, negative zeros included).
+        # A step from t - 1 with lr = 0, momentum 1 and the anchor at X leaves X and alpha, and has the beta of the last
+        # step: it gives the proximal iterate of that step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
-                grad_sums, anchors, steps, alphas = self._tensor_lists(batch)
+                points, _, steps, alphas = self._tensor_lists(batch)
+                points = [point.clone() for point in points]
+                anchors = [point.clone() for point in points]
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
                 rmda(
                     batch.work,
-                    [torch.full_like(work, -0.0) for work in batch.work],
-                    grad_sums,
+                    [torch.zeros_like(work) for work in batch.work],
+                    points,
                     anchors,
                     [(step - 1).clamp_(min=0) for step in steps],
                     alphas,
@@ -183,7 +185,7 @@ class RMDA(ProximalOptimizer):
 def rmda(
     params: list[Tensor],
     grads: list[Tensor],
-    grad_sums: list[Tensor],
+    points: list[Tensor],
     anchors: list[Tensor],
     steps: list[Tensor],
     alphas: list[Tensor],
@@ -204,8 +206,8 @@ def rmda(
     Args:
         params: W, N dense tensors of one dtype and device.
         grads: of the shape and dtype of ``params``.
-        grad_sums: V, float32 (float64 for float64 params), strides of ``params``.
-        anchors: W0, as ``grad_sums``.
+        points: X, float32 (float64 for float64 params), strides of ``params``.
+        anchors: W0, as ``points``.
         steps: t before the step, ``[]`` float32 each.
         alphas: ``[]`` float64 each.
         layouts: of the memory of ``params``.
@@ -220,9 +222,9 @@ def rmda(
         found_inf: ``[]``, nothing changes where it is not zero; fused only.
 
     Example:
-        >>> w, g, v, w0 = torch.ones(2), torch.ones(2), torch.zeros(2), torch.ones(2)
+        >>> w, g, x, w0 = torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(2)
         >>> t, alpha = torch.zeros(()), torch.zeros((), dtype=torch.float64)
-        >>> rmda([w], [g], [v], [w0], [t], [alpha], [GroupLayout(1, 2, 1)], strengths=[0.0], lr=0.5, momentum=1.0)
+        >>> rmda([w], [g], [x], [w0], [t], [alpha], [GroupLayout(1, 2, 1)], strengths=[0.0], lr=0.5, momentum=1.0)
         >>> w, t
         (tensor([0.5000, 0.5000]), tensor(1.))
     """
@@ -234,7 +236,7 @@ def rmda(
         ops.rmda_step_(
             params,
             grads,
-            grad_sums,
+            points,
             anchors,
             steps,
             alphas,
@@ -251,7 +253,7 @@ def rmda(
     if grad_scale is not None or found_inf is not None:
         raise RuntimeError("grad_scale and found_inf: expected fused=True")
     function = _multi_tensor_rmda if foreach else _single_tensor_rmda
-    function(params, grads, grad_sums, anchors, steps, alphas, layouts, strengths, lr, momentum, prox, maximize)
+    function(params, grads, points, anchors, steps, alphas, layouts, strengths, lr, momentum, prox, maximize)
 
 
 def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
@@ -259,18 +261,19 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Advance t and alpha; return the gradient's signed weight, beta, and alpha / beta (all [] float64)."""
+    """Advance t and alpha; return the decay of X towards W0, the signed lr, and alpha / beta (all [] float64)."""
+    decay = step.double() / (step.double() + 1)
     step += 1
     beta = step.double().sqrt()
-    weight = (lr.to(beta).reshape(()) if isinstance(lr, Tensor) else lr) * beta
-    alpha += weight
-    return -weight if maximize else weight, beta, alpha / beta
+    rate = lr.to(beta).reshape(()) if isinstance(lr, Tensor) else torch.as_tensor(lr, dtype=torch.float64).to(beta)
+    alpha += rate * beta
+    return decay.sqrt(), -rate if maximize else rate, alpha / beta
 
 
 def _single_tensor_rmda(
     params: list[Tensor],
     grads: list[Tensor],
-    grad_sums: list[Tensor],
+    points: list[Tensor],
     anchors: list[Tensor],
     steps: list[Tensor],
     alphas: list[Tensor],
@@ -281,10 +284,10 @@ def _single_tensor_rmda(
     prox: str,
     maximize: bool,
 ) -> None:
-    for i, (param, grad_sum, anchor) in enumerate(zip(params, grad_sums, anchors, strict=True)):
-        weight, beta, ratio = (x.to(grad_sum) for x in _advance(steps[i], alphas[i], lr, maximize))
-        grad_sum.add_(grads[i].to(grad_sum) * weight)
-        x = anchor - grad_sum / beta
+    for i, (param, point, anchor) in enumerate(zip(params, points, anchors, strict=True)):
+        decay, rate, ratio = (x.to(point) for x in _advance(steps[i], alphas[i], lr, maximize))
+        x = anchor + decay * (point - anchor) - rate * grads[i].to(point)
+        point.copy_(x)
         if strengths[i]:
             x = proximal_point(x, layouts[i], ratio * strengths[i], prox)
         param.copy_(x if momentum == 1 else (1 - momentum) * param.to(x) + momentum * x)
@@ -293,7 +296,7 @@ def _single_tensor_rmda(
 def _multi_tensor_rmda(
     params: list[Tensor],
     grads: list[Tensor],
-    grad_sums: list[Tensor],
+    points: list[Tensor],
     anchors: list[Tensor],
     steps: list[Tensor],
     alphas: list[Tensor],
@@ -304,15 +307,18 @@ def _multi_tensor_rmda(
     prox: str,
     maximize: bool,
 ) -> None:
-    dtype = grad_sums[0].dtype
+    dtype = points[0].dtype
     scalars = [_advance(step, alpha, lr, maximize) for step, alpha in zip(steps, alphas, strict=True)]
-    weights, betas, ratios = ([x.to(grad_sums[0]) for x in column] for column in zip(*scalars, strict=True))
-    torch._foreach_add_(grad_sums, torch._foreach_mul([grad.to(dtype) for grad in grads], weights))
-    xs = list(torch._foreach_sub(anchors, torch._foreach_div(grad_sums, betas)))
+    decays, rates, ratios = ([x.to(points[0]) for x in column] for column in zip(*scalars, strict=True))
+    torch._foreach_sub_(points, anchors)
+    torch._foreach_mul_(points, decays)
+    torch._foreach_add_(points, anchors)
+    torch._foreach_sub_(points, torch._foreach_mul([grad.to(dtype) for grad in grads], rates))
+    xs = list(points)
     for i, strength in enumerate(strengths):
         if strength:
             xs[i] = proximal_point(xs[i], layouts[i], ratios[i] * strength, prox)
     if momentum != 1:
-        torch._foreach_mul_(xs, momentum)
+        xs = list(torch._foreach_mul(xs, momentum))
         torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))
     torch._foreach_copy_(params, xs)
