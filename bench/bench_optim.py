@@ -75,7 +75,7 @@ def _rmda_twin(params: Sequence[Tensor], by: str | None) -> Callable[[], None]:
     return partial(
         reference.rmda_step_,
         weights,
-        [p.grad for p in params],
+        [p.grad for p in params if p.grad is not None],
         [torch.zeros_like(w, dtype=wide) for w in weights],
         [w.to(wide, copy=True) for w in weights],
         [torch.zeros((), device=w.device) for w in weights],

@@ -17,7 +17,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def last_cache_bytes(device: torch.device) -> int:
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], object]], timer: Callable[[Callable[[], object]], float], settings: Settings
+    contenders: Mapping[str, Callable[[], object]], timer: Callable[[Callable[[], object]], float], settings: Settings
 ) -> tuple[dict[str, float], int]:
     """Median seconds of each contender and the number of rounds; two rounds run before, unmeasured."""
     names = list(contenders)
@@ -254,7 +254,7 @@ def parse(argv: Sequence[str] | None, description: str) -> tuple[Settings, Path 
     return Settings(args.device, args.dtype, tuple(args.workloads), args.seconds), args.json
 
 
-def run_benches(benches: dict[str, CaseMaker], settings: Settings) -> list[Row]:
+def run_benches(benches: Mapping[str, CaseMaker], settings: Settings) -> list[Row]:
     """Measure every case of every bench, printing each row when it is known."""
     timer = Timer(settings.device)
     rows: list[Row] = []
@@ -284,7 +284,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def bench_main(benches: dict[str, CaseMaker], argv: Sequence[str] | None, description: str) -> tuple[int, list[Row]]:
+def bench_main(benches: Mapping[str, CaseMaker], argv: Sequence[str] | None, description: str) -> tuple[int, list[Row]]:
     """Parse the command line, run, print, write the JSON file; the exit status and the rows."""
     settings, json_file = parse(argv, description)
     rows = run_benches(benches, settings)

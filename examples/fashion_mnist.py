@@ -13,6 +13,7 @@ import gzip
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 import sparse_accel as sa
 from sparse_accel.demo.progress import progress_bar
 from sparse_accel.demo.summary import measure, plot, table
-from sparse_accel.demo.training import Images, fit, outputs, stage_ends
+from sparse_accel.demo.training import Epoch, Images, fit, outputs, stage_ends
 
 BATCH_SIZE = 128
 STAGES = 5
@@ -109,12 +110,15 @@ def main() -> int:
         print(f"fashion_mnist.py: {error}", file=sys.stderr)
         return 2
     milestones = stage_ends(args.epochs, STAGES)
-    models, compacts, histories = {}, {}, {}
+    models: dict[str, nn.Module] = {}
+    compacts: dict[str, sa.CompactResult] = {}
+    histories: dict[str, list[Epoch]] = {}
     with progress_bar(args.epochs * len(args.optimizers), not args.no_progress) as advance:
         for name in args.optimizers:
             label = NAMES[name]
             torch.manual_seed(args.seed)
-            models[label] = model = LeNet5().to(args.device)
+            model = LeNet5().to(args.device)
+            models[label] = model
             optimizer = make_optimizer(name, model, args.strength)
             histories[label] = fit(
                 model,
@@ -124,9 +128,9 @@ def main() -> int:
                 batch_size=BATCH_SIZE,
                 generator=torch.Generator().manual_seed(args.seed),
                 scheduler=sa.lr_scheduler.MultiStageLR(optimizer, milestones, gamma=0.1, momentum="ramp"),
-                on_epoch=lambda _, figures, label=label: advance(label, figures),
+                on_epoch=partial(advance, label),
             )
-            if name == "sgd":
+            if not isinstance(optimizer, (sa.RMDA, sa.ProxSGD)):
                 continue
             optimizer.finalize_()
             compacts[label] = small = sa.compact(model, images.test_x[:500], optimizer=optimizer)

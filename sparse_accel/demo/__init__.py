@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def train_dense(images: Images, epochs: int, seed: int, advance: Advance) -> tup
         batch_size=BATCH_SIZE,
         generator=generator,
         scheduler=scheduler,
-        on_epoch=lambda _, figures: advance("dense, SGD", figures),
+        on_epoch=partial(advance, "dense, SGD"),
     )
     return model, history
 
@@ -155,7 +156,7 @@ def train_sparse(images: Images, epochs: int, seed: int, advance: Advance) -> tu
         batch_size=BATCH_SIZE,
         generator=generator,
         scheduler=scheduler,
-        on_epoch=lambda _, figures: advance("RMDA + group lasso", figures),
+        on_epoch=partial(advance, "RMDA + group lasso"),
     )
     optimizer.finalize_()
     refresh_batch_norm(model, images.train_x)

@@ -27,15 +27,13 @@ def progress_bar(total: int, shown: bool = True) -> Iterator[Advance]:
         MofNCompleteColumn,
         Progress,
         TextColumn,
-        TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
     columns = (
         TextColumn("[bold]{task.description:<18}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
@@ -43,7 +41,7 @@ def progress_bar(total: int, shown: bool = True) -> Iterator[Advance]:
         task = bar.add_task("training", total=total, figures="")
 
         def advance(label: str, figures: Epoch) -> None:
-            text = f"accuracy {100 * figures.accuracy:5.1f} %  zero groups {100 * figures.group_sparsity:4.1f} %"
+            text = f"accuracy {100 * figures.accuracy:.1f} %, zero {100 * figures.group_sparsity:.0f} %"
             bar.update(task, advance=1, description=label, figures=text)
 
         yield advance

@@ -48,7 +48,7 @@ def fit(
     generator: torch.Generator,
     scheduler: LRScheduler | None = None,
     by: str = "input",
-    on_epoch: Callable[[int, Epoch], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
     """Train with cross entropy on full batches (a small last one would upset BatchNorm); the scheduler steps once an
     epoch.
@@ -58,14 +58,14 @@ def fit(
         optimizer: evaluated at its proximal iterate where it has one.
         generator: shuffles the training data, on the CPU.
         by: the groups that are counted.
-        on_epoch: called after each epoch with its number, from 1, and its figures.
+        on_epoch: called after each epoch with its figures.
 
     Returns:
         The figures of every epoch.
     """
     history: list[Epoch] = []
     count = len(images.train_x)
-    for number in range(1, epochs + 1):
+    for _ in range(epochs):
         begin = time.perf_counter()
         model.train()
         total = torch.zeros((), device=images.train_x.device)
@@ -89,7 +89,7 @@ def fit(
             scheduler.step()
         history.append(figures)
         if on_epoch is not None:
-            on_epoch(number, figures)
+            on_epoch(figures)
     return history
 
 
