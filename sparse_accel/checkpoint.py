@@ -97,6 +97,9 @@ def read_plan(directory: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{directory / PLAN_FILE}: expected the format {FORMAT!r}, got another file")
     if plan.get("version") != VERSION:
         raise CheckpointError(f"{directory / PLAN_FILE}: expected version {VERSION}, got {plan.get('version')}")
+    for key in ("class", "tensors", "attributes", "created", "saved", "aliases"):
+        if not isinstance(plan.get(key), str if key == "class" else dict):
+            raise CheckpointError(f"{directory / PLAN_FILE}: {key!r} is missing or damaged")
     return plan
 
 
@@ -186,7 +189,7 @@ def _check(plan: Plan, stored: Mapping[str, Tensor], model: nn.Module) -> None:
         raise CheckpointError(f"{odd[0]}: tied to {odd[1]} in only one of the checkpoint and the model {hint}")
     modules = dict(model.named_modules())
     for path, attributes in plan["attributes"].items():
-        for key, (old, _) in attributes.items():
+        for key, (old, new) in attributes.items():
             came = getattr(modules.get(path), key, None)
-            if came != old:
+            if came != old or type(came) is not int or type(new) is not int:
                 raise CheckpointError(f"{path or 'model'}: {key}: expected {old}, got {came} {hint}")

@@ -242,6 +242,10 @@ def damage(directory: Path, what: str) -> None:
         plan["format"] = "else"
     elif what == "version":
         plan["version"] = 99
+    elif what == "key":
+        del plan["saved"]
+    elif what == "attribute":
+        plan["attributes"]["conv1"]["forward"] = [None, 3]
     save_file(tensors, directory / "model.safetensors")
     (directory / "plan.json").write_text(json.dumps(plan))
 
@@ -257,6 +261,8 @@ def damage(directory: Path, what: str) -> None:
         ("shape", r"conv1\.bias: expected \[4\], got \[3\]"),
         ("format", "expected the format"),
         ("version", "expected version 1, got 99"),
+        ("key", "'saved' is missing"),
+        ("attribute", "conv1: forward: expected None"),
     ],
 )
 def test_damaged_checkpoints_are_refused(what: str, message: str, tmp_path: Path) -> None:

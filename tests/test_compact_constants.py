@@ -9,6 +9,8 @@ from compact_models import BasicBlock, randomize, silent
 from test_compact import compact_checked, widths
 from torch import Tensor, nn
 
+from sparse_accel.compact import compact
+
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
@@ -276,11 +278,45 @@ def test_half_precision_fold_stays_within_tolerance() -> None:
     net = randomize(nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 8))).bfloat16()
     silent(net[0], range(48), bias=0.5)
     x = torch.randn(4, 32).bfloat16()
-    result = compact_checked_loose(net, x)
+    result = compact(net, x)
     assert widths(result.model)["0"] == (32, 16)
 
 
-def compact_checked_loose(net: nn.Module, x: Tensor):
-    from sparse_accel.compact import compact
+def test_constants_that_follow_the_size_of_the_input() -> None:
+    class Sized(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.how = how
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
 
-    return compact(net, x)
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            if self.how == "scalar":
+                y = y * x.size(2)
+            elif self.how == "tensor":
+                y = y * torch.full((1, 1, 1, 1), float(x.size(2)))
+            else:
+                y = y.sum((2, 3), keepdim=True)
+            return self.b(y)
+
+    for how in ("scalar", "tensor", "sum"):
+        net = randomize(Sized(how))
+        silent(net.a, (1,), bias=0.5)
+        result = compact_checked(net, X)
+        assert widths(result.model)["a"] == (3, 4)
+        for size in (3, 8):
+            x = torch.randn(2, 3, size, size)
+            torch.testing.assert_close(result.model(x), net(x))
+
+
+def test_other_sizes_than_the_example() -> None:
+    """What was folded on one size holds on others."""
+    net = randomize(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(6, 2, 3))
+    )
+    silent(net[0], (1, 2), bias=0.5)
+    result = compact_checked(net, X)
+    assert widths(result.model)["0"] == (3, 4)
+    for size in (5, 12, 17):
+        x = torch.randn(1, 3, size, size + 2)
+        torch.testing.assert_close(result.model.eval()(x), net.eval()(x))

@@ -115,7 +115,11 @@ class Call:
             self.graph.note(f"{self.tracer.where()}: {self.name}: {reason}")
         for tensor in taken:
             self.tracer.pin(tensor)
-        const = not any(random in self.name for random in _RANDOM)
-        const = const and all(bool(self.tracer.value_of(t).const.all()) for t in self.tensors())
+        tensors = self.tensors()
+        const = all(bool(self.tracer.value_of(t).const.all()) for t in tensors)
+        if tensors:
+            const = const and not any(random in self.name for random in _RANDOM)
+        else:
+            const = self.name in ("zeros", "ones")  # others may depend on sizes
         results = [Value.opaque(t.shape, const) for t in tree_tensors(self.result)]
         return results if not isinstance(self.result, Tensor) else results[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_accel.prune.call import Call, Results, rule
+from sparse_accel.prune.call import Call, Measured, Results, rule
 from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink
 
 _UNARY = """
@@ -47,6 +47,8 @@ def _elementwise(call: Call) -> Results:
         const = const & own_const
     if call.name in ("zeros_like", "ones_like", "full_like"):
         const = torch.ones_like(const)
+    if any(isinstance(item, Measured) for item in (*call.args, *call.kwargs.values())):
+        const = torch.zeros_like(const)  # follows the input's size
     return Value(shape, labels, shrink(const | zero))
 
 

@@ -20,9 +20,10 @@ def channel_slots(call: Call, value: Value, dim: int) -> Tensor:
     rows = channel_rows(value.labels, dim, size)
     if rows.shape[1] == 1:
         return rows[:, 0].clone()
-    distinct = [torch.unique(row) for row in rows]
+    spread = value.labels.shape[dim] == 1 < size  # every channel holds the same slots
+    distinct = [torch.unique(row) for row in (rows[:1] if spread else rows)]
     everything = torch.cat(distinct)
-    if torch.unique(everything).numel() != everything.numel():
+    if spread or torch.unique(everything).numel() != everything.numel():
         if not call.graph.pinned(everything):
             call.graph.note(f"{call.tracer.where()}: {call.name}: reads across channels, which are kept")
         call.graph.slots.pin(everything)
