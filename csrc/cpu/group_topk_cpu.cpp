@@ -120,7 +120,7 @@ void select(const std::vector<Chunk<T>>& chunks, int64_t k) {
 void group_topk(const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& masks, int64_t k) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, scores[0].scalar_type(), "group_topk", [&] {
     const auto chunks = make_chunks<scalar_t>(scores, masks);
-    TORCH_CHECK_VALUE(!any_nan(chunks), "group_topk: scores: expected numbers, got NaN");
+    TORCH_CHECK_VALUE(!any_nan(chunks), "group_topk: scores: expected numbers that can be ordered, got NaN");
     int64_t total = 0;
     for (const auto& chunk : chunks) total += chunk.length;
     if (k == 0 || k == total) {
