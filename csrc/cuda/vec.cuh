@@ -33,15 +33,44 @@ SPARSE_ACCEL_HOST_DEVICE void narrow(float x, __nv_bfloat16& out) { out = __floa
 template <class T>
 constexpr int kWidth = 16 / int(sizeof(T));
 
-// N neighbouring numbers. Aligned so that a copy is one access (several of 16 bytes if it is longer).
+// N neighbouring numbers. Aligned so that one access moves it through shared memory (several of 16 bytes if it is
+// longer).
 template <class T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
   T value[N];
 };
 
+// N elements as they lie in global memory, and as the words that move them.
+template <int kBytes>
+struct WordOf {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned;
+};
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <class T, int N>
+union Stored {
+  using Word = typename WordOf<N* int(sizeof(T))>::type;
+  static constexpr int kWords = N * sizeof(T) / sizeof(Word);
+  T value[N];
+  Word word[kWords];
+};
+
 template <int N, class T>
-__device__ __forceinline__ Pack<Compute<T>, N> load(const T* __restrict__ from) {
-  const Pack<T, N> stored = *reinterpret_cast<const Pack<T, N>*>(from);
+__device__ __forceinline__ Pack<Compute<T>, N> load(const T* from) {
+  using S = Stored<T, N>;
+  S stored;
+#pragma unroll
+  for (int i = 0; i < S::kWords; ++i) stored.word[i] = reinterpret_cast<const typename S::Word*>(from)[i];
   Pack<Compute<T>, N> out;
 #pragma unroll
   for (int i = 0; i < N; ++i) out.value[i] = widen(stored.value[i]);
@@ -50,10 +79,14 @@ __device__ __forceinline__ Pack<Compute<T>, N> load(const T* __restrict__ from) 
 
 template <int N, class T>
 __device__ __forceinline__ void store(T* to, const Pack<Compute<T>, N>& numbers) {
-  Pack<T, N> stored;
+  using S = Stored<T, N>;
+  S stored;
 #pragma unroll
   for (int i = 0; i < N; ++i) narrow(numbers.value[i], stored.value[i]);
-  *reinterpret_cast<Pack<T, N>*>(to) = stored;
+#pragma unroll
+  for (int i = 0; i < S::kWords; ++i) {
+    __stwb(reinterpret_cast<typename S::Word*>(to) + i, stored.word[i]);  // a plain store may be taken apart
+  }
 }
 
 // Whether a pack can be read at this address.

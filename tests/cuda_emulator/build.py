@@ -31,7 +31,8 @@ CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "cuda_emulated"
 JOBS = 2  # compilers at a time
 MODULE = "_C_emulated"
-EMULATED = ["-DSPARSE_ACCEL_EMULATED", f"-I{HERE}", f"-I{CSRC / 'cuda'}"]
+DEFINES = ["-DSPARSE_ACCEL_EMULATED", "-fno-strict-aliasing"]  # kernels read and write 16-byte words
+EMULATED = [*DEFINES, f"-I{HERE}", f"-I{CSRC / 'cuda'}"]
 
 
 def compiler() -> list[str]:
@@ -94,7 +95,7 @@ SANITIZERS = {
     "tsan": ["-O1", "-fsanitize=thread"],
     "ucontext": ["-O1", "-DEMU_UCONTEXT"],  # the way fibers switch on processors other than x86-64
 }
-PROGRAM_FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DSPARSE_ACCEL_EMULATED"]
+PROGRAM_FLAGS = ["-std=c++17", "-g", *DEFINES, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 
 def build_program(

@@ -176,6 +176,10 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
+template <class T>
+void __stwb(T* p, T v) {
+  *p = v;
+}
 inline unsigned __float_as_uint(float v) { return unsigned(emu::bits(v)); }
 inline float __uint_as_float(unsigned v) { return emu::unbits<float>(v); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
