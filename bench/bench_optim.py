@@ -2,8 +2,8 @@
 
     python -m bench.bench_optim [--device cuda] [--dtype bfloat16] [--workloads resnet50] [--json FILE]
 
-RMDA reads gradient, gradient sum, anchor and weight and writes sum and weight: 6 accesses for each element, where
-AdamW makes 7. Whole ``step()`` calls are timed, Python included; the twin is the update alone in plain PyTorch.
+RMDA reads gradient, point, anchor and weight and writes point and weight: 6 accesses for each element, where AdamW
+makes 7. Whole ``step()`` calls are timed, Python included; the twin is the update alone in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
                 f"RMDA by {by}" if by else "RMDA, no penalty",
                 workload,
                 sa.RMDA(_groups(parameters(), by), lr=LR, momentum=0.1).step,
-                count * (3 * size + 3 * state),  # gradient, weight twice; anchor, sum twice
+                count * (3 * size + 3 * state),  # gradient, weight twice; anchor, point twice
                 twin=_rmda_twin(parameters(), by),
                 peer=adamw,
                 peer_name="AdamW(fused=True)",
@@ -76,7 +76,7 @@ def _rmda_twin(params: Sequence[Tensor], by: str | None) -> Callable[[], None]:
         reference.rmda_step_,
         weights,
         [p.grad for p in params if p.grad is not None],
-        [torch.zeros_like(w, dtype=wide) for w in weights],
+        [w.to(wide, copy=True) for w in weights],
         [w.to(wide, copy=True) for w in weights],
         [torch.zeros((), device=w.device) for w in weights],
         [torch.zeros((), dtype=torch.float64, device=w.device) for w in weights],
