@@ -57,8 +57,10 @@ class RMDA(ProximalOptimizer):
     Raises:
         ValueError: a number is out of its range, or ``fused`` comes with ``foreach`` or ``differentiable``.
 
-    State per parameter: ``step`` ``[]`` float32 and ``alpha`` ``[]`` float64 of the stage, ``point``
-    (:math:`X = W_0 - V/\beta`, kept in place of V because a step then moves less memory) and ``anchor`` (W0) of the parameter's shape and strides, float32 (float64 for float64 parameters).
+    State per parameter: ``step`` ``[]`` float32 and ``alpha`` ``[]`` float64 of the stage; ``point``
+    (:math:`X = W_0 - V/\beta`, in place of V because a step then moves less memory) and ``anchor`` (:math:`W_0`) of
+    the parameter's shape and strides, float32 (float64 for float64 parameters). Float32 has the precision of
+    float32 SGD: of lr times a gradient, what lies below half an ulp of the weight is lost.
 
     Example:
         >>> import sparse_accel as sa
