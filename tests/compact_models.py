@@ -306,6 +306,30 @@ class FrozenNorm(nn.Module):
         return self.b(F.glu(x, dim=1))
 
 
+class TwoHalves(nn.Module):
+    """Two halves of one projection, each with a reader of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.left, self.right = nn.Linear(5, 12), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.relu(self.up(x)).chunk(2, dim=-1)
+        return self.left(left) - self.right(right)
+
+
+class SpatialAttention(nn.Module):
+    """A map of one channel weighs all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.attend, self.b = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 1, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        return self.b(x * torch.sigmoid(self.attend(x)))
+
+
 class Case(NamedTuple):
     """A network with zeros planted, an example, and the layer widths expected after compaction."""
 
@@ -432,6 +456,16 @@ def _plant_gated(net: Gated) -> None:
     unread(net.down, (1, 4))
 
 
+def _plant_halves(net: TwoHalves) -> None:
+    unread(net.left, (0, 1, 2))
+    unread(net.right, (1, 5))  # the larger half decides
+
+
+def _plant_attention(net: SpatialAttention) -> None:
+    unread(net.attend, (1, 2))
+    unread(net.b, (1, 3))  # only 1 is unread by both
+
+
 CASES: dict[str, Case] = {
     "mlp": Case(Mlp, _plant_mlp, _image(5, 6), {"a": (6, 4), "b": (4, 5), "c": (5, 3)}),
     "lenet": Case(LeNet, _plant_lenet, _image(2, 1, 14, 14), {"conv1": (1, 4), "conv2": (4, 5), "fc1": (20, 9)}),
@@ -511,6 +545,10 @@ CASES: dict[str, Case] = {
     ),
     "pixel_shuffle": Case(
         PixelShuffle, lambda net: unread(net.b, (1,)), _image(2, 2, 5, 5), {"a": (2, 8), "b": (2, 2)}
+    ),
+    "two_halves": Case(TwoHalves, _plant_halves, _image(3, 5), {"up": (5, 8), "left": (4, 3), "right": (4, 3)}),
+    "spatial_attention": Case(
+        SpatialAttention, _plant_attention, _image(2, 2, 6, 6), {"a": (2, 5), "attend": (5, 1), "b": (5, 2)}
     ),
     "frozen_norm": Case(FrozenNorm, lambda net: unread(net.b, (1,)), _image(2, 2, 6, 6), {"a": (2, 4), "b": (2, 2)}),
     "gated": Case(Gated, _plant_gated, _image(3, 5), {"up": (5, 8), "down": (4, 3)}),

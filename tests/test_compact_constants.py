@@ -239,7 +239,7 @@ def test_written_over_constant_is_none() -> None:
         def forward(self, x: Tensor) -> Tensor:
             y = self.a(x)
             view = y[:, :, 2:4]
-            view += x.mean()  # writes into y
+            view += x.mean()  # writes into a part of y
             return self.b(y)
 
     net = randomize(Net())
@@ -320,3 +320,81 @@ def test_other_sizes_than_the_example() -> None:
     for size in (5, 12, 17):
         x = torch.randn(1, 3, size, size + 2)
         torch.testing.assert_close(result.model.eval()(x), net.eval()(x))
+
+
+class Positioned(nn.Module):
+    """A map of positions on top of every channel: constants that vary over the image."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat = flat
+        self.a = nn.Conv2d(3, 4, 1)
+        self.position = nn.Parameter(torch.zeros(1, 1, 8, 8))
+        self.b: nn.Module = nn.Linear(4 * 64, 2) if flat else nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.a(x) + self.position)
+        return self.b(x.flatten(1) if self.flat else x)
+
+
+@pytest.mark.parametrize("flat, kept", [(True, 2), (False, 4)])
+def test_constants_that_vary_over_the_image(flat: bool, kept: int) -> None:
+    net = randomize(Positioned(flat))
+    silent(net.a, (1, 2), bias=0.5)
+    assert widths(compact_checked(net, X).model)["a"] == (3, kept)
+
+
+def test_shared_layer_without_a_bias_takes_no_constant() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.a(x))) * torch.sigmoid(self.c(torch.relu(self.b(x))))
+
+    net = randomize(Net())
+    silent(net.a, (0,), 0.5)
+    silent(net.b, (0,), 0.25)
+    assert widths(compact_checked(net, torch.randn(2, 3)).model)["c"] == (4, 2)
+
+
+def test_constant_kept_for_the_shape_stays_right() -> None:
+    """Halves of one projection must stay equal: a constant that its readers could take over is kept, and so is what
+    makes it, as the shared projection cannot take that over."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.u, self.v, self.shared = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 4)
+            self.one, self.two, self.three = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.shared(self.u(x)), self.shared(self.v(x))
+            left, right = first.chunk(2, 1)
+            return self.one(left) + self.two(right) + self.three(second)
+
+    net = randomize(Net())
+    silent(net.u, (0,), 0.5)
+    silent(net.v, (0,), 0.25)
+    with torch.no_grad():
+        net.shared.weight[0, 1:] = 0  # row 0 reads the constant alone
+    result = compact_checked(net, torch.randn(2, 3))
+    assert widths(result.model)["shared"] == (4, 4)
+
+
+def test_constant_overwritten_through_a_view() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            view = y.flatten(2)
+            view += x.mean()  # y is still the same everywhere in a channel, but not for other inputs
+            return self.b(y)
+
+    net = randomize(Net())
+    silent(net.a, (1,), bias=0.5)
+    assert widths(compact_checked(net, X).model)["a"] == (3, 4)
