@@ -225,5 +225,8 @@ def _step(
         buffer.mul_(1 - rho).add_(grads[i] * rho)
         x = param.to(dtype) - buffer * lr
         if strengths[i]:
-            x = proximal_point(x, layouts[i], torch.as_tensor(lr * strengths[i], dtype=dtype, device=x.device), prox)
+            threshold = lr * strengths[i]
+            if not isinstance(threshold, Tensor):
+                threshold = torch.full((), threshold, dtype=dtype, device=x.device)  # a fill, no transfer
+            x = proximal_point(x, layouts[i], threshold, prox)
         param.copy_(x)

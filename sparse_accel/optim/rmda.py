@@ -162,15 +162,13 @@ class RMDA(ProximalOptimizer):
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
                 points, _, steps, alphas = self._tensor_lists(batch)
-                points = [point.clone() for point in points]
-                anchors = [point.clone() for point in points]
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
                 rmda(
                     batch.work,
                     [torch.zeros_like(work) for work in batch.work],
+                    [point.clone() for point in points],
                     points,
-                    anchors,
                     [(step - 1).clamp_(min=0) for step in steps],
                     alphas,
                     batch.layouts,
@@ -267,7 +265,7 @@ def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor, maximize: bool) ->
     decay = step.double() / (step.double() + 1)
     step += 1
     beta = step.double().sqrt()
-    rate = lr.to(beta).reshape(()) if isinstance(lr, Tensor) else torch.as_tensor(lr, dtype=torch.float64).to(beta)
+    rate = lr.to(beta).reshape(()) if isinstance(lr, Tensor) else torch.full_like(beta, lr)
     alpha += rate * beta
     return decay.sqrt(), -rate if maximize else rate, alpha / beta
 
