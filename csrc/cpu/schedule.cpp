@@ -27,19 +27,21 @@ struct Split {
   std::unique_ptr<char[]> sums;
   std::atomic<int64_t> missing;
   std::atomic<bool> joined;
+  std::vector<int64_t> summed_by;  // the thread of each part
+  std::vector<std::atomic<bool>> sums_taken, apply_taken;
 };
 
-struct Part {
+// A turn to sum a part, or to apply the result to one: whichever suits the thread that takes the turn.
+struct Turn {
   Split* split;
-  int64_t number;
-  bool apply;  // or sum
+  bool apply;
 };
 
 struct Queue {
   std::vector<std::unique_ptr<Split>> splits;
-  std::vector<Part> parts;  // in order: taken one after another
+  std::vector<Turn> turns;  // taken in order
   std::vector<Piece> pieces;
-  std::atomic<size_t> next_part{0};
+  std::atomic<size_t> next_turn{0};
   std::atomic<size_t> next_piece{0};
   int64_t elements = 0;
 };
@@ -61,6 +63,9 @@ std::unique_ptr<Split> split(const Piece& piece, int64_t sum_size) {
   out->sums.reset(new char[out->parts * sums_width(piece.strip) * sum_size]);
   out->missing = out->parts;
   out->joined = false;
+  out->summed_by.resize(out->parts);
+  out->sums_taken = std::vector<std::atomic<bool>>(out->parts);
+  out->apply_taken = std::vector<std::atomic<bool>>(out->parts);
   return out;
 }
 
@@ -81,9 +86,8 @@ void fill(Queue& queue, const std::vector<Segment>& segments, const Work& work) 
     }
   }
   for (const auto& split : queue.splits) {
-    for (int64_t p = 0; p < split->parts; ++p) queue.parts.push_back({split.get(), p, false});
-    if (!work.apply) continue;
-    for (int64_t p = split->parts - 1; p >= 0; --p) queue.parts.push_back({split.get(), p, true});  // the last is in cache
+    queue.turns.insert(queue.turns.end(), split->parts, Turn{split.get(), false});
+    if (work.apply) queue.turns.insert(queue.turns.end(), split->parts, Turn{split.get(), true});
   }
 }
 
@@ -109,14 +113,46 @@ void wait_for(const Split& split, Queue& queue, const Work& work, void* scratch)
   }
 }
 
-void process(const Part& part, Queue& queue, const Work& work, void* scratch) {
-  Split& split = *part.split;
-  char* sums = split.sums.get();
-  if (part.apply) {
-    wait_for(split, queue, work, scratch);
-    return work.apply(part_of(split, part.number), sums);
+bool take(std::atomic<bool>& taken) {
+  return !taken.load(std::memory_order_relaxed) && !taken.exchange(true, std::memory_order_relaxed);
+}
+
+// Neighbouring parts go to one thread, from the first of its share on: streams run through, and no core prefetches what
+// another works on.
+int64_t take_sums(Split& split, int64_t thread, int64_t threads) {
+  const int64_t first = split.parts * thread / threads;
+  for (int64_t i = 0; i < split.parts; ++i) {
+    const int64_t part = (first + i) % split.parts;
+    if (take(split.sums_taken[part])) return part;
   }
-  work.sums(part_of(split, part.number), sums + part.number * sums_width(split.piece.strip) * work.sum_size);
+  return -1;  // not reached: there are as many turns as parts
+}
+
+// The last part that this thread has summed, which is in its cache, before those of others: another core's cache is far.
+int64_t take_apply(Split& split, int64_t thread) {
+  for (const bool own : {true, false}) {
+    for (int64_t part = split.parts - 1; part >= 0; --part) {
+      if ((split.summed_by[part] == thread) == own && take(split.apply_taken[part])) return part;
+    }
+  }
+  return -1;  // not reached
+}
+
+struct Thread {
+  int64_t number, threads;
+  void* scratch;
+};
+
+void process(const Turn& turn, Queue& queue, const Work& work, const Thread& thread) {
+  Split& split = *turn.split;
+  char* sums = split.sums.get();
+  if (turn.apply) {
+    wait_for(split, queue, work, thread.scratch);
+    return work.apply(part_of(split, take_apply(split, thread.number)), sums);
+  }
+  const int64_t part = take_sums(split, thread.number, thread.threads);
+  work.sums(part_of(split, part), sums + part * sums_width(split.piece.strip) * work.sum_size);
+  split.summed_by[part] = thread.number;
   if (split.missing.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     work.join(split.piece, sums, split.parts);
     split.joined.store(true, std::memory_order_release);
@@ -128,19 +164,20 @@ void process(const Part& part, Queue& queue, const Work& work, void* scratch) {
 void run(const std::vector<Segment>& segments, const Work& work) {
   Queue queue;
   fill(queue, segments, work);
-  const auto take = [&](int64_t, int64_t) {
+  const int64_t threads = queue.elements < kSerial ? 1 : at::get_num_threads();
+  const auto work_on = [&](int64_t number, int64_t) {
     alignas(64) double scratch[kScratch];  // as many of either compute type
-    for (size_t i = queue.next_part++; i < queue.parts.size(); i = queue.next_part++) {
-      process(queue.parts[i], queue, work, scratch);
+    const Thread thread{number, threads, scratch};
+    for (size_t i = queue.next_turn++; i < queue.turns.size(); i = queue.next_turn++) {
+      process(queue.turns[i], queue, work, thread);
     }
     while (take_piece(queue, work, scratch)) {
     }
   };
-  const int64_t threads = queue.elements < kSerial ? 1 : at::get_num_threads();
   if (threads == 1) {
-    take(0, 1);
+    work_on(0, 1);
   } else {
-    at::parallel_for(0, threads, 1, take);
+    at::parallel_for(0, threads, 1, work_on);
   }
 }
 
