@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from compact_models import CASES, LeNet, Mlp, ResNet, Tied, randomize, silent
+from compact_cases import CASES
+from compact_checks import assert_unchanged, snapshot, widths
+from compact_models import LeNet, Mlp, ResNet, Tied, randomize, silent
 from safetensors.torch import load_file, save_file
-from test_compact import assert_unchanged, snapshot, widths
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

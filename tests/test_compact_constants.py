@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from compact_checks import compact_checked, widths
 from compact_models import BasicBlock, randomize, silent
-from test_compact import compact_checked, widths
 from torch import Tensor, nn
 
 from sparse_accel.compact import compact

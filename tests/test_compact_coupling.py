@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from compact_models import CASES, randomize
+from compact_cases import CASES
+from compact_models import randomize
 from torch import nn
 
 from sparse_accel.prune.graph import GROUPED

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from compact_models import CASES, LeNet, Mlp, randomize, silent, unread
-from test_compact import snapshot
+from compact_cases import CASES
+from compact_checks import snapshot
+from compact_models import LeNet, Mlp, randomize, silent, unread
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

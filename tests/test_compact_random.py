@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from compact_checks import assert_unchanged, snapshot, widths
 from compact_models import randomize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_compact import assert_unchanged, snapshot, widths
 from torch import Tensor, nn
 
 from sparse_accel.checkpoint import load, save
