@@ -378,7 +378,8 @@ def test_constant_kept_for_the_shape_stays_right() -> None:
     silent(net.u, (0,), 0.5)
     silent(net.v, (0,), 0.25)
     with torch.no_grad():
-        net.shared.weight[0, 1:] = 0  # row 0 reads the constant alone
+        net.shared.weight[0, 1:] = 0  # row 0 reads the constant alone,
+        net.shared.weight[1:, 0] = 0  # and alone reads it
     result = compact_checked(net, torch.randn(2, 3))
     assert widths(result.model)["shared"] == (4, 4)
 
@@ -398,3 +399,34 @@ def test_constant_overwritten_through_a_view() -> None:
     net = randomize(Net())
     silent(net.a, (1,), bias=0.5)
     assert widths(compact_checked(net, X).model)["a"] == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Identity(),
+        nn.ZeroPad2d(1),
+        nn.AvgPool2d(3, 1, 1),
+        nn.LPPool2d(2, 2),
+        nn.MaxPool2d(3, 1, 1),
+        nn.Upsample(scale_factor=2),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("gate", [False, True])
+def test_zero_on_the_example_is_no_constant(layer: nn.Module, gate: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.layer, self.b = nn.Conv2d(3, 4, 1), layer, nn.Conv2d(4, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.a(x))
+            return self.b(self.layer(y * y if gate else y))
+
+    net = randomize(Net())
+    with torch.no_grad():
+        net.a.bias[2] = -1  # closed on the example, which is small
+    silent(net.a, (0,), bias=0.5)  # a true one beside it, which the padding keeps
+    result = compact_checked(net, X / 100)  # compared on other, larger inputs
+    assert widths(result.model)["a"] == (3, 4)
