@@ -34,7 +34,7 @@ EPOCHS = 30
 BATCH_SIZE = 64
 STAGES = 4
 DENSE_LR, DENSE_MOMENTUM = 0.05, 0.9
-RMDA_LR, RMDA_MOMENTUM, STRENGTH, GAMMA = 1.0, 0.1, 1e-2, 0.1
+RMDA_LR, RMDA_MOMENTUM, STRENGTH, GAMMA = 1.0, 0.1, 6e-3, 0.1
 TARGETS = Targets(accuracy_loss=0.015, removed_groups=0.5, max_abs_diff=1e-5)
 
 
