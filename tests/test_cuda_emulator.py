@@ -1,5 +1,5 @@
 """The CUDA kernels on the CPU: C++ tests under sanitizers and several thread orders, and whether planted mistakes
-and removed barriers are noticed. The ops themselves are tested on the emulated backend by test_ops.py."""
+and removed barriers are noticed. The ops themselves run on the emulated backend in test_group_score.py and its like."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_emulated_half_types_round_like_torch(dtype: torch.dtype) -> None:
     finite = halves[halves.isfinite()].sort().values
     middle = (finite[1:].double() + finite[:-1].double()).div(2).float()
     wide = torch.cat([middle, middle.nextafter(torch.tensor(1e38)), middle.nextafter(torch.tensor(-1e38))])
-    wide = torch.cat([wide, torch.tensor([1e-30, -1e-30, 65519.99, 65520.0, 1e30, float("inf"), -float("inf")])])
+    wide = torch.cat([wide, torch.tensor([1e-30, -1e-30, 65519.99, 65520.0, 1e30, -1e30])])
     out = torch.zeros_like(wide, dtype=dtype)
     # W0 is rounded to W in the first step where the gradient is zero and c = 1
     clock = [torch.tensor(0.0)], [torch.tensor(0.0, dtype=torch.float64)]
