@@ -12,9 +12,10 @@ constexpr int64_t kAhead = 1024;
 
 // sums[0][i] <- join over p of sums[p][i], in order of p.
 template <class A, class Join>
-inline void join_parts(A* sums, int64_t parts, int64_t width, const Join& join) {
+inline void join_parts(A* sums, int64_t parts, const Strip& s, const Join& join) {
+  const int64_t width = sums_width(s);
   for (int64_t p = 1; p < parts; ++p) {
-    const A* part = sums + p * width;
+    const A* part = sums + p * sums_stride(s);
     for (int64_t i = 0; i < width; ++i) sums[i] = join(sums[i], part[i]);
   }
 }
@@ -44,7 +45,7 @@ inline void spread_runs(A* factors, const Strip& s) {
 template <class A>
 inline double prox_factors(A* sums, int64_t parts, const Strip& s, Prox prox, A tau, A size) {
   const auto add = [](A a, A b) { return a + b; };
-  join_parts(sums, parts, sums_width(s), add);
+  join_parts(sums, parts, s, add);
   fold_runs(sums, s, add);
   double value = 0;
   for (int64_t g = 0; g < s.groups; ++g) {

@@ -42,43 +42,31 @@ inline Acc<T> score_run(const T* run, int64_t length) {
   return kind == Score::amax ? max_lanes(total) : sum_lanes(total);
 }
 
-// kRows rows into one accumulator per element: sums are loaded and stored once for all of them.
-template <class T, Score kind, int kRows>
-inline void score_rows(const T* row, int64_t row_stride, int64_t width, Acc<T>* sums) {
-  const int64_t ahead = row_stride == width ? kAhead : kRows * row_stride;
-  for_lanes<T>(width, [&](int64_t at, auto count) {
-    auto sum = load_lanes<Acc<T>>(sums + at, count);
-    for (int k = 0; k < kRows; ++k) {
-      const T* x = row + k * row_stride + at;
-      __builtin_prefetch(x + ahead);
-      sum = score_add<kind>(sum, load_lanes<T>(x, count));
-    }
-    store_lanes<Acc<T>>(sums + at, sum, count);
-  });
-}
-
 template <class T, Score kind>
 void score_sums_of(const Strip& s, const T* x, Acc<T>* sums) {
+  using A = Acc<T>;
   const int64_t width = sums_width(s);
   for (int64_t i = 0; i < width; ++i) sums[i] = 0;
-  if (s.inner < kLongRun) {
-    int64_t r = 0;
-    for (; r + 1 <= s.rows; r += 1) score_rows<T, kind, 1>(x + r * s.row_stride, s.row_stride, width, sums);
-    for (; r < s.rows; ++r) score_rows<T, kind, 1>(x + r * s.row_stride, s.row_stride, width, sums);
-    return;
-  }
   for (int64_t r = 0; r < s.rows; ++r) {
-    for (int64_t g = 0; g < s.groups; ++g) {
-      const T* run = x + r * s.row_stride + g * s.inner;
-      sums[g] = score_join_one<kind>(sums[g], score_run<T, kind>(run, s.inner));
+    const T* row = x + r * s.row_stride;
+    if (s.inner >= kLongRun) {
+      for (int64_t g = 0; g < s.groups; ++g) {
+        sums[g] = score_join_one<kind>(sums[g], score_run<T, kind>(row + g * s.inner, s.inner));
+      }
+      continue;
     }
+    for_lanes<T>(width, [&](int64_t at, auto count) {
+      __builtin_prefetch(row + at + kAhead);
+      const auto sum = score_add<kind>(load_lanes<A>(sums + at, count), load_lanes<T>(row + at, count));
+      store_lanes<A>(sums + at, sum, count);
+    });
   }
 }
 
 template <class A, Score kind>
 void score_join_of(const Strip& s, A* sums, int64_t parts, A* scores) {
   const auto join = [](A a, A b) { return score_join_one<kind>(a, b); };
-  join_parts(sums, parts, sums_width(s), join);
+  join_parts(sums, parts, s, join);
   fold_runs(sums, s, join);
   for (int64_t g = 0; g < s.groups; ++g) scores[g] = sums[g];
 }

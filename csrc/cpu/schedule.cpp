@@ -1,9 +1,11 @@
 #include "schedule.h"
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 
@@ -19,12 +21,12 @@ constexpr int64_t kPiece = 65536;   // elements of a piece of contiguous groups,
 constexpr int64_t kSplit = 131072;  // elements from which a strided strip is worked on in parts
 constexpr int64_t kParts = 16;      // at most: each has a copy of the sums
 
-// A strip in parts: sums [parts, width] and how many parts have yet to be summed.
+// A strip in parts: sums [parts, sums_stride] and how many parts have yet to be summed.
 struct Split {
   Piece piece;
   int64_t parts;
   int64_t rows;  // of each part but the last
-  std::unique_ptr<char[]> sums;
+  std::unique_ptr<char, decltype(&std::free)> sums{nullptr, &std::free};
   std::atomic<int64_t> missing;
   std::atomic<bool> joined;
   std::vector<int64_t> summed_by;  // the thread of each part
@@ -60,7 +62,9 @@ std::unique_ptr<Split> split(const Piece& piece, int64_t sum_size) {
   out->piece = piece;
   out->rows = rows;
   out->parts = (piece.strip.rows + rows - 1) / rows;
-  out->sums.reset(new char[out->parts * sums_width(piece.strip) * sum_size]);
+  // On cache lines: vectors across two of them cost twice.
+  out->sums.reset(static_cast<char*>(std::aligned_alloc(64, out->parts * sums_stride(piece.strip) * sum_size)));
+  TORCH_CHECK(out->sums, "sparse_accel: no memory for the sums of a tensor");
   out->missing = out->parts;
   out->joined = false;
   out->summed_by.resize(out->parts);
@@ -151,7 +155,7 @@ void process(const Turn& turn, Queue& queue, const Work& work, const Thread& thr
     return work.apply(part_of(split, take_apply(split, thread.number)), sums);
   }
   const int64_t part = take_sums(split, thread.number, thread.threads);
-  work.sums(part_of(split, part), sums + part * sums_width(split.piece.strip) * work.sum_size);
+  work.sums(part_of(split, part), sums + part * sums_stride(split.piece.strip) * work.sum_size);
   split.summed_by[part] = thread.number;
   if (split.missing.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     work.join(split.piece, sums, split.parts);
