@@ -79,7 +79,7 @@ def compact(
         optimizer: whose parameters are the model's. The result's optimizer continues as this one would if what was
             removed were zero and stayed so: the same next steps of the kept weights.
         tolerance: largest accepted difference of the outputs on the example, relative to ``max(1, max |output|)``;
-            by default 1e-10, 1e-5, 3e-2 and 4e-3 for float64, float32, bfloat16 and float16.
+            by default 1e-10, 1e-5, 3e-2 and 4e-3 for float64, float32 (without TF32), bfloat16 and float16.
 
     A learning-rate scheduler still holds the old optimizer: make a new one, or set its ``optimizer``.
 
@@ -101,7 +101,7 @@ def compact(
     except RuntimeError as error:
         raise CompactError(f"example_inputs cannot be copied (detach them): {error}") from error
     probe = _copy(model).eval()
-    with _fixed_seed(model):
+    with _comparable(model):
         graph, expected = trace(probe, copy.deepcopy(example_inputs))
     del probe
     decision = decide(graph)
@@ -111,8 +111,8 @@ def compact(
     carry_gradients(model, small, plan)
     max_abs_diff = _verify(small, example_inputs, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
-    with _fixed_seed(model):
-        report = compare_models(model, small, example_inputs, max_abs_diff)
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        report = compare_models(model, small, example_inputs, max_abs_diff)  # at the speed of the caller's settings
     return CompactResult(small, carried, plan, max_abs_diff, report)
 
 
@@ -132,22 +132,37 @@ def _uncopied(model: nn.Module) -> str:
     return "the model"
 
 
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return list({tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"})
+
+
 @contextmanager
-def _fixed_seed(model: nn.Module) -> Iterator[None]:
-    """The same random numbers in every run, the caller's generators untouched."""
-    devices = list({tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"})
+def _comparable(model: nn.Module) -> Iterator[None]:
+    """The same random numbers in every run and products of full float32 precision (no TF32, no bfloat16), both the
+    caller's again afterwards."""
+    devices = _cuda_devices(model)
+    backends: Any = torch.backends  # whose attributes torch sets at run time
+    switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    switches += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    before = [switch.fp32_precision for switch in switches]
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(0)
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
-        yield
+        try:
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+            yield
+        finally:
+            for switch, precision in zip(switches, before, strict=True):
+                switch.fp32_precision = precision
 
 
 def _verify(small: nn.Module, example_inputs: Any, expected: list[Tensor], tolerance: float | None) -> float:
     """Run the compact model on the example; return the largest difference, raise past the tolerance."""
     try:
-        with torch.no_grad(), _fixed_seed(small):
+        with torch.no_grad(), _comparable(small):
             came = list(tree_tensors(run_model(_copy(small).eval(), copy.deepcopy(example_inputs))))
     except Exception as error:
         raise CompactError(f"the compact model does not run: {type(error).__name__}: {error}") from error

@@ -276,3 +276,28 @@ def test_recurrent_layers_are_kept() -> None:
     unread(model.c, (1,))
     result = compact_checked(model, torch.randn(3, 2, 4))
     assert widths(result.model) == {"a": (4, 6), "b": (5, 3), "c": (3, 2)}
+
+
+def test_precision_settings_come_back() -> None:
+    settings = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    seen: list[str] = []
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(settings[0].fp32_precision)
+            return self.a(x)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        expected = [setting.fp32_precision for setting in settings]
+        compact(randomize(Looking()), torch.randn(2, 4))
+        assert [setting.fp32_precision for setting in settings] == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen[:2] == ["ieee", "ieee"]  # both models that are compared
