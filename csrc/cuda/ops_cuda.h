@@ -23,7 +23,8 @@ void prox_(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& s
            const std::vector<double>& thresholds, const at::Tensor& values);
 
 // Steps and alphas are read before the update and advanced at its end. They are on the device, or on
-// the CPU (then scalars go by value and are advanced on the host).
+// the CPU: then scalars go by value and are advanced on the host, which must wait for lr_tensor and found_inf
+// if those are on the device. With steps, alphas and those on the device nothing waits.
 void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
                 const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
                 const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,

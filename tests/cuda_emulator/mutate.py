@@ -83,24 +83,35 @@ def plant(mutant: Mutant, folder: Path) -> Path:
     return csrc
 
 
-def outcome(program: Path, order: str) -> str:
+def outcome(program: Path, order: str, *arguments: str) -> str:
     """In one word what a run noticed; "-" for nothing."""
     try:
-        done = build.run_program(program, order=order)
+        done = build.run_program(program, *arguments, order=order)
     except subprocess.TimeoutExpired:
         return "hang"
     text = done.stdout + done.stderr
-    marks = {"AddressSanitizer": "ASan", "runtime error": "UBSan", "data race": "race", "EMU ERROR": "EMU"}
+    marks = {
+        "AddressSanitizer": "ASan",
+        "runtime error": "UBSan",
+        "data race": "race",
+        "EMU ERROR": "EMU",
+        "block (": "EMU",
+    }
     for mark, word in marks.items():
         if mark in text:
             return word
     return "-" if done.returncode == 0 else "wrong" if done.returncode == 1 else f"exit {done.returncode}"
 
 
+def print_header() -> None:
+    """One column per run."""
+    print(f"{'':78}" + "".join(f"{sanitizer + ' ' + order.replace('random', 'rnd'):>14}" for sanitizer, order in RUNS))
+
+
 def main() -> int:
     """Run the matrix."""
     chosen = [int(word) for word in sys.argv[1:]] or range(len(MUTANTS))
-    print(f"{'':78}" + "".join(f"{sanitizer + ' ' + order.replace('random', 'rnd'):>14}" for sanitizer, order in RUNS))
+    print_header()
     escaped = []
     for number in chosen:
         mutant = MUTANTS[number]
