@@ -7,8 +7,8 @@ _compat.check()
 from . import _build_info, ops
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
-from .checkpoint import load, save
-from .compact import CompactResult, compact
+from .checkpoint import CheckpointError, load, load_optimizer, save
+from .compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .optim import RMDA, ProxSGD, lr_scheduler
@@ -19,20 +19,25 @@ __all__ = [
     "L1",
     "RMDA",
     "BuildInfo",
+    "CheckpointError",
+    "CompactError",
     "CompactResult",
     "GroupL0",
     "GroupLasso",
     "GroupLayout",
     "Grouping",
+    "OutputMismatchError",
     "Penalty",
     "ProxSGD",
     "SparsityReport",
+    "UnsupportedModelError",
     "__version__",
     "build_info",
     "compact",
     "group_layout",
     "load",
     "load_jit",
+    "load_optimizer",
     "lr_scheduler",
     "ops",
     "param_groups",
