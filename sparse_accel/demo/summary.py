@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparse_accel.diagnostics import sparsity
@@ -93,7 +94,11 @@ def table(figures: Mapping[str, ModelFigures], max_abs_diff: Mapping[str, float]
         [f"latency, batch of {batch} ²", *(f"{m.latency_ms:.2f} ms" for m in models)],
         ["largest output difference", *(f"{max_abs_diff[k]:.1e}" if k in max_abs_diff else "" for k in figures)],
     ]
-    notes = "¹ multiply-accumulates: FLOPs of torch.utils.flop_counter / 2   ² median, models taking turns"
+    threads = torch.get_num_threads()
+    notes = (
+        "¹ multiply-accumulates: FLOPs of torch.utils.flop_counter / 2   "
+        f"² median, models taking turns, CPU threads: {threads}"
+    )
     return "\n".join([format_table(["", *figures], rows), notes])
 
 
