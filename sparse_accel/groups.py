@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 BY = ("input", "output", "kernel", "element")

@@ -7,7 +7,7 @@ CPU and CUDA tensors run the kernels of ``csrc``; every other device runs the pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +38,14 @@ def cpu_capability() -> str:
     return str(_C.cpu_capability())
 
 
+@overload
+def group_score(
+    tensors: Sequence[Tensor], layouts: Sequence[GroupLayout], kind: str = "l2", *, coupled: Literal[False] = False
+) -> list[Tensor]: ...
+@overload
+def group_score(
+    tensors: Sequence[Tensor], layouts: Sequence[GroupLayout], kind: str = "l2", *, coupled: Literal[True]
+) -> Tensor: ...
 def group_score(
     tensors: Sequence[Tensor], layouts: Sequence[GroupLayout], kind: str = "l2", *, coupled: bool = False
 ) -> list[Tensor] | Tensor:
@@ -67,6 +75,10 @@ def group_score(
     return scores[0] if coupled else scores
 
 
+@overload
+def group_topk(scores: Tensor, k: int) -> Tensor: ...
+@overload
+def group_topk(scores: Sequence[Tensor], k: int) -> list[Tensor]: ...
 def group_topk(scores: Tensor | Sequence[Tensor], k: int) -> Tensor | list[Tensor]:
     """Which scores are among the k largest, over all vectors together.
 
@@ -149,8 +161,9 @@ def rmda_step_(
 ) -> None:
     """One fused RMDA step for a list of parameters, in place (Huang & Lee, ICLR 2022, Algorithm 1).
 
-    ``t += 1; X = W0 + sqrt((t - 1) / t) (X - W0) - lr grad; alpha += lr sqrt(t); W = (1 - c) W + c prox(X)`` with the
-    prox threshold ``alpha / sqrt(t) * strength``. X is the paper's ``W0 - V / beta``, with V the weighted sum of gradients.
+    ``t += 1; X = W0 + sqrt((t - 1) / t) (X - W0) - lr grad; alpha += lr sqrt(t); W = (1 - c) W + c prox(X)``
+    with the prox threshold ``alpha / sqrt(t) * strength``. X is the paper's ``W0 - V / beta``, with V the weighted sum
+    of the gradients.
 
     Args:
         params: W, dense, of one dtype and device.
@@ -234,8 +247,9 @@ def _has_kernels(tensor: Tensor) -> bool:
 def _group_score(tensors: list[Tensor], layouts: list[int], kind: str, coupled: bool) -> list[Tensor]:
     if _has_kernels(tensors[0]):
         return _C.group_score(tensors, layouts, kind, coupled)
-    scores = reference.group_score(tensors, _unflat(layouts), kind, coupled=coupled)
-    return [scores] if coupled else scores
+    if coupled:
+        return [reference.group_score(tensors, _unflat(layouts), kind, coupled=True)]
+    return reference.group_score(tensors, _unflat(layouts), kind)
 
 
 def _group_score_fake(tensors: list[Tensor], layouts: list[int], kind: str, coupled: bool) -> list[Tensor]:

@@ -4,6 +4,7 @@ runs on devices that have no kernels. Signatures are those of :mod:`sparse_accel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -43,6 +44,14 @@ def _scale(squares: Tensor, tau: Tensor | float, size: int, prox: str) -> Tensor
     return torch.where(tau == 0, torch.ones_like(scale), scale)
 
 
+@overload
+def group_score(
+    tensors: Sequence[Tensor], layouts: Sequence[Layout], kind: str = "l2", *, coupled: Literal[False] = False
+) -> list[Tensor]: ...
+@overload
+def group_score(
+    tensors: Sequence[Tensor], layouts: Sequence[Layout], kind: str = "l2", *, coupled: Literal[True]
+) -> Tensor: ...
 def group_score(
     tensors: Sequence[Tensor], layouts: Sequence[Layout], kind: str = "l2", *, coupled: bool = False
 ) -> list[Tensor] | Tensor:

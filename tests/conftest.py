@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -20,20 +19,11 @@ class Backend(NamedTuple):
 
 
 @pytest.fixture(params=["cpu", "cuda-emulated", "cuda"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Each backend in turn. ``cuda-emulated``: the CUDA kernels, run on CPU tensors by the emulator."""
     name: str = request.param
     if name == "cuda" and not (torch.cuda.is_available() and ops._C.has_cuda):
         pytest.skip("no CUDA device, or sparse_accel was built without CUDA")
     if name == "cuda-emulated":
         monkeypatch.setattr(ops, "_C", build.load())
-    yield Backend(name, torch.device("cuda" if name == "cuda" else "cpu"))
-
-
-@pytest.fixture(params=["forward", "reverse", "random:1", "random:2"])
-def thread_order(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each order in which the emulator runs threads and blocks."""
-    order, _, seed = request.param.partition(":")
-    build.load().set_order(order, int(seed or 1))
-    yield request.param
-    build.load().set_order("forward", 1)
+    return Backend(name, torch.device("cuda" if name == "cuda" else "cpu"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_accel.groups import BY, GroupLayout, Grouping, layout_of
+from sparse_accel.groups import BY, Grouping, GroupLayout, layout_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -76,4 +76,14 @@ def assert_near(
         assert error <= tolerance, (what, error)
 
 
-__all__ = ["BY", "DTYPES", "SUM_TOLERANCE", "VALUE_TOLERANCE", "assert_near", "like", "memory_orders", "randn", "weights"]
+__all__ = [
+    "BY",
+    "DTYPES",
+    "SUM_TOLERANCE",
+    "VALUE_TOLERANCE",
+    "assert_near",
+    "like",
+    "memory_orders",
+    "randn",
+    "weights",
+]

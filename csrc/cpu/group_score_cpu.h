@@ -35,10 +35,10 @@ inline Acc<T> score_run(const T* run, int64_t length) {
       sum[k] = score_add<kind>(sum[k], load_vec<T>(run + i + k * kLanes<T>));
     }
   }
-  for_lanes<T>(length - i, [&](int64_t at, auto count) {
-    sum[0] = score_add<kind>(sum[0], load_lanes<T>(run + i + at, count));
-  });
-  const V total = score_join_lanes<kind>(score_join_lanes<kind>(sum[0], sum[1]), score_join_lanes<kind>(sum[2], sum[3]));
+  for_lanes<T>(length - i,
+               [&](int64_t at, auto count) { sum[0] = score_add<kind>(sum[0], load_lanes<T>(run + i + at, count)); });
+  const V total =
+      score_join_lanes<kind>(score_join_lanes<kind>(sum[0], sum[1]), score_join_lanes<kind>(sum[2], sum[3]));
   return kind == Score::amax ? max_lanes(total) : sum_lanes(total);
 }
 
@@ -76,10 +76,14 @@ template <class F>
 inline void with_kind(Score kind, const F& f) {
   switch (kind) {
     case Score::l2:
-    case Score::l2sq: return f(std::integral_constant<Score, Score::l2sq>());
-    case Score::l1: return f(std::integral_constant<Score, Score::l1>());
-    case Score::sum: return f(std::integral_constant<Score, Score::sum>());
-    case Score::amax: return f(std::integral_constant<Score, Score::amax>());
+    case Score::l2sq:
+      return f(std::integral_constant<Score, Score::l2sq>());
+    case Score::l1:
+      return f(std::integral_constant<Score, Score::l1>());
+    case Score::sum:
+      return f(std::integral_constant<Score, Score::sum>());
+    case Score::amax:
+      return f(std::integral_constant<Score, Score::amax>());
   }
 }
 

@@ -26,7 +26,9 @@ constexpr int64_t kMaxRow = 8192;
 constexpr int64_t kBlock = 2048;
 
 // Number of sums that a strip keeps.
-SPARSE_ACCEL_HOST_DEVICE int64_t sums_width(const Strip& s) { return s.inner < kLongRun ? s.groups * s.inner : s.groups; }
+SPARSE_ACCEL_HOST_DEVICE int64_t sums_width(const Strip& s) {
+  return s.inner < kLongRun ? s.groups * s.inner : s.groups;
+}
 // From the sums of one part to those of the next: whole cache lines.
 SPARSE_ACCEL_HOST_DEVICE int64_t sums_stride(const Strip& s) { return (sums_width(s) + 15) / 16 * 16; }
 constexpr int64_t kScratch = kMaxRow + kLongRun;  // the most of them

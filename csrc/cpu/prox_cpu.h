@@ -17,11 +17,11 @@ double prox_elements(const ProxTask& task, T* x) {
     V shrunk;
     if (hard) {
       shrunk = task.tau == 0 ? v : V::blendv(zero, v, v * v > tau + tau);
-      value[(at / kLanes<T>) & 1] += V::blendv(one, zero, shrunk == zero);
+      value[(at / kLanes<T>)&1] += V::blendv(one, zero, shrunk == zero);
     } else {
       const V size = at::vec::maximum(v.abs() - tau, zero);
       shrunk = V::blendv(size, size.neg(), v < zero);
-      value[(at / kLanes<T>) & 1] += size;
+      value[(at / kLanes<T>)&1] += size;
     }
     store_lanes<T>(x + at, shrunk, count);
   });

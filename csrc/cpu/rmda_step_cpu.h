@@ -82,7 +82,7 @@ struct Rmda {
     for_lanes<T>(length, [&](int64_t at, auto count) {
       __builtin_prefetch(param + first + at, 1);  // wanted as soon as the run's norm is known
       const V x = accumulate(first + at, count);
-      V& t = total[(at / kLanes<T>) & 1];
+      V& t = total[(at / kLanes<T>)&1];
       t = at::vec::fmadd(x, x, t);
     });
     return sum_lanes(total[0] + total[1]);

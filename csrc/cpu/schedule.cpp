@@ -132,7 +132,8 @@ int64_t take_sums(Split& split, int64_t thread, int64_t threads) {
   return -1;  // not reached: there are as many turns as parts
 }
 
-// The last part that this thread has summed, which is in its cache, before those of others: another core's cache is far.
+// The last part that this thread has summed, which is in its cache, before those of others: another core's cache is
+// far.
 int64_t take_apply(Split& split, int64_t thread) {
   for (const bool own : {true, false}) {
     for (int64_t part = split.parts - 1; part >= 0; --part) {

@@ -23,10 +23,10 @@ void check_tensors(const char* op, const char* name, const std::vector<at::Tenso
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto& t = tensors[i];
     const auto dtype = t.scalar_type();
-    TORCH_CHECK_TYPE(t.layout() == at::kStrided, op, ": ", name, "[", i, "]: expected a dense tensor, got ", t.layout());
-    TORCH_CHECK_TYPE(
-        dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, op, ": ", name, "[",
-        i, "]: expected float32, float64, bfloat16 or float16, got ", dtype);
+    TORCH_CHECK_TYPE(t.layout() == at::kStrided, op, ": ", name, "[", i, "]: expected a dense tensor, got ",
+                     t.layout());
+    TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, op,
+                     ": ", name, "[", i, "]: expected float32, float64, bfloat16 or float16, got ", dtype);
     TORCH_CHECK_TYPE(dtype == tensors[0].scalar_type(), op, ": ", name, "[", i, "]: expected the dtype of ", name,
                      "[0], ", tensors[0].scalar_type(), ", got ", dtype);
     TORCH_CHECK_VALUE(t.device() == tensors[0].device(), op, ": ", name, "[", i, "]: expected the device of ", name,
@@ -67,15 +67,16 @@ std::vector<Segment> make_segments(const char* op, const std::vector<at::Tensor>
     const int64_t outer = layouts[4 * i], groups = layouts[4 * i + 1], inner = layouts[4 * i + 2],
                   blocks = layouts[4 * i + 3];
     const auto& t = tensors[i];
-    TORCH_CHECK_VALUE(outer >= 0 && groups >= 0 && inner >= 0 && blocks >= 0 &&
-                          blocks * outer * groups * inner == t.numel(),
-                      op, ": layouts[", i, "]: expected blocks * outer * groups * inner = ", t.numel(), ", got ", blocks,
-                      " * ", outer, " * ", groups, " * ", inner);
+    TORCH_CHECK_VALUE(
+        outer >= 0 && groups >= 0 && inner >= 0 && blocks >= 0 && blocks * outer * groups * inner == t.numel(), op,
+        ": layouts[", i, "]: expected blocks * outer * groups * inner = ", t.numel(), ", got ", blocks, " * ", outer,
+        " * ", groups, " * ", inner);
     TORCH_CHECK_VALUE(t.is_non_overlapping_and_dense(), op, ": tensors[", i,
                       "]: expected memory without gaps or overlaps, got shape ", t.sizes(), " with strides ",
                       t.strides());
     for (int64_t b = 0; b < blocks; ++b) {
-      segments.push_back(Segment{static_cast<int64_t>(i), b * outer * groups * inner, b * groups, {outer, groups, inner}});
+      segments.push_back(
+          Segment{static_cast<int64_t>(i), b * outer * groups * inner, b * groups, {outer, groups, inner}});
     }
   }
   return segments;

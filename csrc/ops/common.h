@@ -37,9 +37,7 @@ Prox prox_from_name(const char* op, const std::string& name);
 Score score_from_name(const char* op, const std::string& name);
 
 // float for half, bfloat16 and float; double for double.
-inline at::ScalarType compute_type(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
+inline at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
 // True where the op runs on the CUDA kernels: CUDA tensors, or, in the emulated build of the
 // tests, CPU tensors.

@@ -65,8 +65,8 @@ at::Tensor prox_(const std::vector<at::Tensor>& tensors, const std::vector<int64
   const Prox prox = prox_from_name(kOp, prox_name);
   check_tensors(kOp, "tensors", tensors);
   const auto segments = make_segments(kOp, tensors, layouts);
-  TORCH_CHECK_VALUE(thresholds.size() == tensors.size(), kOp, ": thresholds: expected one for each of ",
-                    tensors.size(), " tensors, got ", thresholds.size());
+  TORCH_CHECK_VALUE(thresholds.size() == tensors.size(), kOp, ": thresholds: expected one for each of ", tensors.size(),
+                    " tensors, got ", thresholds.size());
   for (size_t i = 0; i < thresholds.size(); ++i) {
     TORCH_CHECK_VALUE(thresholds[i] >= 0, kOp, ": thresholds[", i, "]: expected a number >= 0, got ", thresholds[i]);
   }

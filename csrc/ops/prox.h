@@ -12,7 +12,7 @@ namespace sparse_accel {
 //   prox         "soft" | "hard", see math.h
 //   thresholds   N numbers: step size times penalty strength
 // Returns the penalty (without its strength) of each result, [N] float64; empty [0] if not with_value.
-at::Tensor prox_(const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& layouts,
-                 const std::string& prox, const std::vector<double>& thresholds, bool with_value);
+at::Tensor prox_(const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& layouts, const std::string& prox,
+                 const std::vector<double>& thresholds, bool with_value);
 
 }  // namespace sparse_accel

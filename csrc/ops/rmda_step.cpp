@@ -14,8 +14,8 @@ namespace {
 constexpr const char* kOp = "rmda_step_";
 
 void check_scalars(const char* name, const std::vector<at::Tensor>& scalars, size_t number, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(scalars.size() == number, kOp, ": ", name, ": expected ", number, " tensors, one per parameter, got ",
-                    scalars.size());
+  TORCH_CHECK_VALUE(scalars.size() == number, kOp, ": ", name, ": expected ", number,
+                    " tensors, one per parameter, got ", scalars.size());
   for (size_t i = 0; i < scalars.size(); ++i) {
     TORCH_CHECK_VALUE(scalars[i].numel() == 1 && scalars[i].scalar_type() == dtype, kOp, ": ", name, "[", i,
                       "]: expected one ", dtype, " element, got shape ", scalars[i].sizes(), " of ",
@@ -27,7 +27,6 @@ void check_one_element(const char* name, const std::optional<at::Tensor>& tensor
   TORCH_CHECK_VALUE(!tensor || tensor->numel() == 1, kOp, ": ", name, ": expected one element, got shape ",
                     tensor ? tensor->sizes() : at::IntArrayRef());
 }
-
 
 void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
                    const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,

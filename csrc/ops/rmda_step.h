@@ -26,8 +26,8 @@ namespace sparse_accel {
 void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
                 const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
                 const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
-                const std::vector<int64_t>& layouts, const std::string& prox, const std::vector<double>& strengths, double lr,
-                const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
+                const std::vector<int64_t>& layouts, const std::string& prox, const std::vector<double>& strengths,
+                double lr, const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
                 const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf);
 
 }  // namespace sparse_accel
