@@ -80,6 +80,7 @@ def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one contiguous stretch of memory, in any order of the dimensions.
 
     Example:
+        >>> import torch
         >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(4, 4)[:, :2])
         (True, False)
     """
@@ -108,6 +109,7 @@ def group_layout(tensor: Tensor, grouping: Grouping | str) -> GroupLayout:
         ValueError: the tensor has no such groups, or ``conv_groups`` does not divide its channels.
 
     Example:
+        >>> import torch
         >>> group_layout(torch.zeros(16, 8, 3, 3), "input")
         GroupLayout(outer=16, groups=8, inner=9, blocks=1)
     """
@@ -118,6 +120,7 @@ def layout_of(tensor: Tensor, grouping: Grouping | str) -> tuple[GroupLayout, bo
     """As :func:`group_layout`, with whether the layout is of the tensor's own memory (else of a contiguous copy).
 
     Example:
+        >>> import torch
         >>> layout_of(torch.zeros(4, 6)[:, ::2], "input")
         (GroupLayout(outer=4, groups=3, inner=1, blocks=1), False)
     """
