@@ -3,6 +3,8 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include "ops/glm_epoch.h"
+#include "ops/glm_prox.h"
 #include "ops/group_score.h"
 #include "ops/group_topk.h"
 #include "ops/prox.h"
@@ -21,5 +23,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("group_score", &sparse_accel::group_score, release_gil());
   m.def("group_topk", &sparse_accel::group_topk, release_gil());
   m.def("prox_", &sparse_accel::prox_, release_gil());
+  m.def("glm_prox", &sparse_accel::glm_prox, release_gil());
+  m.def("glm_epoch_", &sparse_accel::glm_epoch_, release_gil());
   m.def("rmda_step_", &sparse_accel::rmda_step_, release_gil());
 }

@@ -8,6 +8,32 @@ torch_version: str
 def cpu_capability() -> str: ...
 def group_score(tensors: Sequence[Tensor], layouts: Sequence[int], kind: str, coupled: bool) -> list[Tensor]: ...
 def group_topk(scores: Sequence[Tensor], k: int) -> list[Tensor]: ...
+def glm_prox(
+    z: Tensor,
+    values: Tensor,
+    crow: Tensor | None,
+    col: Tensor | None,
+    targets: Tensor,
+    lr: float,
+    family: str,
+    mode: str,
+    delta: float,
+) -> tuple[Tensor, Tensor]: ...
+def glm_epoch_(
+    x: Tensor,
+    x_prev: Tensor,
+    values: Tensor,
+    crow: Tensor | None,
+    col: Tensor | None,
+    targets: Tensor,
+    order: Tensor,
+    lr: float,
+    beta: float,
+    family: str,
+    delta: float,
+    average: Tensor | None,
+    average_start: int,
+) -> Tensor: ...
 def prox_(
     tensors: Sequence[Tensor], layouts: Sequence[int], prox: str, thresholds: Sequence[float], with_value: bool
 ) -> Tensor: ...

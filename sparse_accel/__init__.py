@@ -10,6 +10,7 @@ from ._jit import load_jit
 from .checkpoint import CheckpointError, load, load_optimizer, save
 from .compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .diagnostics import SparsityReport, sparsity
+from .glm import glm_epoch, glm_prox
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .optim import RMDA, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
@@ -34,6 +35,8 @@ __all__ = [
     "__version__",
     "build_info",
     "compact",
+    "glm_epoch",
+    "glm_prox",
     "group_layout",
     "load",
     "load_jit",
