@@ -62,7 +62,7 @@ SPARSE_ACCEL_HOST_DEVICE GlmStep glm_decrement_binomial(double u, double c) {
     const double most = std::fmin(c * glm_sigmoid(std::fmin(u, 0.0)), std::fmax(1.0, std::log(c) + u));
     const double p = most / c;
     v = std::fmin(0.0, u);
-    if (p < 0.5) v = std::fmin(v, std::log(p / (1 - p)));
+    if (p > 0 && p < 0.5) v = std::fmin(v, std::log(p / (1 - p)));
   }
   double d = u - v, last = INFINITY;
   int iterations = 0;
@@ -84,7 +84,8 @@ SPARSE_ACCEL_HOST_DEVICE GlmStep glm_decrement_poisson(double u, double c, doubl
   double d;
   if (u >= log_y) {
     const double most = std::fmin(std::fmin(c * (std::exp(u) - y), u - log_y), std::fmax(1.0, std::log(c) + u));
-    d = std::fmax(0.0, u - std::log(y + std::fmax(most, 0.0) / c));
+    const double bound = y + std::fmax(most, 0.0) / c;  // of e^v; 0 where that underflows
+    d = bound > 0 ? std::fmax(0.0, u - std::log(bound)) : 0.0;
   } else {
     d = std::fmax(u - log_y, c * (std::exp(u) - y));
   }

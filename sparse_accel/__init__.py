@@ -4,7 +4,7 @@ from . import _compat
 
 _compat.check()
 
-from . import _build_info, ops
+from . import _build_info, ops, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
 from .checkpoint import CheckpointError, load, load_optimizer, save
@@ -12,13 +12,14 @@ from .compact import CompactError, CompactResult, OutputMismatchError, Unsupport
 from .diagnostics import SparsityReport, sparsity
 from .glm import glm_epoch, glm_prox
 from .groups import Grouping, GroupLayout, group_layout, param_groups
-from .optim import RMDA, ProxSGD, lr_scheduler
+from .optim import RMDA, SPPAM, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
 
 __version__ = _build_info.version
 __all__ = [
     "L1",
     "RMDA",
+    "SPPAM",
     "BuildInfo",
     "CheckpointError",
     "CompactError",
@@ -46,4 +47,5 @@ __all__ = [
     "param_groups",
     "save",
     "sparsity",
+    "sppam",
 ]

@@ -65,8 +65,8 @@ def glm_prox(
         delta: of the huber loss.
 
     Returns:
-        The new point ``[d]`` and the number of Newton steps, ``[]`` int64: the most that a row took, or those of the
-        joint problem (0 where there is a closed form).
+        The new point ``[d]`` and the number of Newton steps, ``[]`` int64: the most that a row took (0 in
+        closed form: gaussian and huber), or those of the joint problem.
 
     Raises:
         ValueError: shapes, numbers or targets that do not fit; an unknown family or mode.

@@ -54,6 +54,8 @@ def _single_steps(z: Tensor, rows: Tensor, targets: Tensor, lr: float, family: s
     low, high = torch.minimum(u, away), torch.maximum(u, away)
     for _ in range(1100):  # the bracket may begin with 300 decades
         middle = low / 2 + high / 2
+        if bool(((middle == low) | (middle == high)).all()):
+            break
         over = middle + lr * q * slope(family, middle, targets, delta) > u
         low, high = torch.where(over, low, middle), torch.where(over, middle, high)
     v = low / 2 + high / 2

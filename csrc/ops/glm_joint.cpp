@@ -1,16 +1,18 @@
 // The joint step on ATen's dense algebra: the systems are dense, of min(b, d) unknowns, and want a real BLAS.
 //
-// With eta = lr / b and g the rows' slopes, the residual is R = x - z + eta A' g, and Newton's system
-// (I + eta A' D A) s = -R. With fewer rows than columns it is solved by the Gram matrix of the rows,
-//   s = -(R - eta A' S (I + eta S A A' S)^-1 S A R),  S = sqrt(D),
-// else as it stands. x is kept itself, not by its dual variables: those grow with lr where rows depend on each other,
-// and R is computed from x afresh in every step, so that each step repairs what the one before lost to rounding.
+// With eta = lr / b, m = x - z and g the rows' slopes, the residual is R = m + eta A' g, and Newton's system
+// (I + eta A' D A) s = -R. With more rows than columns it is solved as it stands, else by the Gram matrix of the rows,
+// M = I + eta D A A', in one of two forms:
+//   s = -m + eta A' M^-1 (D A m - g)    far from the solution: R may be 1e15 times as large as s, and cancels
+//   s = -R + eta A' M^-1 D A R          near it: the dual variables grow with lr where rows depend on each other, R does
+//                                       not, and computed afresh it repairs what the step before lost to rounding
 #include "glm_joint.h"
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
 #include <cmath>
+#include <tuple>
 
 namespace sparse_accel {
 namespace {
@@ -18,6 +20,7 @@ namespace {
 constexpr int kMaxNewton = 200;
 constexpr int kMaxWarmUp = 500;
 constexpr int kMaxHalvings = 60;
+constexpr double kFar = 1e-6;   // of the residual over its terms: above it, the first form of Newton's step
 constexpr double kSteep = 20;  // predictors of a poisson model above this are first brought down row by row
 
 class Joint {
@@ -29,7 +32,7 @@ class Joint {
   }
 
   struct Point {
-    at::Tensor x, v, residual;  // [d], [b], [d]
+    at::Tensor x, v, moved, slopes, residual;  // [d], [b], [d], [b], [d]
     double value, norm, scale;  // objective; |R|; size of the terms of R
   };
 
@@ -37,11 +40,12 @@ class Joint {
     Point p;
     p.x = x;
     p.v = at::mv(a_, x);
-    const at::Tensor moved = x - z_;
-    const at::Tensor pull = at::mv(a_.t(), slope(p.v)) * eta_;
-    p.residual = moved + pull;
+    p.moved = x - z_;
+    p.slopes = slope(p.v);
+    const at::Tensor pull = at::mv(a_.t(), p.slopes) * eta_;
+    p.residual = p.moved + pull;
     const at::Tensor numbers =
-        at::stack({eta_ * loss(p.v) + moved.dot(moved) / 2, p.residual.norm(), moved.norm() + pull.norm()}).cpu();
+        at::stack({eta_ * loss(p.v) + p.moved.dot(p.moved) / 2, p.residual.norm(), p.moved.norm() + pull.norm()}).cpu();
     const double* const number = numbers.const_data_ptr<double>();
     p.value = number[0];
     p.norm = number[1];
@@ -51,28 +55,32 @@ class Joint {
 
   // The Newton step at a point, [d].
   at::Tensor direction(const Point& p) {
-    const at::Tensor& r = p.residual;
     if (!factor_.defined() || family_ != Family::gaussian) factorize(p.v);
+    const at::Tensor& r = p.residual;
     if (!by_rows_) return at::cholesky_solve(r.unsqueeze(1), factor_).squeeze(1).neg();
-    const at::Tensor right = (root_ * at::mv(a_, r)).unsqueeze(1);
-    const at::Tensor dual = root_ * at::cholesky_solve(right, factor_).squeeze(1);
-    return eta_ * at::mv(a_.t(), dual) - r;
+    const bool far = p.norm > kFar * p.scale;
+    const at::Tensor& from = far ? p.moved : r;
+    at::Tensor right = curve_ * at::mv(a_, from);
+    if (far) right = right - p.slopes;
+    right = right.unsqueeze(1);
+    const bool symmetric = family_ == Family::gaussian;
+    const at::Tensor dual =
+        symmetric ? at::cholesky_solve(right, factor_) : at::linalg_lu_solve(factor_, pivots_, right);
+    return eta_ * at::mv(a_.t(), dual.squeeze(1)) - from;
   }
 
   double top(const Point& p) const { return p.v.max().item<double>(); }
 
  private:
   void factorize(const at::Tensor& v) {
-    const at::Tensor curve = curvature(v);
-    at::Tensor matrix;
-    if (by_rows_) {
-      root_ = curve.sqrt();
-      matrix = gram_ * (root_ * eta_).unsqueeze(1) * root_.unsqueeze(0);
-    } else {
-      matrix = at::mm(a_.t() * (curve * eta_), a_);
-    }
+    curve_ = curvature(v);
+    at::Tensor matrix = by_rows_ ? gram_ * (curve_ * eta_).unsqueeze(1) : at::mm(a_.t() * (curve_ * eta_), a_);
     matrix.diagonal().add_(1.0);
-    factor_ = std::get<0>(at::linalg_cholesky_ex(matrix));
+    if (by_rows_ && family_ != Family::gaussian) {
+      std::tie(factor_, pivots_, std::ignore) = at::linalg_lu_factor_ex(matrix);
+    } else {
+      factor_ = std::get<0>(at::linalg_cholesky_ex(matrix));
+    }
   }
 
   at::Tensor slope(const at::Tensor& v) const {
@@ -116,7 +124,7 @@ class Joint {
   const Family family_;
   const double delta_;
   bool by_rows_;
-  at::Tensor gram_, factor_, root_;
+  at::Tensor gram_, curve_, factor_, pivots_;
 };
 
 // The rows as a dense matrix of the columns that they touch, and which those are (undefined: all).
@@ -129,7 +137,7 @@ Compact compact(const GlmData& data) {
   if (!data.is_sparse()) return {data.values.to(at::kDouble), {}};
   const auto [columns, place] = at::_unique(data.col, true, true);
   const at::Tensor counts = data.crow.slice(0, 1) - data.crow.slice(0, 0, data.rows);
-  const at::Tensor row = at::repeat_interleave(counts, data.col.numel());
+  const at::Tensor row = at::arange(data.rows, data.col.options()).repeat_interleave(counts);
   at::Tensor rows = at::zeros({data.rows, columns.numel()}, data.values.options().dtype(at::kDouble));
   rows.index_put_({row, place}, data.values.to(at::kDouble));
   return {rows, columns};

@@ -3,5 +3,6 @@
 from . import lr_scheduler
 from .prox_sgd import ProxSGD
 from .rmda import RMDA
+from .sppam import SPPAM
 
-__all__ = ["RMDA", "ProxSGD", "lr_scheduler"]
+__all__ = ["RMDA", "SPPAM", "ProxSGD", "lr_scheduler"]
