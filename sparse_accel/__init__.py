@@ -49,3 +49,12 @@ __all__ = [
     "sparsity",
     "sppam",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``linear_model`` on first use: it needs scikit-learn."""
+    if name == "linear_model":
+        import importlib
+
+        return importlib.import_module(".linear_model", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
