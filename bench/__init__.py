@@ -14,12 +14,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    from . import bench_group_score, bench_group_topk, bench_optim, bench_prox, harness
+    from . import bench_glm, bench_group_score, bench_group_topk, bench_optim, bench_prox, harness
 
     benches = {
         "group_score": bench_group_score.cases,
         "group_topk": bench_group_topk.cases,
         "prox": bench_prox.cases,
         "optim": bench_optim.cases,
+        "glm": bench_glm.cases,
     }
     return harness.bench_main(benches, argv, "Run every bench of sparse_accel.")[0]

@@ -47,7 +47,8 @@ SPARSE_ACCEL_HOST_DEVICE double glm_slope(Family family, double v, double y, dou
 // Newton on the decrement d = u - v of the predictor, F(d) = d - c h(u - d) = 0 with F' = 1 + c h'(u - d), from a start
 // on the side from which the steps are monotone: they then only shrink, and stop at rounding.
 constexpr int kGlmIterations = 100;
-constexpr double kGlmTolerance = 1e-13;  // of a step, relative to d: the one after it would be at rounding
+// As |F''| <= 2 F', a step leaves at most its own square: the last one is the first whose square is at rounding.
+constexpr double kGlmRounding = 1e-16;
 
 // v + c sigmoid(v) = u. Left of 0 F is convex in v and the start is right of the root, right of 0 the other way round.
 // The starts are one turn of the fixed point from the Lambert bound w + log w = k => w <= max(1, k): a few steps away
@@ -59,7 +60,8 @@ SPARSE_ACCEL_HOST_DEVICE GlmStep glm_decrement_binomial(double u, double c) {
     v = std::fmax(std::fmax(0.0, u - c * glm_sigmoid(u)), std::log(c / rest - 1));
     v = std::fmin(v, u);
   } else {
-    const double most = std::fmin(c * glm_sigmoid(std::fmin(u, 0.0)), std::fmax(1.0, std::log(c) + u));
+    double most = c * glm_sigmoid(std::fmin(u, 0.0));
+    if (most > 1) most = std::fmin(most, std::fmax(1.0, std::log(c) + u));
     const double p = most / c;
     v = std::fmin(0.0, u);
     if (p > 0 && p < 0.5) v = std::fmin(v, std::log(p / (1 - p)));
@@ -67,12 +69,13 @@ SPARSE_ACCEL_HOST_DEVICE GlmStep glm_decrement_binomial(double u, double c) {
   double d = u - v, last = INFINITY;
   int iterations = 0;
   while (iterations < kGlmIterations) {
-    const double mean = glm_sigmoid(u - d), rest = glm_sigmoid(d - u);
-    const double step = (d - c * mean) / (1 + c * mean * rest);
+    const double e = std::exp(-std::fabs(u - d)), rest = 1 / (1 + e);
+    const double mean = u < d ? e * rest : rest;
+    const double step = (d - c * mean) / (1 + c * e * rest * rest);
     d -= step;
     ++iterations;
     const double size = std::fabs(step);
-    if (!(size > kGlmTolerance * std::fabs(d)) || (iterations > 8 && size >= last)) break;
+    if (!(size * size > kGlmRounding * std::fabs(d)) || (iterations > 8 && size >= last)) break;
     last = size;
   }
   return GlmStep{d, iterations};
@@ -97,7 +100,7 @@ SPARSE_ACCEL_HOST_DEVICE GlmStep glm_decrement_poisson(double u, double c, doubl
     d -= step;
     ++iterations;
     const double size = std::fabs(step);
-    if (!(size > kGlmTolerance * std::fabs(d)) || (iterations > 8 && size >= last)) break;
+    if (!(size * size > kGlmRounding * std::fabs(d)) || (iterations > 8 && size >= last)) break;
     last = size;
   }
   return GlmStep{d, iterations};
