@@ -37,10 +37,14 @@ SPARSE_ACCEL_HOST_DEVICE double glm_sigmoid(double v) {
 // d loss / dv
 SPARSE_ACCEL_HOST_DEVICE double glm_slope(Family family, double v, double y, double delta) {
   switch (family) {
-    case Family::binomial: return y > 0.5 ? -glm_sigmoid(-v) : glm_sigmoid(v);
-    case Family::poisson: return std::exp(v) - y;
-    case Family::huber: return std::fmin(std::fmax(v - y, -delta), delta);
-    default: return v - y;
+    case Family::binomial:
+      return y > 0.5 ? -glm_sigmoid(-v) : glm_sigmoid(v);
+    case Family::poisson:
+      return std::exp(v) - y;
+    case Family::huber:
+      return std::fmin(std::fmax(v - y, -delta), delta);
+    default:
+      return v - y;
   }
 }
 

@@ -50,8 +50,8 @@ def glm_prox(
 ) -> tuple[Tensor, Tensor]:
     """The proximal step of a generalized linear model, solved to rounding for any step size.
 
-    ``"single"``: ``x = z + xi a`` of one row with the root ``xi = -lr loss'(a.z + xi |a|^2)``. ``"average"``: z plus the
-    mean of such steps, one per row, each from z. ``"joint"``: the minimizer of
+    ``"single"``: ``x = z + xi a`` of one row with the root ``xi = -lr loss'(a.z + xi |a|^2)``. ``"average"``: z
+    plus the mean of such steps, one per row, each from z. ``"joint"``: the minimizer of
     ``mean_i loss_i(a_i.x) + |x - z|^2 / (2 lr)``, by Newton with a line search on systems of min(b, d) unknowns
     (synchronizes with the device). All computation is in float64, whatever the tensors' dtype.
 
@@ -96,8 +96,8 @@ def glm_epoch(
 ) -> Tensor:
     """A whole pass of implicit steps of single rows, one after another, in place and in one native call.
 
-    For each i of ``order``: ``z = x + beta (x - x_prev)``, ``x_prev = x``, ``x = prox_{lr loss_i}(z)``. The work of CSR rows
-    goes with their entries, with and without momentum.
+    For each i of ``order``: ``z = x + beta (x - x_prev)``, ``x_prev = x``, ``x = prox_{lr loss_i}(z)``. The work of
+    CSR rows goes with their entries, with and without momentum.
 
     Args:
         x: the iterate ``[d]``, contiguous, float32 or float64; overwritten.
@@ -140,17 +140,22 @@ def _rows(point: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None, Tenso
     return features.values(), features.crow_indices(), features.col_indices()
 
 
+def _kernels() -> Any:
+    """The native module that :mod:`sparse_accel.ops` runs on."""
+    return vars(ops)["_C"]
+
+
 def _call(name: str, *arguments: Any) -> Any:
     """The kernel at once where nothing watches, else through the dispatcher, as in :mod:`sparse_accel.ops`."""
     watched = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
     plain = type(arguments[0]) in (Tensor, torch.nn.Parameter) and ops._has_kernels(arguments[0])
     if torch.compiler.is_compiling() or watched or not plain:
         return getattr(torch.ops.sparse_accel, name)(*arguments)
-    return getattr(ops._C, name)(*arguments)
+    return getattr(_kernels(), name)(*arguments)
 
 
 def _glm_prox(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return ops._C.glm_prox(z, *arguments) if ops._has_kernels(z) else reference_glm.glm_prox(z, *arguments)
+    return _kernels().glm_prox(z, *arguments) if ops._has_kernels(z) else reference_glm.glm_prox(z, *arguments)
 
 
 def _glm_prox_fake(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -158,7 +163,7 @@ def _glm_prox_fake(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _glm_epoch(x: Tensor, *arguments: Any) -> Tensor:
-    return ops._C.glm_epoch_(x, *arguments) if ops._has_kernels(x) else reference_glm.glm_epoch_(x, *arguments)
+    return _kernels().glm_epoch_(x, *arguments) if ops._has_kernels(x) else reference_glm.glm_epoch_(x, *arguments)
 
 
 def _glm_epoch_fake(x: Tensor, *arguments: Any) -> Tensor:

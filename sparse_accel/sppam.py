@@ -1,12 +1,12 @@
 """Laws of the stochastic proximal point method with momentum on quadratics.
 
-On an eigenvalue of the Hessian the iteration is ``(1 + s) x' = (1 + beta) x - beta x_prev`` with ``s = lr * eigenvalue``.
+On an eigenvalue of the Hessian the iteration is ``(1 + s) x' = (1 + beta) x - beta x_prev``, ``s = lr * eigenvalue``.
 Source: Kim, Toulis and Kyrillidis, L4DC 2022 (arXiv 2111.06171).
 """
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def optimal_momentum(lr: float, strong_convexity: float) -> float:
 def is_stable(lr: float, momentum: float, eigenvalue: float) -> bool: ...
 @overload
 def is_stable(lr: Tensor | float, momentum: Tensor | float, eigenvalue: Tensor | float) -> Tensor | bool: ...
-def is_stable(lr: Tensor | float, momentum: Tensor | float, eigenvalue: Tensor | float) -> Tensor | bool:
+def is_stable(lr: Any, momentum: Any, eigenvalue: Any) -> Any:
     """Whether the iteration converges on an eigenvalue: for step sizes > 0 and momentum >= 0 on a positive eigenvalue,
     ``momentum < 1 + lr * eigenvalue``; for all other numbers whether both roots are inside the unit circle.
 

@@ -36,7 +36,7 @@ def problem(family: str, rows: int, columns: int, seed: int = 0, scale: float = 
 
 
 def error(x: Tensor, z: Tensor, features: Tensor, targets: Tensor, lr: float, family: str) -> float:
-    """Norm of the joint optimality condition ``(x - z) / lr + gradient(x)``, over that of its terms before they cancel."""
+    """Norm of the joint optimality condition ``(x - z) / lr + gradient(x)``, over that of its terms."""
     slopes = reference_glm.slope(family, features @ x, targets)
     pull, gradient = (x - z) / lr, features.T @ slopes / len(targets)
     rounding = features.abs().T @ (slopes.abs() + (features.abs() @ (x.abs() + z.abs()) + targets.abs())) / len(targets)
@@ -258,8 +258,8 @@ def test_more_refusals() -> None:
         sa.glm_epoch(z, z.clone(), features, targets, order, 1.0)
     with pytest.raises(ValueError, match="x and x_prev: expected contiguous vectors that share no memory"):
         sa.glm_epoch(z, z, features, targets, order, 1.0)
+    mean = torch.zeros(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="average_start: expected 0 <= start < 2"):
-        mean = torch.zeros(3, dtype=torch.float64)
         sa.glm_epoch(z, z.clone(), features, targets, order[:1].repeat(2), 1.0, average=mean, average_start=2)
 
 

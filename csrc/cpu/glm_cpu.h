@@ -16,6 +16,12 @@ static GlmRow dense_row(const T* a, const T* z, int64_t columns, double y) {
   return GlmRow{u, q, y};
 }
 
+// The next row is on its way while this one's root is found: orders are random, rows come from memory.
+static inline void prefetch(const void* begin, int64_t bytes) {
+  constexpr int64_t kLine = 64, kMost = 4096;
+  for (int64_t at = 0; at < bytes && at < kMost; at += kLine) __builtin_prefetch(static_cast<const char*>(begin) + at);
+}
+
 template <class T>
 static int64_t glm_prox(const GlmProblem& problem, const void* z_data, void* out_data) {
   const GlmRows& data = problem.data;
@@ -63,6 +69,10 @@ static int64_t dense_epoch(const GlmEpoch& epoch) {
   for (int64_t k = 0; k < epoch.steps; ++k) {
     const int64_t i = epoch.order[k];
     const T* const a = static_cast<const T*>(problem.data.values) + i * columns;
+    if (k + 1 < epoch.steps) {
+      const T* const next = static_cast<const T*>(problem.data.values) + epoch.order[k + 1] * columns;
+      prefetch(next, columns * int64_t(sizeof(T)));
+    }
     if (beta != T(0)) {
 #pragma omp simd
       for (int64_t j = 0; j < columns; ++j) {
@@ -129,6 +139,11 @@ static int64_t sparse_epoch(const GlmEpoch& epoch) {
       averaging = true;
     }
     const int64_t i = epoch.order[k], begin = data.crow[i], end = data.crow[i + 1];
+    if (k + 1 < epoch.steps) {
+      const int64_t next = data.crow[epoch.order[k + 1]];
+      prefetch(values + next, 128);
+      prefetch(data.col + next, 128);
+    }
     GlmRow row{0, 0, data.targets[i]};
     for (int64_t p = begin; p < end; ++p) {
       GlmColumn& column = columns[data.col[p]];

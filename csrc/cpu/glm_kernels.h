@@ -9,8 +9,8 @@ namespace sparse_accel {
 // Rows [rows, columns]: dense (crow null) or CSR, of float (dtype 0) or double (dtype 1).
 struct GlmRows {
   const void* values;
-  const int64_t* crow;  // [rows + 1]
-  const int64_t* col;   // [nnz]
+  const int64_t* crow;    // [rows + 1]
+  const int64_t* col;     // [nnz]
   const double* targets;  // [rows]
   int64_t rows;
   int64_t columns;

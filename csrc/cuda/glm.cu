@@ -44,9 +44,8 @@ __global__ void __launch_bounds__(kThreads) glm_roots_kernel(GlmTask task, const
 
 // A thread per column walks down the rows. The first block also finds the largest count.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    glm_dense_mean_kernel(GlmTask task, const T* z, const double* xi, const int* counts, T* out,
-                          std::int64_t* iterations) {
+__global__ void __launch_bounds__(kThreads) glm_dense_mean_kernel(GlmTask task, const T* z, const double* xi,
+                                                                  const int* counts, T* out, std::int64_t* iterations) {
   const T* const values = static_cast<const T*>(task.values);
   const std::int64_t j = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (j < task.columns) {

@@ -31,8 +31,9 @@ void glm_epoch(const at::Tensor& x, const at::Tensor& x_prev, const GlmData& dat
                double beta, Family family, double delta, double* average, int64_t average_start,
                const at::Tensor& iterations) {
   Launch launch(x);
-  const GlmPass pass{x.mutable_data_ptr(), x_prev.mutable_data_ptr(), order.const_data_ptr<int64_t>(), order.numel(),
-                     beta,                 average,                   average_start};
+  const GlmPass pass{
+      x.mutable_data_ptr(), x_prev.mutable_data_ptr(), order.const_data_ptr<int64_t>(), order.numel(), beta, average,
+      average_start};
   launch.check(glm_epoch(dtype_of(x), task_of(data, lr, family, delta), pass, iterations.mutable_data_ptr<int64_t>(),
                          launch.stream()));
 }

@@ -11,15 +11,16 @@ namespace {
 bool holds(const at::Tensor& mask) { return mask.any().item<bool>(); }
 
 void check_targets(const char* op, const at::Tensor& targets, Family family) {
-  TORCH_CHECK_VALUE(!holds(at::isfinite(targets).logical_not_()), op, ": targets: expected finite numbers, got NaN or inf");
+  TORCH_CHECK_VALUE(!holds(at::isfinite(targets).logical_not_()), op,
+                    ": targets: expected finite numbers, got NaN or inf");
   if (family == Family::poisson) {
     TORCH_CHECK_VALUE(!holds(targets.lt(0)), op, ": targets: expected counts >= 0 for 'poisson', got ",
                       targets.min().item<double>());
   }
   if (family == Family::binomial) {
     TORCH_CHECK_VALUE(!holds(targets.ne(0).logical_and_(targets.ne(1))), op,
-                      ": targets: expected 0 or 1 for 'binomial', got numbers from ", targets.min().item<double>(), " to ",
-                      targets.max().item<double>());
+                      ": targets: expected 0 or 1 for 'binomial', got numbers from ", targets.min().item<double>(),
+                      " to ", targets.max().item<double>());
   }
 }
 

@@ -51,10 +51,10 @@ at::Tensor glm_epoch_(const at::Tensor& x, const at::Tensor& x_prev, const at::T
   const Family family = family_from_name(kOp, family_name);
   const GlmData data = check_glm(kOp, x, values, crow, col, targets, family, lr, delta);
   TORCH_CHECK_VALUE(std::isfinite(beta), kOp, ": beta: expected a finite number, got ", beta);
-  TORCH_CHECK_VALUE(x_prev.sizes() == x.sizes() && x_prev.scalar_type() == x.scalar_type() &&
-                        x_prev.device() == x.device(),
-                    kOp, ": x_prev: expected shape, dtype and device of x, got ", x_prev.sizes(), ", ",
-                    x_prev.scalar_type(), ", ", x_prev.device());
+  TORCH_CHECK_VALUE(
+      x_prev.sizes() == x.sizes() && x_prev.scalar_type() == x.scalar_type() && x_prev.device() == x.device(), kOp,
+      ": x_prev: expected shape, dtype and device of x, got ", x_prev.sizes(), ", ", x_prev.scalar_type(), ", ",
+      x_prev.device());
   TORCH_CHECK_VALUE(x.is_contiguous() && x_prev.is_contiguous() && x.data_ptr() != x_prev.data_ptr(), kOp,
                     ": x and x_prev: expected contiguous vectors that share no memory");
   TORCH_CHECK_VALUE(order.dim() == 1 && order.scalar_type() == at::kLong && order.device() == x.device(), kOp,
@@ -72,8 +72,9 @@ at::Tensor glm_epoch_(const at::Tensor& x, const at::Tensor& x_prev, const at::T
                           average->device() == x.device() && average->is_contiguous(),
                       kOp, ": average: expected a contiguous float64 vector like x, got ", average->sizes(), ", ",
                       average->scalar_type());
-    TORCH_CHECK_VALUE(0 <= average_start && average_start < steps.numel(), kOp, ": average_start: expected 0 <= start < ",
-                      steps.numel(), ", the number of steps, got ", average_start);
+    TORCH_CHECK_VALUE(0 <= average_start && average_start < steps.numel(), kOp,
+                      ": average_start: expected 0 <= start < ", steps.numel(), ", the number of steps, got ",
+                      average_start);
   }
   if (steps.numel() == 0 || x.numel() == 0) return iterations;
   double* const mean = average.has_value() ? average->mutable_data_ptr<double>() : nullptr;

@@ -4,7 +4,8 @@
 // (I + eta A' D A) s = -R. With more rows than columns it is solved as it stands, else by the Gram matrix of the rows,
 // M = I + eta D A A', in one of two forms:
 //   s = -m + eta A' M^-1 (D A m - g)    far from the solution: R may be 1e15 times as large as s, and cancels
-//   s = -R + eta A' M^-1 D A R          near it: the dual variables grow with lr where rows depend on each other, R does
+//   s = -R + eta A' M^-1 D A R          near it: the dual variables grow with lr where rows depend on each other, R
+//   does
 //                                       not, and computed afresh it repairs what the step before lost to rounding
 #include "glm_joint.h"
 
@@ -20,7 +21,7 @@ namespace {
 constexpr int kMaxNewton = 200;
 constexpr int kMaxWarmUp = 500;
 constexpr int kMaxHalvings = 60;
-constexpr double kFar = 1e-6;   // of the residual over its terms: above it, the first form of Newton's step
+constexpr double kFar = 1e-6;  // of the residual over its terms: above it, the first form of Newton's step
 constexpr double kSteep = 20;  // predictors of a poisson model above this are first brought down row by row
 
 class Joint {
@@ -33,7 +34,7 @@ class Joint {
 
   struct Point {
     at::Tensor x, v, moved, slopes, residual;  // [d], [b], [d], [b], [d]
-    double value, norm, scale;  // objective; |R|; size of the terms of R
+    double value, norm, scale;                 // objective; |R|; size of the terms of R
   };
 
   Point at_point(const at::Tensor& x) const {
@@ -89,18 +90,25 @@ class Joint {
         const at::Tensor sign = 1 - 2 * y_;
         return sign * at::sigmoid(sign * v);
       }
-      case Family::poisson: return v.exp() - y_;
-      case Family::huber: return (v - y_).clamp(-delta_, delta_);
-      default: return v - y_;
+      case Family::poisson:
+        return v.exp() - y_;
+      case Family::huber:
+        return (v - y_).clamp(-delta_, delta_);
+      default:
+        return v - y_;
     }
   }
 
   at::Tensor curvature(const at::Tensor& v) const {
     switch (family_) {
-      case Family::binomial: return at::sigmoid(v) * at::sigmoid(-v);
-      case Family::poisson: return v.exp();
-      case Family::huber: return (v - y_).abs().le(delta_).to(at::kDouble);
-      default: return at::ones_like(v);
+      case Family::binomial:
+        return at::sigmoid(v) * at::sigmoid(-v);
+      case Family::poisson:
+        return v.exp();
+      case Family::huber:
+        return (v - y_).abs().le(delta_).to(at::kDouble);
+      default:
+        return at::ones_like(v);
     }
   }
 
@@ -110,12 +118,14 @@ class Joint {
         const at::Tensor w = (1 - 2 * y_) * v;
         return (w.clamp_min(0) + w.abs().neg().exp().log1p()).sum();
       }
-      case Family::poisson: return (v.exp() - y_ * v).sum();
+      case Family::poisson:
+        return (v.exp() - y_ * v).sum();
       case Family::huber: {
         const at::Tensor size = (v - y_).abs(), inner = size.clamp_max(delta_);
         return (inner * (size - inner / 2)).sum();
       }
-      default: return (v - y_).square().sum() / 2;
+      default:
+        return (v - y_).square().sum() / 2;
     }
   }
 

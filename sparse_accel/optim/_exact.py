@@ -125,7 +125,9 @@ class Quadratic:
             system.diagonal().add_(1 + lr * decay)
             factor, info = torch.linalg.cholesky_ex(system)
             if int(info) or not bool(factor.isfinite().all()):
-                raise ValueError("step_quadratic: I + lr A is not positive definite: A has an eigenvalue <= -1 / lr, or NaN")
+                raise ValueError(
+                    "step_quadratic: I + lr A is not positive definite: A has an eigenvalue <= -1 / lr, or NaN"
+                )
             cache.update(matrix=self.matrix, key=key, factor=factor)
         new = torch.cholesky_solve((z + lr * self.vector.detach()).unsqueeze(1), cache["factor"]).squeeze(1)
         loss = x @ (self.matrix.detach() @ x) / 2 - self.vector.detach() @ x

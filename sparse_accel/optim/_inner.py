@@ -121,10 +121,13 @@ def solve(
     def objective(at: Sequence[Tensor], value: float) -> float:
         return value + sum(piece.smooth(x) + piece.penalty(x) for piece, x in zip(pieces, at, strict=True))
 
-    def curvature_length(at: Sequence[Tensor], of_loss: Sequence[Tensor], moved: Sequence[Tensor], square: float) -> float:
+    def curvature_length(
+        at: Sequence[Tensor], of_loss: Sequence[Tensor], moved: Sequence[Tensor], square: float
+    ) -> float:
         bend = _dot(pieces, moved, [a - b for a, b in zip(scaled(at, of_loss), gradients, strict=True)])
         return square / bend if bend > 0 else 1.0
 
+    at_model: Sequence[Tensor]
     x, gradients = list(points), scaled(points, grads)
     first = residual(x, gradients)
     values = [objective(x, loss)]
@@ -133,7 +136,8 @@ def solve(
         return Solution(x, 0, length, 0.0, True)
     while calls < max_calls:
         candidate = forward(x, gradients, length)
-        loss, grads, candidate = evaluate(candidate)
+        loss, grads, at_model = evaluate(candidate)
+        candidate = list(at_model)
         calls += 1
         moved = [a - b for a, b in zip(candidate, x, strict=True)]
         square = _dot(pieces, moved, moved)
@@ -145,7 +149,7 @@ def solve(
             length = min(length / 2, max(length / 100, curvature_length(candidate, grads, moved, square)))
             continue
         length = min(1.0, max(_SHORTEST, curvature_length(candidate, grads, moved, square)))
-        x, gradients = list(candidate), scaled(candidate, grads)
+        x, gradients = candidate, scaled(candidate, grads)
         values = [*values, value][-_MEMORY:]
         relative = residual(x, gradients) / first
         if relative <= tolerance:

@@ -57,9 +57,9 @@ class SPPAM(ProximalOptimizer):
     Raises:
         ValueError: a number is out of its range, or an option is not supported.
 
-    State per parameter: ``step`` ``[]`` float32, ``previous`` (the iterate before) and, with ``averaging``, ``average``;
-    float32 (float64 for float64 parameters). The groups' ``inner_length`` is the last inner step's length, where the next
-    step starts. Half-precision parameters are rounded in every inner step, so that the tolerance may be out of reach.
+    State per parameter: ``step`` ``[]`` float32, ``previous`` (the iterate before) and, with ``averaging``,
+    ``average``; float32 (float64 for float64 parameters). The groups' ``inner_length`` is the last inner step's length,
+    where the next step starts. Half-precision parameters are rounded in every inner step, so that the tolerance may be out of reach.
 
     Example:
         >>> import sparse_accel as sa
@@ -141,7 +141,11 @@ class SPPAM(ProximalOptimizer):
             raise ValueError(f"averaging: expected a number of steps >= 0, or None, got {averaging!r}")
         if not 0 < group["tolerance"] < 1:
             raise ValueError(f"tolerance: expected a number in (0, 1), got {group['tolerance']!r}")
-        if isinstance(group["max_inner"], bool) or int(group["max_inner"]) != group["max_inner"] or group["max_inner"] < 1:
+        if (
+            isinstance(group["max_inner"], bool)
+            or int(group["max_inner"]) != group["max_inner"]
+            or group["max_inner"] < 1
+        ):
             raise ValueError(f"max_inner: expected a number of closure calls >= 1, got {group['max_inner']!r}")
 
     @staticmethod
