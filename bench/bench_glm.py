@@ -3,8 +3,9 @@
     python -m bench.bench_glm [--dtype float64] [--json FILE]
 
 The pass takes 32,561 logistic rows of 123 columns, 14 of them set, one after another (the size of a9a), as a dense
-matrix and as CSR; the peer is a pass of scikit-learn's SGDClassifier (explicit steps), where that is installed. On 2,048
-of the rows, the twin is the loop of the same steps in plain PyTorch, and the peer that loop with its root in Python numbers.
+matrix and as CSR; the peer is a pass of scikit-learn's SGDClassifier (explicit steps), where that is installed. On
+2,048 of the rows, the twin is the loop of the same steps in plain PyTorch, and the peer that loop with its root in
+Python numbers.
 The joint step (linear, d = 123) is held against torch.linalg.solve on the same system.
 """
 

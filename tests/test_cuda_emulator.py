@@ -15,7 +15,7 @@ from cuda_emulator import build
 pytestmark = pytest.mark.slow
 
 FOLDER = build.HERE
-PROGRAMS = ("reduce", "group_score", "group_topk", "prox", "rmda_step")
+PROGRAMS = ("reduce", "glm", "group_score", "group_topk", "prox", "rmda_step")
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 RUNS = [(sanitizer, order) for sanitizer in ("plain", "asan", "tsan") for order in ORDERS]
 CASES = re.findall(r'^    \{"(.+?)",', (FOLDER / "bugs.cpp").read_text(), re.MULTILINE)

@@ -7,6 +7,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
+from cuda_emulator import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -286,19 +287,22 @@ def test_other_devices_run_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(twin, kernel)
 
 
-def test_results_do_not_depend_on_thread_order(thread_order: str) -> None:
-    from cuda_emulator import build
-
+@pytest.mark.parametrize("order", ["reverse", "random:1", "random:2"])
+def test_results_do_not_depend_on_thread_order(order: str) -> None:
+    emulated = build.load()
     z, features, targets = problem("binomial", 3, 300, 4, 0.1)
     csr = features.to_sparse_csr()
-    for rows in ((features, None, None), (csr.values(), csr.crow_indices(), csr.col_indices())):
-        found, _ = build.load().glm_prox(z, *rows, targets, 3.0, "binomial", "average", 1.0)
-        torch.testing.assert_close(found, sa.glm_prox(z, features, targets, 3.0, "binomial", "average")[0])
-        x, x_prev, mean = z.clone(), z * 0.5, torch.zeros(300, dtype=torch.float64)
-        other, other_prev, other_mean = x.clone(), x_prev.clone(), mean.clone()
-        order = torch.tensor([2, 0, 1])
-        build.load().glm_epoch_(x, x_prev, *rows, targets, order, 3.0, 0.5, "binomial", 1.0, mean, 1)
-        sa.glm_epoch(other, other_prev, features, targets, order, 3.0, 0.5, "binomial", average=other_mean,
-                     average_start=1)  # fmt: skip
-        for pair in ((x, other), (x_prev, other_prev), (mean, other_mean)):
-            torch.testing.assert_close(*pair, rtol=1e-12, atol=1e-12)
+    steps = torch.tensor([2, 0, 1])
+    found = []
+    for name, _, seed in (("forward", "", ""), order.partition(":")):
+        emulated.set_order(name, int(seed or 1))
+        try:
+            for rows in ((features, None, None), (csr.values(), csr.crow_indices(), csr.col_indices())):
+                x, x_prev, mean = z.clone(), z * 0.5, torch.zeros(300, dtype=torch.float64)
+                emulated.glm_epoch_(x, x_prev, *rows, targets, steps, 3.0, 0.5, "binomial", 1.0, mean, 1)
+                prox, _ = emulated.glm_prox(z, *rows, targets, 3.0, "binomial", "average", 1.0)
+                found.append(torch.stack([prox, x, x_prev, mean]))
+        finally:
+            emulated.set_order("forward", 1)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])

@@ -59,7 +59,8 @@ class SPPAM(ProximalOptimizer):
 
     State per parameter: ``step`` ``[]`` float32, ``previous`` (the iterate before) and, with ``averaging``,
     ``average``; float32 (float64 for float64 parameters). The groups' ``inner_length`` is the last inner step's length,
-    where the next step starts. Half-precision parameters are rounded in every inner step, so that the tolerance may be out of reach.
+    where the next step starts. Half-precision parameters are rounded in every inner step, so that the tolerance may be
+    out of reach.
 
     Example:
         >>> import sparse_accel as sa
