@@ -60,7 +60,7 @@ def plot(maps: dict[str, tuple[Tensor, Tensor]], file: Path) -> None:
     figure, axes = plt.subplots(2, 4, figsize=(13, 6.4), sharex=True, sharey=True, constrained_layout=True)
     for (method, pair), column in zip(maps.items(), axes.T, strict=True):
         for axis, values in zip(column, pair, strict=True):
-            axis.imshow(values, origin="lower", extent=(-5, 5, -5, 5), cmap="Blues", vmin=0, vmax=1.4)
+            axis.imshow(values.numpy(), origin="lower", extent=(-5, 5, -5, 5), cmap="Blues", vmin=0, vmax=1.4)
             axis.set_xlabel("momentum")
         column[0].set_title(f"{method}: {ITERATIONS} iterations")
         column[1].set_title("the law")

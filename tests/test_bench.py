@@ -37,7 +37,7 @@ def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
     for word in ("GB/s", "% of copy", "time / twin", "RMDA by input", "AdamW(fused=True)"):
         assert word in output
     written = json.loads(file.read_text())
-    assert {row["bench"] for row in written["rows"]} == {"group_score", "group_topk", "prox", "optim"}
+    assert {row["bench"] for row in written["rows"]} == {"group_score", "group_topk", "prox", "optim", "glm"}
     for row in written["rows"]:
         assert row["microseconds"] > 0
         assert row["gb_per_s"] == pytest.approx(row["bytes_moved"] / row["microseconds"] / 1e3)

@@ -95,3 +95,31 @@ def test_read_idx_refuses_other_files(fashion_mnist, tmp_path, damage):
     path.write_bytes(damage(idx_bytes(torch.zeros(2, 3, dtype=torch.uint8))))
     with pytest.raises(ValueError, match="expected"):
         fashion_mnist.read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "name, arguments, files",
+    [
+        ("sppam_stability", ["--cells", "11"], ["sppam_stability.png"]),
+        ("sppam_glm", ["--limit", "20", "--lrs", "2"], ["sppam_glm.png"]),
+    ],
+)
+def test_proximal_point_examples(name, arguments, files, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--no-progress", "--out", str(tmp_path)])
+    assert module.main() == 0
+    assert "written: " in capsys.readouterr().out
+    for file in files:
+        assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_proximal_point_examples_say_what_is_missing(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("sppam_glm", EXAMPLES / "sppam_glm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arguments = ["--limit", "2", "--lrs", "1", "--no-progress", "--data-dir", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["sppam_glm", *arguments])
+    assert module.main() == 2
+    assert "a9a: missing" in capsys.readouterr().err

@@ -363,6 +363,7 @@ def test_deepcopy_and_hooks_and_scheduler() -> None:
     copy.deepcopy(quadratic).step_quadratic(torch.eye(2), torch.ones(2))
 
 
+@pytest.mark.filterwarnings("ignore:SPPAM. the inner solver stopped:RuntimeWarning")  # ReLU has kinks
 def test_memory_orders_and_missing_gradients_and_empty_params() -> None:
     first, second = make_model(torch.float64).eval(), make_model(torch.float64).eval()
     second = second.to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from ._prox import proximal_point
 
 _MEMORY = 5  # objectives that a new one is held against
 _DECREASE = 1e-4  # share of the model's decrease that a step must bring
-_SHORTEST = 1e-12
+_SHORTEST = 1e-8  # steps shorter than this tell of a kink, or of rounding
 
 
 @dataclasses.dataclass
@@ -145,7 +145,7 @@ def solve(
         bound = max(values) - _DECREASE / (2 * length) * square + rounding * abs(values[-1])
         if not value <= bound:
             if length <= _SHORTEST or square == 0:
-                break  # only rounding is left
+                break
             length = min(length / 2, max(length / 100, curvature_length(candidate, grads, moved, square)))
             continue
         length = min(1.0, max(_SHORTEST, curvature_length(candidate, grads, moved, square)))

@@ -21,6 +21,12 @@ from ._exact import Block, GlmLoss, Quadratic
 
 __all__ = ["SPPAM"]
 
+_SHORTEST_START = 1e-3  # of the inner solver's first step: a kink at the end of the last problem is no news of the next
+
+
+def _number(loss: Any) -> float:
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
 
 class SPPAM(ProximalOptimizer):
     r"""The stochastic proximal point method with momentum: implicit steps, stable for any ``lr``.
@@ -33,7 +39,8 @@ class SPPAM(ProximalOptimizer):
 
     - :meth:`step` with a closure, for any model: the problem is solved by proximal gradient steps with a line search
       from z, until the proximal gradient's norm is ``tolerance`` of that at z. The closure is called once and then
-      once per inner step; it has to compute the same loss each time (no dropout, no new minibatch).
+      once per inner step; it has to compute the same loss each time (no dropout, no new minibatch). It warns where the
+      tolerance is not reached: beyond ``max_inner`` calls, or where the solution lies on a kink of the model.
     - :meth:`step_glm`, for a linear layer under a generalized linear model: exact.
     - :meth:`step_quadratic`, for :math:`\tfrac12 x^\top A x - b^\top x`: exact, one Cholesky factor for all steps.
 
@@ -332,7 +339,7 @@ class SPPAM(ProximalOptimizer):
         for param, value in saved.items():
             if param not in averaging:
                 param.copy_(value)  # no gradient, no step
-        loss = sign * float(first)
+        loss = sign * _number(first)
         if not math.isfinite(loss):
             raise ValueError(f"SPPAM: the closure returned {loss}: the proximal problem has no start")
 
@@ -353,7 +360,7 @@ class SPPAM(ProximalOptimizer):
                 self._real(param).copy_(point)
                 held.append(torch.empty_like(point).copy_(self._real(param)))
             with torch.enable_grad():
-                value = float(closure())
+                value = _number(closure())
             return sign * value, gradients(), held
 
         self.inner_calls = 0
@@ -374,12 +381,12 @@ class SPPAM(ProximalOptimizer):
                 self._real(param).copy_(point)
             self.inner_calls = solution.calls
             for group in self.param_groups:
-                group["inner_length"] = solution.length
+                group["inner_length"] = max(solution.length, _SHORTEST_START)
             if not solution.converged:
                 warnings.warn(
                     f"SPPAM: the inner solver stopped after {solution.calls} closure calls with the proximal gradient "
                     f"at {solution.relative:.1e} of its start, tolerance {group['tolerance']:.1e}: raise max_inner "
-                    "(or tolerance), or lower lr",
+                    "(or tolerance), or lower lr; at a kink, as ReLU has, no gradient vanishes",
                     RuntimeWarning,
                     stacklevel=2,
                 )
