@@ -42,11 +42,11 @@ def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
         assert row["microseconds"] > 0
         assert row["gb_per_s"] == pytest.approx(row["bytes_moved"] / row["microseconds"] / 1e3)
         assert row["time_over_peer"] > 0
-        assert row["time_over_twin"] > 0
+        assert row["bench"] == "glm" or row["time_over_twin"] > 0  # whose twin is too slow for most sizes
     assert written["machine"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("name", ["group_score", "group_topk", "prox", "optim"])
+@pytest.mark.parametrize("name", ["group_score", "group_topk", "prox", "optim", "glm"])
 def test_each_bench_runs_alone(name, capsys, monkeypatch):
     import importlib
 
