@@ -28,7 +28,7 @@ import sparse_accel as sa
 from .workloads import WORKLOADS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEFAULT_WORKLOADS = ("resnet50", "vit_b_block", "many_small")
+DEFAULT_WORKLOADS = ("resnet50", "vit_b_block", "large", "many_small")
 MAX_COPY_BYTES = 1 << 30
 
 

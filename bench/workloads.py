@@ -26,6 +26,11 @@ def vit_b_block() -> list[Shape]:
     return [(3 * 768, 768), (768, 768), (4 * 768, 768), (768, 4 * 768)]
 
 
+def large() -> list[Shape]:
+    """A large Linear and a large convolution, 26.2 M elements: what memory allows."""
+    return [(4096, 4096), (1024, 1024, 3, 3)]
+
+
 def many_small() -> list[Shape]:
     """256 small weights, 0.3 M elements: what an op costs beside its arithmetic."""
     return [(16, 16, 3, 3), (32, 16, 1, 1), (64, 32), (32, 1, 3, 3)] * 64
@@ -39,6 +44,7 @@ def tiny() -> list[Shape]:
 WORKLOADS: dict[str, Callable[[], list[Shape]]] = {
     "resnet50": resnet50,
     "vit_b_block": vit_b_block,
+    "large": large,
     "many_small": many_small,
     "tiny": tiny,
 }

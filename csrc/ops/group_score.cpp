@@ -59,7 +59,9 @@ std::vector<at::Tensor> group_score(const std::vector<at::Tensor>& tensors, cons
   const auto options = tensors[0].options().dtype(compute_type(tensors[0].scalar_type()));
   std::vector<at::Tensor> outputs;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    outputs.push_back(at::zeros({layouts[4 * i + 1] * layouts[4 * i + 3]}, options));
+    const int64_t groups = layouts[4 * i + 1] * layouts[4 * i + 3];
+    // Kernels write every score of a tensor that has elements.
+    outputs.push_back(tensors[i].numel() ? at::empty({groups}, options) : at::zeros({groups}, options));
   }
   if (coupled) check_coupled(outputs);
 #ifdef SPARSE_ACCEL_WITH_CUDA
