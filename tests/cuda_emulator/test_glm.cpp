@@ -54,8 +54,15 @@ struct Rows {
         sparse(sparse_) {}
 
   cuda::GlmTask task(Family family) const {
-    return {values.get(), sparse ? crow.get() : nullptr, sparse ? col.get() : nullptr, device_targets.get(), rows,
-            columns,      family,                        1.5,                          0.7};
+    return {values.get(),
+            sparse ? crow.get() : nullptr,
+            sparse ? col.get() : nullptr,
+            device_targets.get(),
+            rows,
+            columns,
+            family,
+            1.5,
+            0.7};
   }
 
   GlmStep step(Family family, std::int64_t i, const std::vector<double>& z) const {
