@@ -5,3 +5,22 @@ Torch-Pruning ties the same channels (the tests compare the two), but takes an o
 elementwise one and knows nothing of values, of zero padding or of who reads what: enough to prune with a loss, not to
 prove that outputs stay the same.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Public name -> module of this package; imported at first use, because compact() needs this package's leaves.
+_PUBLIC: dict[str, str] = {}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
