@@ -12,7 +12,13 @@ import importlib
 from typing import Any
 
 # Public name -> module of this package; imported at first use, because compact() needs this package's leaves.
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "GramSelection": "gram",
+    "energy_select": "gram",
+    "gram_cosamp": "gram",
+    "gram_obs": "gram",
+    "refit": "gram",
+}
 __all__ = sorted(_PUBLIC)
 
 
