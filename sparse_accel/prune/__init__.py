@@ -14,9 +14,12 @@ from typing import Any
 # Public name -> module of this package; imported at first use, because compact() needs this package's leaves.
 _PUBLIC: dict[str, str] = {
     "GramSelection": "gram",
+    "ISpaSPSelection": "ispasp",
+    "batchnorm_affine": "ispasp",
     "energy_select": "gram",
     "gram_cosamp": "gram",
     "gram_obs": "gram",
+    "ispasp_select": "ispasp",
     "refit": "gram",
 }
 __all__ = sorted(_PUBLIC)

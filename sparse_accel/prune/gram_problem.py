@@ -11,6 +11,39 @@ from torch import Tensor
 from sparse_accel.ops import group_topk
 
 
+def unit_sets(balance: int | Tensor | None, units: int, device: torch.device) -> Tensor | None:
+    """The set of each unit, int64 ``[units]``, from a number of sets of neighbours or as given."""
+    if balance is None:
+        return None
+    if not isinstance(balance, Tensor):
+        if balance < 1 or units % balance:
+            raise ValueError(f"balance: expected a divisor of {units}, the number of units, got {balance}")
+        return torch.arange(units, device=device) // (units // balance)
+    if balance.dtype != torch.int64 or balance.shape != (units,):
+        raise ValueError(
+            f"balance: expected int64 [{units}], the set of each unit, got {tuple(balance.shape)}, {balance.dtype}"
+        )
+    sets = balance.to(device)
+    if units:
+        sizes = torch.bincount(sets.clamp(min=0))
+        if int(sets.min()) < 0 or bool((sizes != sizes[0]).any()):
+            raise ValueError(f"balance: expected sets of equal size, numbered from 0, got sizes {sizes.tolist()}")
+    return sets
+
+
+def kept_units(name: str, keep: int | float, units: int, sets: int = 1, least: int = 1) -> int:
+    """The number of units that ``keep`` asks for: itself, or a share rounded down, of each set; at least one."""
+    if isinstance(keep, float):
+        if not 0 < keep < 1:
+            raise ValueError(f"{name}: expected an integer, or a share in (0, 1), got {keep}")
+        keep = sets * max(1, math.floor(keep * (units // sets) + 1e-9))
+    if not least <= keep <= units:
+        raise ValueError(f"{name}: expected {least} to {units}, the number of units, got {keep}")
+    if keep % sets:
+        raise ValueError(f"{name}: expected a multiple of {sets}, the number of sets kept alike, got {keep}")
+    return keep
+
+
 class GramProblem:
     """Checked arguments in float64 with a leading dimension of groups, and what the methods share."""
 
@@ -49,65 +82,39 @@ class GramProblem:
         self.groups = self.gram.shape[0]
         self.own_units = columns // block
         self.units = self.groups * self.own_units
-        self.sets = self._sets(balance)
+        self.sets = unit_sets(balance, self.own_units, self.gram.device)
         self.num_sets = self.groups if self.sets is None else self.groups * (int(self.sets.max()) + 1)
         self.keep = self.units if keep is None else self.count("keep", keep, 1)
         mean = self.gram.diagonal(dim1=1, dim2=2).mean(1) if columns else self.gram.new_ones(self.groups)
         self.delta = torch.where(mean > 0, ridge * mean, 1.0)
         self.factor = self._factor()
 
-    def _sets(self, balance: int | Tensor | None) -> Tensor | None:
-        if balance is None:
-            return None
-        if isinstance(balance, Tensor):
-            sets = balance.to(device=self.gram.device)
-            if sets.dtype != torch.int64 or sets.shape != (self.own_units,):
-                raise ValueError(
-                    f"balance: expected int64 [{self.own_units}], the set of each unit, got {tuple(sets.shape)}, "
-                    f"{sets.dtype}"
-                )
-            sizes = torch.bincount(sets - sets.min()) if len(sets) else sets
-            if len(sets) and (int(sets.min()) != 0 or bool((sizes != sizes[0]).any())):
-                raise ValueError(f"balance: expected sets of equal size, numbered from 0, got sizes {sizes.tolist()}")
-            return sets
-        if balance < 1 or self.own_units % balance:
-            raise ValueError(f"balance: expected a divisor of {self.own_units}, the number of units, got {balance}")
-        return torch.arange(self.own_units, device=self.gram.device) // (self.own_units // balance)
-
     def count(self, name: str, keep: int | float, least: int) -> int:
         """The number of units that ``keep`` asks for."""
-        if isinstance(keep, float):
-            if not 0 < keep < 1:
-                raise ValueError(f"{name}: expected an integer, or a share in (0, 1), got {keep}")
-            per_set = math.floor(keep * (self.units // self.num_sets) + 1e-9)
-            keep = max(1, per_set) * self.num_sets if self.num_sets > 1 else max(1, per_set)
-        if not least <= keep <= self.units:
-            raise ValueError(f"{name}: expected {least} to {self.units}, the number of units, got {keep}")
-        if keep % self.num_sets:
-            raise ValueError(
-                f"{name}: expected a multiple of {self.num_sets}, the number of sets that keep equally many, got {keep}"
-            )
-        return keep
+        return kept_units(name, keep, self.units, self.num_sets, least)
 
     def eye(self, size: int) -> Tensor:
         return torch.eye(size, dtype=torch.float64, device=self.gram.device)
 
     def _factor(self) -> Tensor:
         """Cholesky factor of ``G + delta I``; delta grows, and says so, where that is not positive definite."""
-        for _ in range(12):
+        mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        while True:
             system = self.gram + self.delta[:, None, None] * self.eye(self.gram.shape[-1])
             factor, info = torch.linalg.cholesky_ex(system)
             bad = info > 0
             if not bool(bad.any()):
                 return factor
-            mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)
-            self.delta = torch.where(bad, (10 * self.delta).clamp(min=1e-10 * mean), self.delta)
+            if bool((bad & ~(self.delta < 0.1 * mean)).any()):
+                raise ValueError(
+                    "gram: expected a positive semidefinite matrix, got one that a ridge of 0.1 does not make definite"
+                )
+            self.delta = torch.where(bad, (10 * self.delta).clamp(min=1e-10 * mean, max=0.1 * mean), self.delta)
             warnings.warn(
-                f"gram: G + delta I is not positive definite; delta raised to {float(self.delta.max()):.3g}, "
-                f"{float((self.delta / mean)[bad].max()):.3g} of the mean diagonal",
+                "gram: G + delta I is not positive definite; delta raised to "
+                f"{float((self.delta / mean)[bad].max()):.1g} of the mean diagonal",
                 stacklevel=4,
             )
-        raise ValueError("gram: expected a positive semidefinite matrix, got one that a ridge of 10 % does not repair")
 
     def solution(self) -> Tensor:
         """The minimizer on all units, ``[groups, d, n]``."""
