@@ -21,7 +21,7 @@ struct Strip {
 // the run), longer ones at once per group.
 constexpr int64_t kLongRun = 64;
 // Elements of the longest row of a strip, unless one group is longer: its sums stay in the innermost cache.
-constexpr int64_t kMaxRow = 8192;
+constexpr int64_t kMaxRow = 10240;
 // Elements that a kernel takes through all its passes at a time where groups are contiguous.
 constexpr int64_t kBlock = 2048;
 

@@ -20,6 +20,7 @@ constexpr int64_t kSerial = 16384;  // elements in all below which threads cost 
 constexpr int64_t kPiece = 65536;   // elements of a piece of contiguous groups, and of the smallest part
 constexpr int64_t kSplit = 131072;  // elements from which a strided strip is worked on in parts
 constexpr int64_t kParts = 16;      // at most: each has a copy of the sums
+constexpr int64_t kPartRows = 128;  // of a part that is read once: joining the sums costs as much as reading a few rows
 
 // A strip in parts: sums [parts, sums_stride] and how many parts have yet to be summed.
 struct Split {
@@ -48,22 +49,26 @@ struct Queue {
   int64_t elements = 0;
 };
 
+// Groups of a strip: rows that are too long are cut evenly, as short stretches with large gaps are slow to read.
 int64_t strip_groups(const GroupLayout& layout) {
   const int64_t row = layout.outer == 1 ? kPiece : kMaxRow;
-  return std::max<int64_t>(1, row / std::max<int64_t>(1, layout.inner));
+  const int64_t most = std::max<int64_t>(1, row / layout.inner);
+  const int64_t strips = (layout.groups + most - 1) / most;
+  return (layout.groups + strips - 1) / strips;
 }
 
 int64_t elements_of(const Strip& strip) { return strip.rows * strip.groups * strip.inner; }
 
-std::unique_ptr<Split> split(const Piece& piece, int64_t sum_size) {
+std::unique_ptr<Split> split(const Piece& piece, const Work& work) {
   auto out = std::make_unique<Split>();
   const int64_t row = piece.strip.groups * piece.strip.inner;
-  const int64_t rows = std::max((kPiece + row - 1) / row, (piece.strip.rows + kParts - 1) / kParts);
+  const int64_t most = work.apply ? kParts : std::clamp<int64_t>(piece.strip.rows / kPartRows, 4, kParts);
+  const int64_t rows = std::max((kPiece + row - 1) / row, (piece.strip.rows + most - 1) / most);
   out->piece = piece;
   out->rows = rows;
   out->parts = (piece.strip.rows + rows - 1) / rows;
   // On cache lines: vectors across two of them cost twice.
-  out->sums.reset(static_cast<char*>(std::aligned_alloc(64, out->parts * sums_stride(piece.strip) * sum_size)));
+  out->sums.reset(static_cast<char*>(std::aligned_alloc(64, out->parts * sums_stride(piece.strip) * work.sum_size)));
   TORCH_CHECK(out->sums, "sparse_accel: no memory for the sums of a tensor");
   out->missing = out->parts;
   out->joined = false;
@@ -83,7 +88,7 @@ void fill(Queue& queue, const std::vector<Segment>& segments, const Work& work) 
                         Strip{outer, groups * inner, std::min(step, groups - g), inner}};
       queue.elements += elements_of(piece.strip);
       if (outer > 1 && elements_of(piece.strip) >= kSplit) {
-        queue.splits.push_back(split(piece, work.sum_size));
+        queue.splits.push_back(split(piece, work));
       } else {
         queue.pieces.push_back(piece);
       }
