@@ -4,7 +4,7 @@ from . import _compat
 
 _compat.check()
 
-from . import _build_info, ops, sppam
+from . import _build_info, ops, prune, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
 from .checkpoint import CheckpointError, load, load_optimizer, save
@@ -45,6 +45,7 @@ __all__ = [
     "lr_scheduler",
     "ops",
     "param_groups",
+    "prune",
     "save",
     "sparsity",
     "sppam",
