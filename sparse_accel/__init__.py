@@ -14,6 +14,7 @@ from .glm import glm_epoch, glm_prox
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .optim import RMDA, SPPAM, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
+from .prune.targets import GroupSparsity, Rows
 
 __version__ = _build_info.version
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "GroupL0",
     "GroupLasso",
     "GroupLayout",
+    "GroupSparsity",
     "Grouping",
     "OutputMismatchError",
     "Penalty",
     "ProxSGD",
+    "Rows",
     "SparsityReport",
     "UnsupportedModelError",
     "__version__",

@@ -14,12 +14,16 @@ from typing import Any
 # Public name -> module of this package; imported at first use, because compact() needs this package's leaves.
 _PUBLIC: dict[str, str] = {
     "GramSelection": "gram",
+    "GroupSparsity": "targets",
     "ISpaSPSelection": "ispasp",
+    "LayerInfo": "layerwise",
+    "Rows": "targets",
     "batchnorm_affine": "ispasp",
     "energy_select": "gram",
     "gram_cosamp": "gram",
     "gram_obs": "gram",
     "ispasp_select": "ispasp",
+    "layerwise_solve": "layerwise",
     "refit": "gram",
 }
 __all__ = sorted(_PUBLIC)

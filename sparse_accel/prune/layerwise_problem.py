@@ -1,0 +1,150 @@
+"""The arguments of :mod:`sparse_accel.prune.layerwise`, checked and scaled, and what its methods share.
+
+The problem is ``min_W tr((W - W0) H (W - W0)^T)`` over sparse W. It is solved in coordinates in which H has a unit
+diagonal: with ``s = sqrt(diag H)``, ``H / (s s^T)`` and ``W * s``. Masks and errors are the same in both.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("sparse_accel")
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DEAD_SCALE = 1e-6  # scale of the columns of inputs that are always zero: behind all others, none of it in the error
+MOST_DAMPING = 1.0
+
+
+class LayerProblem:
+    """Checked arguments, scaled.
+
+    Attributes:
+        hessian: ``[C, C]`` with a unit diagonal and the damping, float32 (float64 for float64 weights).
+        weight: ``[R, C]``, times the scale of each column.
+        scale: ``[C]``.
+        damping: what was added to the diagonal of H in the end, over its mean.
+        dead: number of inputs that are always zero.
+    """
+
+    def __init__(self, weight: Tensor, hessian: Tensor, damping: float) -> None:
+        _check(weight, hessian, damping)
+        self.original = weight.detach()
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.given = hessian.detach()
+        symmetric = self.given.to(torch.promote_types(self.given.dtype, torch.float32))
+        symmetric = (symmetric + symmetric.T) / 2
+        diagonal = symmetric.diagonal()
+        alive = diagonal > 0
+        self.dead = int((~alive).sum())
+        mean = float(diagonal.double().mean()) or 1.0
+        self.mean = mean
+        if self.dead:  # whatever rounding left in their rows is no curvature
+            symmetric = symmetric * (alive[:, None] & alive)
+        self.unit = (symmetric / mean).to(dtype)
+        self.alive = alive
+        self._scaled(damping)
+
+    def _scaled(self, damping: float) -> None:
+        """Damp, escalating until H is positive definite; scale to a unit diagonal."""
+        self.damping, attempts = damping, 0
+        while True:
+            diagonal = self.unit.diagonal() + self.damping
+            self.scale = torch.where(self.alive, diagonal.sqrt(), DEAD_SCALE)
+            self.hessian = self.unit / self.scale / self.scale[:, None]
+            self.hessian.diagonal().fill_(1.0)
+            _, fault = torch.linalg.cholesky_ex(self.hessian)
+            if not int(fault):
+                break
+            attempts += 1
+            if self.damping >= MOST_DAMPING:
+                raise ValueError(
+                    f"hessian: expected a positive semidefinite matrix, got one that is indefinite with "
+                    f"{self.damping:.3g} of its mean diagonal added"
+                )
+            self.damping = min(MOST_DAMPING, max(10 * self.damping, _least_damping(self.hessian)))
+        if attempts:
+            logger.warning("hessian is not positive definite with damping %.3g: %.3g taken", damping, self.damping)
+        weight = self.original.to(self.hessian.dtype)
+        self.size = float(weight.abs().max()) or 1.0
+        self.weight = weight / self.size * self.scale
+
+    def solution(self, scaled: Tensor, mask: Tensor) -> Tensor:
+        """A weight in the dtype of the original from one in scaled coordinates; zero outside of the mask."""
+        weight = scaled / self.scale * self.size
+        return torch.where(mask, weight, 0.0).to(self.original.dtype)
+
+    def error(self, weight: Tensor) -> float:
+        """``tr((W - W0) H (W - W0)^T) / tr(W0 H W0^T)`` with H as given, in float64; 0 / 0 is 0."""
+        hessian, original = self.given.double(), self.original.double()
+        change = weight.double() - original
+        lost = float((change @ hessian).mul_(change).sum())
+        total = float((original @ hessian).mul_(original).sum())
+        return lost / total if total else (0.0 if not lost else math.inf)
+
+
+def _least_damping(hessian: Tensor) -> float:
+    return 1e-6 if hessian.dtype == torch.float32 else 1e-12
+
+
+def _check(weight: Tensor, hessian: Tensor, damping: float) -> None:
+    for name, tensor in (("weight", weight), ("hessian", hessian)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"weight: expected [R, C], one row per output, got {tuple(weight.shape)}")
+    columns = weight.shape[1]
+    if hessian.shape != (columns, columns):
+        raise ValueError(f"hessian: expected [{columns}, {columns}], got {tuple(hessian.shape)}")
+    if hessian.device != weight.device:
+        raise ValueError(f"hessian: expected on {weight.device} as the weight is, got {hessian.device}")
+    if not (damping >= 0 and math.isfinite(damping)):
+        raise ValueError(f"damping: expected a finite number >= 0, got {damping}")
+    for name, tensor in (("weight", weight), ("hessian", hessian)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name}: expected finite numbers, got NaN or inf")
+    if not columns:
+        return
+    wide = hessian.detach().to(torch.promote_types(hessian.dtype, torch.float32))
+    diagonal = wide.diagonal()
+    if bool((diagonal < 0).any()):
+        raise ValueError(f"hessian: expected a diagonal >= 0, got {float(diagonal.min()):.3g}")
+    largest = float(diagonal.max())
+    skew = float((wide - wide.T).abs().max())
+    if skew > 1e-2 * largest:
+        raise ValueError(f"hessian: expected a symmetric matrix, got entries that differ by {skew:.3g}")
+
+
+def masked_cg(weight: Tensor, mask: Tensor, hessian: Tensor, steps: int, start: Tensor | None = None) -> Tensor:
+    """``argmin tr((X - W) H (X - W)^T)`` over X on the mask, by conjugate gradients, every row on its own.
+
+    The preconditioner is diag H. Rows that have converged stay as they are.
+
+    Args:
+        weight: W ``[R, C]``.
+        mask: bool ``[R, C]``.
+        hessian: H ``[C, C]``.
+        steps: products with H after the first.
+        start: where to begin, ``[R, C]``; W on the mask if None.
+    """
+    inverse = hessian.diagonal().reciprocal()
+    solution = torch.where(mask, weight if start is None else start, 0.0)
+    residual = torch.where(mask, (weight - solution) @ hessian, 0.0)
+    preconditioned = residual * inverse
+    direction = preconditioned.clone()
+    power = (residual * preconditioned).sum(1, keepdim=True)
+    for _ in range(steps):
+        image = direction @ hessian
+        curvature = (direction * image).sum(1, keepdim=True)
+        step = torch.where(curvature > 0, power / curvature, 0.0)
+        solution.addcmul_(direction, step)
+        residual.addcmul_(image, step, value=-1).mul_(mask)
+        preconditioned = residual * inverse
+        last, power = power, (residual * preconditioned).sum(1, keepdim=True)
+        direction.mul_(torch.where(last > 0, power / last, 0.0)).add_(preconditioned)
+    return solution

@@ -1,0 +1,262 @@
+"""What a sparse weight has to look like: how many weights are kept, and which of a tensor of scores.
+
+A target is given as a number (the share of weights to remove), ``"n:m"``, :class:`Rows` or :class:`GroupSparsity`;
+:func:`parse` makes of it a :class:`Projection`, bound to the shape of one layer. All selections are exact: so many are
+kept, not one more, and equal scores go to the lowest index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import torch
+from torch import Tensor
+
+from sparse_accel.groups import BY, group_layout
+
+MAX_M = 32  # of n:m
+
+
+def _check_sparsity(sparsity: float) -> float:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity: expected a number in [0, 1], the share removed, got {sparsity!r}")
+    return float(sparsity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The same share of every row (output) is removed.
+
+    Args:
+        sparsity: in [0, 1]; ``round(sparsity * C)`` of the C weights of each row go.
+
+    Raises:
+        ValueError: ``sparsity`` is not in [0, 1].
+
+    Example:
+        >>> parse(Rows(0.25), (2, 4)).kept
+        6
+    """
+
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupSparsity:
+    """Whole groups are removed: input channels, output channels or kernels.
+
+    Args:
+        sparsity: in [0, 1]; ``round(sparsity * groups)`` groups go.
+        by: ``"input"``, ``"output"``, ``"kernel"`` or ``"element"``, as in :class:`sparse_accel.Grouping`.
+
+    Raises:
+        ValueError: ``sparsity`` is not in [0, 1], or ``by`` is not one of the four.
+
+    Example:
+        >>> parse(GroupSparsity(0.5, by="input"), (2, 8), (2, 4, 2)).kept
+        8
+    """
+
+    sparsity: float
+    by: str = "input"
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+        if self.by not in BY:
+            raise ValueError(f"by: expected one of {', '.join(map(repr, BY))}, got {self.by!r}")
+
+
+Sparsity = float | str | Rows | GroupSparsity
+
+
+def parse(sparsity: Sparsity, shape: tuple[int, int], weight_shape: tuple[int, ...] | None = None) -> Projection:
+    """The projection that a target asks for, on a weight of some shape.
+
+    Args:
+        sparsity: a number in [0, 1], the share to remove over the whole tensor; ``"n:m"``, n kept of every m
+            neighbours in a row; :class:`Rows`; :class:`GroupSparsity`.
+        shape: ``(R, C)`` of the weight as a matrix, one row per output.
+        weight_shape: ``(R, in, ...)`` of the weight that the matrix is a view of, where groups are channels or kernels
+            of a convolution; ``shape`` if None.
+
+    Raises:
+        ValueError: a target that cannot be read, or out of range; ``weight_shape`` is no view of ``shape``.
+
+    Example:
+        >>> parse("2:4", (3, 8)).kept, parse(0.9, (3, 10)).kept
+        (12, 3)
+    """
+    weight_shape = shape if weight_shape is None else tuple(weight_shape)
+    if len(weight_shape) < 2 or weight_shape[0] != shape[0] or math.prod(weight_shape) != math.prod(shape):
+        raise ValueError(f"shape: expected ({shape[0]}, ...) with {math.prod(shape)} weights, got {weight_shape}")
+    if isinstance(sparsity, Rows):
+        return _Rows(shape, sparsity.sparsity)
+    if isinstance(sparsity, GroupSparsity):
+        if sparsity.by == "element":
+            return _Elements(shape, sparsity.sparsity)
+        return _Groups(shape, weight_shape, sparsity)
+    if isinstance(sparsity, str):
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", sparsity)
+        n, m = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= n < m <= MAX_M:
+            raise ValueError(f'sparsity: expected "n:m" with 1 <= n < m <= {MAX_M}, got {sparsity!r}')
+        return _OfEvery(shape, n, m)
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
+        raise ValueError(f'sparsity: expected a number, "n:m", Rows or GroupSparsity, got {sparsity!r}')
+    return _Elements(shape, _check_sparsity(sparsity))
+
+
+class Projection:
+    """Which weights of an ``[R, C]`` matrix to keep, given a score of each.
+
+    Attributes:
+        kept: number of weights kept.
+        density: share of the weights kept.
+        by_row: every row is chosen on its own, the same number in each.
+        run: m of n:m, else 0.
+    """
+
+    by_row = False
+    run = 0
+
+    def __init__(self, shape: tuple[int, int], kept: int) -> None:
+        self.shape = shape
+        self.kept = kept
+        total = shape[0] * shape[1]
+        self.density = kept / total if total else 1.0
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """The weights to keep: exactly ``kept``, of the largest scores (summed over groups), ties to the lowest index.
+
+        Args:
+            scores: ``[R, C]``, not negative, no NaN.
+
+        Returns:
+            bool ``[R, C]``.
+        """
+        raise NotImplementedError
+
+    def stretch(self, start: int, stop: int) -> Projection:
+        """The same target on some neighbouring columns; stretches that cover all columns keep ``kept`` together.
+
+        Raises:
+            ValueError: the target ties columns that are far from each other.
+        """
+        raise ValueError(f"sparsity: expected no groups for a method that goes column by column, got {self}")
+
+
+class _Elements(Projection):
+    def __init__(self, shape: tuple[int, int], sparsity: float) -> None:
+        total = shape[0] * shape[1]
+        super().__init__(shape, total - round(sparsity * total))
+
+    def mask(self, scores: Tensor) -> Tensor:
+        return largest(scores.reshape(1, -1), self.kept).view(self.shape)
+
+    def stretch(self, start: int, stop: int) -> Projection:
+        part = _Elements((self.shape[0], stop - start), 0.0)
+        part.kept = _share(self.kept, start, stop, self.shape[1])
+        return part
+
+
+class _Rows(Projection):
+    by_row = True
+
+    def __init__(self, shape: tuple[int, int], sparsity: float) -> None:
+        self.in_row = shape[1] - round(sparsity * shape[1])
+        super().__init__(shape, shape[0] * self.in_row)
+
+    def mask(self, scores: Tensor) -> Tensor:
+        return largest(scores, self.in_row)
+
+    def stretch(self, start: int, stop: int) -> Projection:
+        part = _Rows((self.shape[0], stop - start), 0.0)
+        part.in_row = _share(self.in_row, start, stop, self.shape[1])
+        return part
+
+
+class _OfEvery(Projection):
+    """n of every m neighbours; a last run shorter than m keeps n, or all that it has."""
+
+    by_row = True
+
+    def __init__(self, shape: tuple[int, int], n: int, m: int) -> None:
+        self.n, self.m, self.run = n, m, m
+        self.tail = shape[1] % m
+        super().__init__(shape, shape[0] * (shape[1] // m * n + min(n, self.tail)))
+
+    def mask(self, scores: Tensor) -> Tensor:
+        rows, columns = scores.shape
+        full = columns - self.tail
+        runs = scores[:, :full].reshape(-1, self.m)
+        mask = _rank_mask(runs, self.n).view(rows, full)
+        if self.tail:
+            mask = torch.cat([mask, largest(scores[:, full:], min(self.n, self.tail))], 1)
+        return mask
+
+    def stretch(self, start: int, stop: int) -> Projection:
+        return _OfEvery((self.shape[0], stop - start), self.n, self.m)
+
+
+class _Groups(Projection):
+    def __init__(self, shape: tuple[int, int], weight_shape: tuple[int, ...], target: GroupSparsity) -> None:
+        self.by = target.by
+        self.layout = group_layout(torch.empty(weight_shape, device="meta"), target.by)
+        self.groups = self.layout.num_groups - round(target.sparsity * self.layout.num_groups)
+        super().__init__(shape, self.groups * self.layout.group_size)
+
+    def mask(self, scores: Tensor) -> Tensor:
+        outer, groups, inner, blocks = self.layout
+        view = scores.reshape(blocks, outer, groups, inner)
+        chosen = largest(view.sum((1, 3)).view(1, -1), self.groups).view(blocks, 1, groups, 1)
+        return chosen.expand(view.shape).reshape(self.shape)
+
+
+def _share(kept: int, start: int, stop: int, columns: int) -> int:
+    """What some columns keep of the whole, rounded so that all stretches add up."""
+    return round(kept * stop / columns) - round(kept * start / columns)
+
+
+def largest(scores: Tensor, k: int) -> Tensor:
+    """The k largest of each row: exactly k, ties to the lowest index.
+
+    Args:
+        scores: ``[rows, n]``, no NaN.
+        k: from 0 to n.
+
+    Returns:
+        bool ``[rows, n]``.
+
+    Example:
+        >>> largest(torch.tensor([[1.0, 2.0, 2.0, 2.0]]), 2)
+        tensor([[False,  True,  True, False]])
+    """
+    count = scores.shape[1]
+    if k <= 0 or k >= count:
+        return torch.full_like(scores, k > 0, dtype=torch.bool)
+    least = scores.kthvalue(count - k + 1, dim=1, keepdim=True).values
+    mask = scores >= least
+    excess = mask.sum(1) - k
+    rows = excess.nonzero().flatten()
+    if rows.numel():  # ties at the threshold: the last ones go
+        tied = scores[rows] == least[rows]
+        from_the_end = tied.flip(1).cumsum(1).flip(1)
+        mask[rows] &= ~(tied & (from_the_end <= excess[rows, None]))
+    return mask
+
+
+def _rank_mask(runs: Tensor, n: int) -> Tensor:
+    """As :func:`largest`, for rows of few elements: counts those that come before each."""
+    columns = runs.unbind(1)
+    ranks = [torch.zeros_like(columns[0], dtype=torch.int8) for _ in columns]
+    for i in range(len(columns)):
+        for j in range(i + 1, len(columns)):
+            behind = columns[j] > columns[i]
+            ranks[i] += behind
+            ranks[j] += ~behind
+    return torch.stack(ranks, 1) < n
