@@ -1,7 +1,7 @@
 """Sparse weights for one linear layer that keep its output: ``min_W tr((W - W0) H (W - W0)^T)``, ``H = X X^T``.
 
-:func:`layerwise_solve` finds support and values. Its own method is curvature IHT (after I-OBS, Wu et al., "The iterative
-optimal brain surgeon", NeurIPS 2024); the best-known others are there to compare with.
+:func:`layerwise_solve` finds support and values. Its own method is curvature IHT (after I-OBS, Wu et al., "The
+iterative optimal brain surgeon", NeurIPS 2024); the best-known others are there to compare with.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class LayerInfo:
         refit: steps of conjugate gradients on the support.
         kept: number of weights in the support.
         sparsity: share of the weights removed.
-        dead_inputs: number of inputs that are always zero (zero diagonal). Their weights go first; kept ones stay as given.
+        dead_inputs: number of inputs that are always zero (zero diagonal). Their weights go first; those kept stay as
+            they were.
     """
 
     method: str
@@ -78,16 +79,16 @@ def layerwise_solve(
         sparsity: the share of weights to remove, ``"n:m"`` (n kept of every m neighbours of a row; a last run shorter
             than m keeps n, or all that it has), :class:`Rows` or :class:`GroupSparsity`.
         iterations: of ``"iht"``; 32 is better by about 1 %.
-        method: ``"iht"``, or for comparison ``"magnitude"``, ``"sparsegpt"``, ``"admm"`` (ALPS, with its own schedule).
-        damping: added to the diagonal of H, times its mean; the method's own if None. Ten times more and so on while H is
-            not positive definite: logged, and told in ``info``.
+        method: ``"iht"``, or for comparison ``"magnitude"``, ``"sparsegpt"``, ``"admm"`` (ALPS, its own schedule).
+        damping: added to the diagonal of H, times its mean; the method's own if None. Ten times more and so on while H
+            is not positive definite: logged, and told in ``info``.
         refit: steps of conjugate gradients on the support in the end; the method's own if None.
-        shape: ``(R, in, ...)`` of the convolution weight that ``weight`` is a view of, for groups; of ``weight`` if None.
-        seed: of methods that draw numbers; none does at present, the result is a function of the other arguments.
+        shape: ``(R, in, ...)`` of the convolution weight that ``weight`` is a view of, for groups; ``[R, C]`` if None.
+        seed: for methods that draw numbers; none does at present: the result is a function of the other arguments.
 
     Returns:
-        ``[R, C]`` like ``weight``, with exactly the number of weights kept that was asked for, and an attribute ``info``, a
-        :class:`LayerInfo`. Solved in float32 (float64 for float64 weights).
+        ``[R, C]`` like ``weight``, with exactly the number of weights kept that was asked for, and an attribute
+        ``info``, a :class:`LayerInfo`. Solved in float32 (float64 for float64 weights).
 
     Raises:
         ValueError: shapes, numbers or targets that do not fit, NaN or inf, a Hessian that is not positive semidefinite.
@@ -113,7 +114,7 @@ def layerwise_solve(
         problem = LayerProblem(weight, hessian, asked)
         rows, columns = weight.shape
         target = parse(sparsity, (rows, columns), shape)
-        solution, mask, run = _solve(problem, target, method, iterations, steps)
+        solution, run = _solve(problem, target, method, iterations, steps)
         if weight.is_cuda:
             torch.cuda.synchronize(weight.device)
         seconds = time.perf_counter() - begin
@@ -133,15 +134,13 @@ def layerwise_solve(
     return solution
 
 
-def _solve(
-    problem: LayerProblem, target: Projection, method: str, iterations: int, steps: int
-) -> tuple[Tensor, Tensor, int]:
-    """Solution, mask and the iterations run."""
+def _solve(problem: LayerProblem, target: Projection, method: str, iterations: int, steps: int) -> tuple[Tensor, int]:
+    """Solution and the iterations run."""
     total = problem.weight.numel()
     if target.kept == total:
-        return problem.original.clone(), torch.ones_like(problem.weight, dtype=torch.bool), 0
+        return problem.original.clone(), 0
     if target.kept == 0:
-        return torch.zeros_like(problem.original), torch.zeros_like(problem.weight, dtype=torch.bool), 0
+        return torch.zeros_like(problem.original), 0
     run = 1
     if method == "iht":
         (scaled, mask), run = curvature_iht(problem, target, iterations), iterations
@@ -153,4 +152,4 @@ def _solve(
         scaled, mask = baselines.magnitude(problem, target)
     if steps:
         scaled = masked_cg(problem.weight, mask, problem.hessian, steps, scaled)
-    return problem.solution(scaled, mask), mask, run
+    return problem.solution(scaled, mask), run

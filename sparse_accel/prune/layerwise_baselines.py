@@ -21,8 +21,8 @@ def magnitude(problem: LayerProblem, target: Projection) -> tuple[Tensor, Tensor
 def admm(problem: LayerProblem, target: Projection) -> tuple[Tensor, Tensor, int]:
     """Meng et al., "ALPS: improved optimization for highly sparse one-shot pruning", NeurIPS 2024, algorithm 1.
 
-    ``rho`` starts at 0.1 and grows every third iteration by 1.3, 1.2 or 1.1, by how much of the support changed since the
-    last time; it ends when nothing did, or after 300 iterations.
+    ``rho`` starts at 0.1 and grows every third iteration by 1.3, 1.2 or 1.1, by how much of the support changed since
+    the last time; it ends when nothing did, or after 300 iterations.
     """
     hessian, weight = problem.hessian, problem.weight
     gradient = weight @ hessian
