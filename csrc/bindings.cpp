@@ -5,6 +5,7 @@
 
 #include "ops/glm_epoch.h"
 #include "ops/glm_prox.h"
+#include "ops/gram_obs.h"
 #include "ops/group_score.h"
 #include "ops/group_topk.h"
 #include "ops/prox.h"
@@ -25,5 +26,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("prox_", &sparse_accel::prox_, release_gil());
   m.def("glm_prox", &sparse_accel::glm_prox, release_gil());
   m.def("glm_epoch_", &sparse_accel::glm_epoch_, release_gil());
+  m.def("gram_obs", &sparse_accel::gram_obs, release_gil());
   m.def("rmda_step_", &sparse_accel::rmda_step_, release_gil());
 }
