@@ -14,7 +14,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    from . import bench_glm, bench_group_score, bench_group_topk, bench_optim, bench_prox, harness
+    from . import (
+        bench_glm,
+        bench_gram_obs,
+        bench_group_score,
+        bench_group_topk,
+        bench_ispasp,
+        bench_optim,
+        bench_prox,
+        harness,
+    )
 
     benches = {
         "group_score": bench_group_score.cases,
@@ -22,5 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "prox": bench_prox.cases,
         "optim": bench_optim.cases,
         "glm": bench_glm.cases,
+        "gram_obs": bench_gram_obs.cases,
+        "ispasp": bench_ispasp.cases,
     }
     return harness.bench_main(benches, argv, "Run every bench of sparse_accel.")[0]

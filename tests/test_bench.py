@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMES = {"group_score", "group_topk", "prox", "optim", "glm", "gram_obs", "ispasp"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +38,7 @@ def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
     for word in ("GB/s", "% of copy", "time / twin", "RMDA by input", "AdamW(fused=True)"):
         assert word in output
     written = json.loads(file.read_text())
-    assert {row["bench"] for row in written["rows"]} == {"group_score", "group_topk", "prox", "optim", "glm"}
+    assert {row["bench"] for row in written["rows"]} == NAMES
     for row in written["rows"]:
         assert row["microseconds"] > 0
         assert row["gb_per_s"] == pytest.approx(row["bytes_moved"] / row["microseconds"] / 1e3)
@@ -46,7 +47,7 @@ def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
     assert written["machine"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("name", ["group_score", "group_topk", "prox", "optim", "glm"])
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_each_bench_runs_alone(name, capsys, monkeypatch):
     import importlib
 
@@ -97,6 +98,28 @@ def test_contenders_of_prox_agree(settings, contender, monkeypatch):
         getattr(case, contender)()
         assert any(not torch.equal(a, b) for a, b in zip(weights, tensors("tiny", torch.float32, "cpu"), strict=True))
         torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_contenders_of_ispasp_agree(monkeypatch):
+    from bench import bench_ispasp
+
+    block = bench_ispasp.make_block((8, 6, 5, 5), torch.float32, "cpu")
+    bench_ispasp.compare(block)
+    block.conv.weight[0] *= 1 + 1e-3
+    wrong = bench_ispasp.ours(block)
+    block.conv.weight[0] /= 1 + 1e-3
+    monkeypatch.setattr(bench_ispasp, "ours", lambda block: wrong)
+    with pytest.raises(RuntimeError, match="iteration 1: other sets, or"):
+        bench_ispasp.compare(block)
+
+
+def test_contenders_of_gram_obs_agree(settings):
+    from bench import bench_gram_obs
+
+    for case in bench_gram_obs.cases(settings):
+        (order, damages), (expected, costs) = case.run(), case.twin()
+        assert torch.equal(order, expected)
+        torch.testing.assert_close(damages, costs)
 
 
 def test_resnet50_has_its_weights():
