@@ -16,6 +16,7 @@ import sparse_accel
 from sparse_accel.compact import CompactResult
 from sparse_accel.optimizer_checkpoint import load_optimizer, save_optimizer
 from sparse_accel.prune.graph import CheckpointError, tensors_of
+from sparse_accel.prune.remove import RemovalResult
 from sparse_accel.prune.surgery import Plan, apply_plan, cut, in_order, memory_order
 
 __all__ = ["CheckpointError", "load", "load_optimizer", "read_plan", "save"]
@@ -25,14 +26,14 @@ VERSION = 1
 MODEL_FILE, PLAN_FILE = "model.safetensors", "plan.json"
 
 
-def save(result: CompactResult, directory: str | os.PathLike[str], *, optimizer: bool = True) -> Path:
+def save(result: CompactResult | RemovalResult, directory: str | os.PathLike[str], *, optimizer: bool = True) -> Path:
     """Write ``model.safetensors`` and ``plan.json``, and the optimizer's two files if the result has one.
 
     The tensors are the parameters and the persistent buffers, tied ones once. Later changes of ``result.model``, such
     as fine-tuning, are saved as they are.
 
     Args:
-        result: of :func:`sparse_accel.compact`.
+        result: of :func:`sparse_accel.compact` or :func:`sparse_accel.prune.remove_units`.
         directory: created if need be; existing files of these names are replaced.
         optimizer: save the result's optimizer too, for :func:`load_optimizer`.
 

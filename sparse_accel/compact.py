@@ -100,23 +100,28 @@ def compact(
         example_inputs = copy.deepcopy(example_inputs)  # the models run on copies, the caller's stay as they are
     except RuntimeError as error:
         raise CompactError(f"example_inputs cannot be copied (detach them): {error}") from error
-    probe = _copy(model).eval()
-    with _comparable(model):
+    probe = copy_model(model).eval()
+    with comparable(model):
         graph, expected = trace(probe, copy.deepcopy(example_inputs))
     del probe
     decision = decide(graph)
     plan = make_plan(decision, model)
-    small = _copy(model)
+    small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
     carry_gradients(model, small, plan)
-    max_abs_diff = _verify(small, example_inputs, expected, tolerance)
+    max_abs_diff = verify_outputs(small, example_inputs, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         report = compare_models(model, small, example_inputs, max_abs_diff)  # at the speed of the caller's settings
     return CompactResult(small, carried, plan, max_abs_diff, report)
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        CompactError: the model cannot be copied; the message names the attribute in the way, if it is known.
+    """
     try:
         return copy.deepcopy(model)
     except Exception as error:
@@ -137,7 +142,7 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 
 
 @contextmanager
-def _comparable(model: nn.Module) -> Iterator[None]:
+def comparable(model: nn.Module) -> Iterator[None]:
     """The same random numbers in every run and products of full float32 precision (no TF32, no bfloat16), both the
     caller's again afterwards."""
     devices = _cuda_devices(model)
@@ -159,11 +164,11 @@ def _comparable(model: nn.Module) -> Iterator[None]:
                 switch.fp32_precision = precision
 
 
-def _verify(small: nn.Module, example_inputs: Any, expected: list[Tensor], tolerance: float | None) -> float:
+def verify_outputs(small: nn.Module, example_inputs: Any, expected: list[Tensor], tolerance: float | None) -> float:
     """Run the compact model on the example; return the largest difference, raise past the tolerance."""
     try:
-        with torch.no_grad(), _comparable(small):
-            came = list(tree_tensors(run_model(_copy(small).eval(), copy.deepcopy(example_inputs))))
+        with torch.no_grad(), comparable(small):
+            came = list(tree_tensors(run_model(copy_model(small).eval(), copy.deepcopy(example_inputs))))
     except Exception as error:
         raise CompactError(f"the compact model does not run: {type(error).__name__}: {error}") from error
     if len(came) != len(expected):

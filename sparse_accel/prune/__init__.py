@@ -13,18 +13,24 @@ from typing import Any
 
 # Public name -> module of this package; imported at first use, because compact() needs this package's leaves.
 _PUBLIC: dict[str, str] = {
+    "Consumer": "widths",
     "GramSelection": "gram",
     "GroupSparsity": "targets",
     "ISpaSPSelection": "ispasp",
     "LayerInfo": "layerwise",
+    "RemovalResult": "remove",
     "Rows": "targets",
+    "Width": "widths",
+    "Widths": "widths",
     "batchnorm_affine": "ispasp",
     "energy_select": "gram",
+    "find_widths": "remove",
     "gram_cosamp": "gram",
     "gram_obs": "gram",
     "ispasp_select": "ispasp",
     "layerwise_solve": "layerwise",
     "refit": "gram",
+    "remove_units": "remove",
 }
 __all__ = sorted(_PUBLIC)
 

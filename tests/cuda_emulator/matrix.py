@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mutate import RUNS, outcome, print_header
-
 import build
+from mutate import RUNS, outcome, print_header
 
 
 def main() -> None:
