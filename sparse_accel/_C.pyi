@@ -55,3 +55,6 @@ def rmda_step_(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None: ...
+def topk_threshold_(
+    x: Tensor, scores: Tensor | None, k: Sequence[int], by: str, layout: Sequence[int], scale: Tensor | None
+) -> Tensor: ...

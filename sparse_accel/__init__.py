@@ -15,6 +15,7 @@ from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .optim import RMDA, SPPAM, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
 from .prune.targets import GroupSparsity, Rows
+from .topk import topk_threshold_
 
 __version__ = _build_info.version
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "save",
     "sparsity",
     "sppam",
+    "topk_threshold_",
 ]
 
 

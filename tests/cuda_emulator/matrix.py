@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import build
 from mutate import RUNS, outcome, print_header
+
+import build
 
 
 def main() -> None:

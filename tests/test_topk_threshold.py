@@ -1,0 +1,340 @@
+"""topk_threshold_: exactly k, ties to the lowest index, values and mask alike; every backend against the plain twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_cases import DTYPES, memory_orders, randn
+from torch import Tensor
+
+import sparse_accel as sa
+from sparse_accel import ops, reference_topk
+from sparse_accel.groups import GroupLayout, group_layout
+
+PATTERNS = [(1, 2), (2, 4), (3, 4), (4, 8), (7, 16), (15, 16), (1, 3), (5, 7), (17, 31), (16, 32), (31, 32)]
+
+
+def check(
+    x: Tensor,
+    scores: Tensor | None,
+    k: int | tuple[int, int],
+    by: str = "tensor",
+    scale: Tensor | None = None,
+    layout: GroupLayout | None = None,
+) -> Tensor:
+    """Values and mask are those of the twin, and fit each other."""
+    found, expected = x.clone(), x.clone()
+    mask = sa.topk_threshold_(found, scores, k, by=by, scale=scale, layout=layout)
+    numbers = [k] if isinstance(k, int) else list(k)
+    twin = reference_topk.topk_threshold_(expected, scores, numbers, by, list(layout or []), scale)
+    what = (x.shape, x.dtype, k, by, scale is not None)
+    assert torch.equal(mask, twin), what
+    assert torch.equal(found, expected), what
+    assert torch.equal(found, torch.where(mask, x, 0)), what
+    assert mask.stride() == torch.empty_like(x).stride(), what
+    return mask
+
+
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[Tensor]:
+    """Without ties, with some, and with hardly anything else."""
+    x = randn(shape, dtype, device, seed)
+    few = torch.zeros_like(x)
+    few.view(-1)[::7] = -1
+    return [x, (x * 2).round() / 2, few]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (64,), (3, 65), (37, 53), (9, 700), (2, 3, 4, 5), (3, 9000)])
+def test_plain_twin(backend: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    scale = randn(shape[-1:], torch.float32, backend.device, 1).abs()
+    rows = shape[0] if len(shape) > 1 else 1
+    for x in numbers(shape, dtype, backend.device):
+        for by, most in (("tensor", x.numel()), ("row", x.numel() // rows)):
+            for k in {0, 1, most // 3, most // 2, most - 1, most}:
+                assert int(check(x, None, k, by).sum()) == k * (rows if by == "row" else 1)
+            check(x, None, most // 2, by, scale)
+            check(x, x, most // 2, by)
+
+
+@pytest.mark.parametrize("x_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_of_other_dtypes(backend: Any, x_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    x = randn((30, 70), x_dtype, backend.device)
+    for scores in numbers((30, 70), dtype, backend.device, 1):
+        for k, by in ((700, "tensor"), (33, "row"), ((2, 4), "tensor"), ((3, 5), "row")):
+            check(x, scores, k, by)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_patterns(backend: Any, pattern: tuple[int, int], dtype: torch.dtype) -> None:
+    n, m = pattern
+    for columns in (m, 6 * m, 64 * m // 2, 5 * m + m // 2, m - 1):
+        scale = randn((columns,), torch.float32, backend.device, 1).abs()
+        for x in numbers((5, columns), dtype, backend.device):
+            mask = check(x, None, pattern)
+            whole = mask[:, : columns // m * m].reshape(5, -1, m).sum(-1)
+            assert bool((whole == n).all())
+            assert bool((mask[:, columns // m * m :].sum(-1) == min(n, columns % m)).all())
+            check(x, None, pattern, scale=scale)
+            check(x, x, pattern)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from([-torch.inf, -1.5, -0.0, 0.0, 1e-45, 2.0, torch.inf]), max_size=140), st.data())
+def test_kept_are_the_largest_and_the_first(values: list[float], data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, len(values)))
+    x = torch.arange(1.0, len(values) + 1)
+    mask = sa.topk_threshold_(x, torch.tensor(values), k)
+    by_rank = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    assert mask.nonzero().flatten().tolist() == sorted(by_rank[:k])
+    assert x.tolist() == [i + 1.0 if i in by_rank[:k] else 0.0 for i in range(len(values))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 31), st.data())
+def test_any_pattern(n: int, data: st.DataObject) -> None:
+    m = data.draw(st.integers(n + 1, 32))
+    columns = data.draw(st.integers(1, 3 * m))
+    x = torch.tensor(data.draw(st.lists(st.integers(-3, 3), min_size=2 * columns, max_size=2 * columns))).float()
+    check(x.view(2, columns), None, (n, m))
+
+
+@pytest.mark.parametrize("kind", ["normal", "sorted", "reversed", "heavy tails", "two values", "periodic", "edges"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_large(kind: str, dtype: torch.dtype) -> None:
+    """Sizes that take the sampled pass over memory, on numbers that mislead a sample."""
+    size = 400_003
+    x = randn((size,), torch.float64, torch.device("cpu"))
+    x = {
+        "normal": x,
+        "sorted": x.sort().values,
+        "reversed": x.sort(descending=True).values,
+        "heavy tails": (x * 8).exp().clamp(max=1e4),
+        "two values": (x > 0.3).double(),
+        "periodic": torch.arange(size).remainder(147).double(),
+        "edges": torch.where(x > 3, torch.inf, torch.where(x < -3, -torch.inf, x.clamp(-1, 1))),
+    }[kind].to(dtype)
+    for k in (1, 5, size // 100, size // 2, size - 300, size - 1):
+        check(torch.ones(size), x, k)
+        check(torch.ones(3, size), torch.stack([x, x.flip(0), x]), k, "row") if dtype == torch.float32 else None
+
+
+def test_threads_give_the_same() -> None:
+    x = (randn((500, 1001), torch.float32, torch.device("cpu")) * 50).round()
+    scale = randn((1001,), torch.float32, torch.device("cpu"), 1).abs()
+    masks = []
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        calls: list[tuple[Any, str, Any]] = [
+            (250_250, "tensor", None), (77, "row", None), ((2, 4), "row", None), (250_250, "tensor", scale)
+        ]  # fmt: skip
+        masks.append([sa.topk_threshold_(x.clone(), None, k, by=by, scale=s) for k, by, s in calls])
+    torch.set_num_threads(threads)
+    for other in masks[1:]:
+        assert all(torch.equal(*pair) for pair in zip(other, masks[0], strict=True))
+
+
+@pytest.mark.parametrize("by", ["input", "output", "kernel"])
+@pytest.mark.parametrize("shape", [(12, 10), (8, 6, 3, 3), (6, 40, 1, 1)])
+def test_groups(backend: Any, by: str, shape: tuple[int, ...]) -> None:
+    scale = randn(shape[-1:], torch.float32, backend.device, 5).abs()
+    for x in memory_orders(randn(shape, torch.float32, backend.device)).values():
+        groups = group_layout(x, by).num_groups
+        for k in (0, groups // 3, groups):
+            y = x.clone()
+            mask = sa.topk_threshold_(y, None, k, by="group", layout=by)
+            assert torch.equal(y, x * mask)
+            dims = {"input": (0, 2, 3), "output": (1, 2, 3), "kernel": (2, 3)}[by]
+            square, flags = (t.view(*shape, *[1] * (4 - len(shape))) for t in (x.square(), mask))
+            kept, norms = flags.float().mean(dims).flatten(), square.sum(dims).flatten()
+            assert sorted(set(kept.tolist())) in ([0.0], [1.0], [0.0, 1.0])
+            assert int(kept.sum()) == k
+            if 0 < k < groups:
+                assert float(norms[kept == 1].min()) >= float(norms[kept == 0].max()) * (1 - 1e-6)
+        if x.is_contiguous():
+            layout = group_layout(x, by)
+            for values in numbers(shape, torch.float32, backend.device):
+                check(x, values, groups // 2, "group", layout=layout)
+                check(values, None, layout.group_size // 2, "within", layout=layout)
+                check(values, None, layout.group_size // 2, "within", layout=layout, scale=scale)
+            check(x, None, groups // 2, "group", layout=layout, scale=scale)
+            check(x, randn((groups,), torch.float16, backend.device), groups // 2, "group", layout=layout)
+
+
+def test_within_groups_in_any_memory_order(backend: Any) -> None:
+    x = (randn((8, 6, 3, 3), torch.float32, backend.device) * 2).round()
+    expected = x.clone()
+    mask = sa.topk_threshold_(expected, None, 20, by="within", layout="input")
+    assert mask.sum((0, 2, 3)).tolist() == [20] * 6
+    for other in memory_orders(x).values():
+        y = other.clone()
+        found = sa.topk_threshold_(y, None, 20, by="within", layout="input")
+        assert torch.equal(found, mask)
+        assert torch.equal(y, expected)
+
+
+def test_views_give_the_same(backend: Any) -> None:
+    wide = (randn((12, 40, 3, 3), torch.float32, backend.device) * 4).round()
+    views = [wide[:, ::2], wide.transpose(0, 1), wide.to(memory_format=torch.channels_last), wide[3], wide[0, 0, 0, 0]]
+    for view in views:
+        scale = randn((view.shape[-1] if view.dim() else 1,), torch.float32, backend.device).abs()
+        row = view[0].numel() if view.dim() > 1 else view.numel()
+        for k, by in ((view.numel() // 2, "tensor"), (row // 2, "row"), ((1, 2), "row")):
+            base = wide.clone()
+            x = (
+                base.as_strided(view.shape, view.stride(), view.storage_offset())
+                if view._base is wide
+                else view.clone()
+            )
+            before, expected = base.clone(), x.clone(memory_format=torch.contiguous_format)
+            mask = sa.topk_threshold_(x, None, k, by=by, scale=scale if view.dim() else None)
+            flat = sa.topk_threshold_(expected, None, k, by=by, scale=scale if view.dim() else None)
+            assert torch.equal(mask, flat)
+            assert torch.equal(x, expected)
+            if view._base is wide:  # what the view leaves out has not changed
+                inside = torch.zeros_like(base, dtype=torch.bool)
+                inside.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
+                assert torch.equal(base[~inside], before[~inside])
+
+
+def test_scores_that_share_memory_with_x(backend: Any) -> None:
+    x = randn((40, 40), torch.float32, backend.device)
+    for scores in (lambda t: t, lambda t: t.t(), lambda t: t.flip(0)):
+        y = x.clone()
+        mask = sa.topk_threshold_(y, scores(y), 700)
+        assert torch.equal(mask, sa.topk_threshold_(x.clone(), scores(x).clone(), 700))
+    memory = randn((100,), torch.float32, backend.device)
+    expected = sa.topk_threshold_(memory[1:].clone(), memory[:-1].clone(), 30)
+    assert torch.equal(sa.topk_threshold_(memory[1:], memory[:-1], 30), expected)
+
+
+def test_no_elements(backend: Any) -> None:
+    for shape in ((0,), (0, 5), (5, 0)):
+        x = torch.zeros(shape, device=backend.device)
+        for k, by in ((0, "tensor"), (0, "row"), ((2, 4), "tensor")):
+            assert sa.topk_threshold_(x, None, k, by=by).shape == shape
+    assert sa.topk_threshold_(torch.zeros(0, 5, device=backend.device), None, 3, by="row").shape == (0, 5)
+
+
+def test_nothing_changes_where_scores_have_nan(backend: Any) -> None:
+    for size in (5, 70, 4000, 70_000 if backend.name != "cuda-emulated" else 9000):
+        for place in (0, size // 2, size - 1):
+            x = randn((2, size), torch.float32, backend.device)
+            x[1, place] = torch.nan
+            before = x.clone()
+            for k, by, layout in (
+                (3, "tensor", None), (3, "row", None), ((2, 4), "tensor", None), (0, "tensor", None),
+                (2 * size, "tensor", None), (1, "group", "output"), (2, "within", "output")
+            ):  # fmt: skip
+                with pytest.raises(ValueError, match="scores: expected numbers that can be ordered, got NaN"):
+                    sa.topk_threshold_(x, None, k, by=by, layout=layout)
+                assert torch.equal(x.nan_to_num(7), before.nan_to_num(7)), (size, place, k, by)
+
+
+def test_values_need_no_order(backend: Any) -> None:
+    """Only scores are looked at: NaN in x goes where its score says."""
+    x = torch.tensor([torch.nan, 1.0, torch.nan], device=backend.device)
+    mask = sa.topk_threshold_(x, torch.tensor([1.0, 2.0, 3.0], device=backend.device), 2)
+    assert mask.tolist() == [False, True, True]
+    assert x[:2].tolist() == [0.0, 1.0]
+    assert bool(x[2].isnan())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((None, 7), {}, ValueError, r"k: expected 0 <= k <= 6, the number of elements, got 7"),
+        ((None, -1), {}, ValueError, r"k: expected 0 <= k <= 6, the number of elements, got -1"),
+        ((None, 4), {"by": "row"}, ValueError, r"k: expected 0 <= k <= 3, the number of elements of a row, got 4"),
+        ((None, (4, 4)), {}, ValueError, r"k: expected \(n, m\) with 1 <= n < m <= 32, got \(4, 4\)"),
+        ((None, (0, 4)), {}, ValueError, r"k: expected \(n, m\)"),
+        ((None, (2, 33)), {}, ValueError, r"k: expected \(n, m\)"),
+        ((None, (1, 2, 3)), {}, ValueError, r"k: expected a number or a pair \(n, m\), got 3 numbers"),
+        ((None, 1), {"by": "column"}, ValueError, r"by: expected 'tensor', 'row', 'group' or 'within', got 'column'"),
+        ((None, 1), {"by": "group"}, ValueError, r"layout: expected the groups' layout with by='group', got None"),
+        ((None, 1), {"by": "group", "layout": GroupLayout(2, 2, 1)}, ValueError, r"layouts\[0\]: expected"),
+        ((None, 4), {"by": "group", "layout": "input"}, ValueError, r"k: expected 0 <= k <= 3, the number of groups"),
+        ((None, 3), {"by": "within", "layout": "input"}, ValueError, r"the number of elements of a group, got 3"),
+        ((torch.ones(3, 2), 1), {}, ValueError, r"scores: expected the shape of x, \[2, 3\], got \[3, 2\]"),
+        (
+            (torch.ones(2, 3).int(), 1),
+            {},
+            TypeError,
+            r"scores: expected float32, float64, bfloat16 or float16, got Int",
+        ),
+        ((torch.ones(2, 3), 1), {"scale": torch.ones(3)}, ValueError, r"scale: expected None where scores are given"),
+        ((None, 1), {"scale": torch.ones(2)}, ValueError, r"scale: expected one number for each of the 3 columns"),
+    ],
+)
+def test_errors(
+    backend: Any, arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    move = lambda value: value.to(backend.device) if isinstance(value, Tensor) else value  # noqa: E731
+    x = torch.ones(2, 3, device=backend.device)
+    with pytest.raises(error, match=message):
+        sa.topk_threshold_(x, *map(move, arguments), **{name: move(value) for name, value in options.items()})
+    assert torch.equal(x, torch.ones_like(x))
+
+
+def test_x_of_other_kinds_is_refused(backend: Any) -> None:
+    with pytest.raises(TypeError, match="x: expected float32, float64, bfloat16 or float16, got Long"):
+        sa.topk_threshold_(torch.ones(5, dtype=torch.int64, device=backend.device), None, 1)
+    with pytest.raises(ValueError, match="x: expected elements that do not share memory"):
+        sa.topk_threshold_(torch.ones(1, device=backend.device).expand(5), None, 1)
+    with pytest.raises(TypeError, match="x: expected a dense tensor"):
+        sa.topk_threshold_(torch.ones(2, 2, device=backend.device).to_sparse(), None, 1)
+
+
+def test_version_counts_the_write(backend: Any) -> None:
+    x = torch.ones(8, device=backend.device)
+    version = x._version
+    sa.topk_threshold_(x, None, 3)
+    assert x._version > version
+
+
+@pytest.mark.parametrize(
+    ("k", "by", "layout"),
+    [
+        ([3], "tensor", []),
+        ([1], "row", []),
+        ([2, 4], "tensor", []),
+        ([2], "group", [4, 6, 1, 1]),
+        ([2], "within", [4, 6, 1, 1]),
+    ],
+)
+def test_opcheck(k: list[int], by: str, layout: list[int]) -> None:
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for scores, scale in (
+        (None, None),
+        (None, torch.ones(6)),
+        (randn((4, 6), torch.float32, torch.device("cpu")), None),
+    ):
+        x = randn((4, 6), torch.float32, torch.device("cpu"), 3)
+        arguments = (x, scores, k, by, layout, scale)
+        torch.library.opcheck(torch.ops.sparse_accel.topk_threshold_.default, arguments, test_utils=utils)
+
+
+def test_torch_compile_takes_it_whole() -> None:
+    def project(x: Tensor) -> Tensor:
+        y = x * 2
+        return sa.topk_threshold_(y, None, 5) * y
+
+    x = randn((4, 6), torch.float32, torch.device("cpu"))
+    torch.testing.assert_close(torch.compile(project, fullgraph=True, backend="aot_eager")(x), project(x))
+
+
+def test_devices_without_kernels_run_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = randn((4, 6), torch.float32, torch.device("cpu"))
+    expected = [sa.topk_threshold_(x.clone(), None, k, by=by) for k, by in ((5, "tensor"), (2, "row"), ((2, 4), "row"))]
+    monkeypatch.setattr(ops, "_has_kernels", lambda tensor: False)
+    found = [sa.topk_threshold_(x.clone(), None, k, by=by) for k, by in ((5, "tensor"), (2, "row"), ((2, 4), "row"))]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match="NaN"):
+        sa.topk_threshold_(torch.full((3,), torch.nan), None, 1)
+    assert sa.topk_threshold_(torch.empty(4, 6, device="meta"), None, 5).is_meta
