@@ -4,7 +4,7 @@ from . import _compat
 
 _compat.check()
 
-from . import _build_info, ops, prune, sppam
+from . import _build_info, ops, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
 from .checkpoint import CheckpointError, load, load_optimizer, save
@@ -51,6 +51,7 @@ __all__ = [
     "param_groups",
     "prune",
     "save",
+    "sparse_recovery",
     "sparsity",
     "sppam",
     "topk_threshold_",
