@@ -61,6 +61,7 @@ def ispasp_select(
     shift: Tensor | None = None,
     count: int = 1,
     balance: int | Tensor | None = None,
+    start: Tensor | None = None,
 ) -> ISpaSPSelection:
     """i-SpaSP on the sums of hidden activations, in float64; exactly the paper's sets.
 
@@ -81,6 +82,7 @@ def ispasp_select(
         count: number of samples in the sums; of use with ``shift`` only.
         balance: keep equally many of every set: the number of sets of neighbouring units, or the set of each unit,
             int64 ``[C]``.
+        start: units kept before the first iteration; none if None. To go on with other data.
 
     Raises:
         ValueError: shapes or numbers that do not fit.
@@ -106,6 +108,8 @@ def ispasp_select(
     sums = hidden_sum.detach().double().contiguous()
     (h,) = group_score([sums], [GroupLayout(1, units, sums.numel() // units)], "sum")
     kept = torch.zeros(units, dtype=torch.bool, device=h.device)
+    if start is not None:
+        kept[start] = True
     history: list[Tensor] = []
     importance: list[Tensor] = []
     residuals: list[Tensor] = []
