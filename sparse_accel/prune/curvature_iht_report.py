@@ -1,0 +1,123 @@
+"""What curvature IHT did to every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sparse_accel.report import format_table
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer.
+
+    Attributes:
+        name: of the module.
+        kind: its class.
+        shape: of its weight.
+        kept: weights that were kept.
+        error: relative output error on the calibration inputs, ``tr(D H Dᵀ) / tr(W H Wᵀ)`` with D the change of W.
+        seconds: that the solver took.
+        damping: that the Hessian needed, relative to its mean diagonal.
+        columns: input columns (samples times positions) that its Hessian sums.
+        modules: that share the weight.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    kept: int
+    error: float
+    seconds: float
+    damping: float
+    columns: int
+    modules: tuple[str, ...] = ()
+
+    @property
+    def numel(self) -> int:
+        """Weights of the layer."""
+        out = 1
+        for size in self.shape:
+            out *= size
+        return out
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that was removed."""
+        return 1 - self.kept / self.numel
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> LayerReport:
+        """The inverse of ``dataclasses.asdict``, also after JSON."""
+        return LayerReport(**{**plain, "shape": tuple(plain["shape"]), "modules": tuple(plain["modules"])})
+
+
+@dataclass
+class CurvatureIHTReport:
+    """Every pruned layer, in the order in which they were solved; a table when printed.
+
+    Attributes:
+        layers: see :class:`LayerReport`.
+        method: of the layer solver.
+        seconds: of the whole run, without what an interrupted run had done before.
+        memory: bytes that the run was to take beyond model and data, as stated before it.
+        left: layers that could have been pruned and were not, with the reason.
+        rounds: held-out error of the model's outputs, relative to the dense model's: after the first pass and after
+            every further round (empty without ``refine``).
+        best: which of ``rounds`` was kept.
+    """
+
+    layers: list[LayerReport] = field(default_factory=list)
+    method: str = "iht"
+    seconds: float = 0.0
+    memory: int = 0
+    left: dict[str, str] = field(default_factory=dict)
+    rounds: list[float] = field(default_factory=list)
+    best: int = 0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights of all these layers that was removed."""
+        total = sum(layer.numel for layer in self.layers)
+        return 1 - sum(layer.kept for layer in self.layers) / total if total else 0.0
+
+    def __getitem__(self, name: str) -> LayerReport:
+        for layer in self.layers:
+            if name == layer.name or name in layer.modules:
+                return layer
+        raise KeyError(name)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as JSON-able data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> CurvatureIHTReport:
+        """The inverse of :meth:`to_plain`, also after JSON."""
+        return CurvatureIHTReport(**{**plain, "layers": [LayerReport.from_plain(item) for item in plain["layers"]]})
+
+    def __str__(self) -> str:
+        rows: list[list[Any]] = [
+            [
+                layer.name or "model",
+                layer.kind,
+                "×".join(map(str, layer.shape)),
+                f"{100 * layer.sparsity:.2f} %",
+                f"{layer.error:.3g}",
+                f"{layer.seconds:.2f}",
+                f"{layer.damping:.1g}",
+            ]
+            for layer in self.layers
+        ]
+        seconds = sum(layer.seconds for layer in self.layers)
+        kept = f"{100 * self.sparsity:.2f} %"
+        rows += [[None], ["total", "", "", kept, "", f"{seconds:.2f}", ""]]
+        lines = [format_table(["layer", "kind", "shape", "sparsity", "error", "solver s", "damping"], rows)]
+        lines.append(f"method {self.method}; {self.seconds:.1f} s in all, {self.memory / 1e6:.0f} MB stated")
+        if self.rounds:
+            errors = ", ".join(f"{error:.4g}" for error in self.rounds)
+            lines.append(f"held-out error of the outputs, first pass and further rounds: {errors}; kept: {self.best}")
+        lines += [f"left dense: {name}: {reason}" for name, reason in self.left.items() if reason != "skip"]
+        return "\n".join(lines)
