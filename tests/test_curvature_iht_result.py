@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 import sparse_accel as sa
 from sparse_accel.checkpoint import CheckpointError
-from sparse_accel.prune import CurvatureIHT, export_sparse, load_sparse
-from sparse_accel.prune.targets import GroupSparsity, Rows
+from sparse_accel.prune import CurvatureIHT, GroupSparsity, Rows, export_sparse, load_sparse
 
 
 class Net(nn.Module):

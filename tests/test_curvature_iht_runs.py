@@ -37,7 +37,7 @@ def put_and_die(self, *args):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Progress.put = put_and_die
-options = dict(allocation=sys.argv[4], refine=int(sys.argv[5]))
+options = dict(allocation=sys.argv[4])
 result = CurvatureIHT(net, 0.5, resume_dir=sys.argv[1], **options).run(list(x.split(8)))
 result.save(sys.argv[3])
 print(*puts)

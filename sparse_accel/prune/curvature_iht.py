@@ -34,8 +34,6 @@ from sparse_accel.prune.masks import Masks
 
 logger = logging.getLogger("sparse_accel")
 
-HELD_OUT_EVERY = 8
-
 
 class CurvatureIHT:
     """Prunes the weights of a model one layer after the other, each against the second moments of its inputs.
@@ -57,9 +55,6 @@ class CurvatureIHT:
             total is exactly the one asked for. Global shares need plain numbers as sparsities.
         method: of the layer solver: ``"iht"``, or a baseline (``"magnitude"``, ``"sparsegpt"``, ``"obs"``, ``"admm"``).
         iterations: of the layer solver.
-        refine: further outer rounds of I-OBS on the whole model: gradients of the outputs' error, curvature and
-            inputs are taken anew, every layer gets a Newton step and its projection, and the round with the least
-            error on held-out batches is kept.
         seed: of the solver.
         padding: key of the batches (mappings) that holds 0 for padded positions: their inputs do not count.
         max_memory: bytes that the run may take beyond the model and the data, or None.
@@ -96,7 +91,6 @@ class CurvatureIHT:
         allocation: str = "uniform",
         method: str = "iht",
         iterations: int = 20,
-        refine: int = 0,
         seed: int = 0,
         padding: str | None = "attention_mask",
         max_memory: int | None = None,
@@ -109,8 +103,6 @@ class CurvatureIHT:
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         if allocation not in ("uniform", "global"):
             raise ValueError(f"allocation: expected 'uniform' or 'global', got {allocation!r}")
-        if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
-            raise ValueError(f"refine: expected a number of rounds, got {refine!r}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -118,7 +110,6 @@ class CurvatureIHT:
         self.targets = targets
         self.skip = skip
         self.allocation = allocation
-        self.refine = refine
         self.padding = padding
         self.max_memory = max_memory
         self.activation_memory = activation_memory
@@ -126,27 +117,25 @@ class CurvatureIHT:
         self.options = SolverOptions(method, iterations, seed, dtype, dict(solver))
         select_layers(self.model, targets, skip, sparsity)  # say now what is wrong with them
 
-    def run(self, calibration: Any, *, held_out: Any = None) -> CurvatureIHTResult:
+    def run(self, calibration: Any) -> CurvatureIHTResult:
         """Prune a copy of the model.
 
         Args:
             calibration: any iterable of model inputs (tensors, tuples, mappings), a tensor, or a
-                :class:`~sparse_accel.prune.Calibration`.
-            held_out: the same, on which rounds of ``refine`` are compared; by default every eighth batch of
-                ``calibration`` is set aside for that.
+                :class:`~sparse_accel.prune.calibration.Calibration`.
 
         Raises:
             ValueError: the data, a layer or a sparsity does not fit, or the run would take more than ``max_memory``.
             RuntimeError: the solver fails.
             CheckpointError: ``resume_dir`` holds another run.
         """
-        return _Run(self, Calibration(calibration), None if held_out is None else Calibration(held_out)).result()
+        return _Run(self, Calibration(calibration)).result()
 
 
 class _Run:
     """One run: a copy of the model, the order of its layers, and what is known so far."""
 
-    def __init__(self, settings: CurvatureIHT, data: Calibration, held_out: Calibration | None) -> None:
+    def __init__(self, settings: CurvatureIHT, data: Calibration) -> None:
         self.start = time.perf_counter()
         self.settings = settings
         self.dense = settings.model
@@ -158,24 +147,13 @@ class _Run:
         with together(device):
             self.steps, order = find_steps(self.model, data, self.selection)
             first = next(data.batches())
-        self._set_batches(data, held_out)
+        self.train = Batches(data, None, settings.padding)
         self.layers = [layer for step in self.steps for layer in step.layers]
         self.pruned = modules_of(self.layers)
         self.front = Front(self.model, find_units(self.model, self.steps, order), settings.activation_memory)
         self.memory = self._require_memory()
         self.progress = Progress(settings.resume_dir, self._record(first), writes=rank() == 0)
         self.reports: list[LayerReport] = []
-
-    def _set_batches(self, data: Calibration, held_out: Calibration | None) -> None:
-        padding = self.settings.padding
-        if not self.settings.refine:
-            self.train, self.held_out = Batches(data, None, padding), None
-        elif held_out is not None:
-            self.train, self.held_out = Batches(data, None, padding), Batches(held_out, None, padding)
-        else:
-            several = sum(1 for _, _ in zip(range(2), data.batches(), strict=False)) > 1
-            self.held_out = Batches(data, (lambda i: i % HELD_OUT_EVERY == 1) if several else None, padding)
-            self.train = Batches(data, (lambda i: i % HELD_OUT_EVERY != 1) if several else None, padding)
 
     def _require_memory(self) -> int:
         """State what the run takes beyond the model and the data."""
@@ -203,7 +181,6 @@ class _Run:
             "seed": options.seed,
             "dtype": str(options.dtype),
             "solver": {key: repr(value) for key, value in sorted(options.extra.items())},
-            "refine": settings.refine,
             "padding": settings.padding,
             "weights": fingerprint([layer.weight for layer in self.layers]),
             "data": fingerprint(first) if rank() == 0 else 0,
@@ -215,12 +192,6 @@ class _Run:
             self._allocate()
         for number, step in enumerate(self.steps):
             self._step(number, step)
-        rounds: list[float] = []
-        best = 0
-        if self.settings.refine:
-            from sparse_accel.prune.curvature_iht_refine import refine
-
-            rounds, best, self.reports = refine(self)
         nonzero = {f"{layer.name}.weight".lstrip("."): layer.weight.detach() != 0 for layer in self.layers}
         masks = Masks(self.model, nonzero)
         report = CurvatureIHTReport(
@@ -229,8 +200,6 @@ class _Run:
             time.perf_counter() - self.start,
             self.memory,
             self.selection.left,
-            rounds,
-            best,
         )
         return CurvatureIHTResult(self.model, report, masks)
 
