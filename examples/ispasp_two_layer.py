@@ -76,16 +76,13 @@ def greedy_forward(hidden: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, T
 
     The steps end with ``keep`` different units, or after three times as many.
     """
-    units, (target, energy) = len(hidden), (weight @ hidden, weight.square().sum(0) * hidden.square().sum(1))
-    counts = torch.zeros(units, dtype=hidden.dtype)
-    total = torch.zeros_like(target)  # sum of C w_i h_i over the steps
+    units, energy = len(hidden), weight.square().sum(0) * hidden.square().sum(1)  # of w_i h_i
+    aim = (weight.T @ (weight @ hidden) * hidden).sum(1)  # <w_i h_i, W H>
+    counts, drawn = torch.zeros(2, units, dtype=hidden.dtype)  # drawn: <w_i h_i, the sum of w_j h_j over the steps>
     for step in range(1, 3 * keep + 1):
-        left = target - total / step
-        change = (weight.T @ left * hidden).sum(1)  # <w_i h_i, left>
-        score = units**2 * energy / step**2 - 2 * units * change / step
-        best = int(score.argmin())
+        best = int((units**2 * energy / step**2 - 2 * units / step * (aim - units / step * drawn)).argmin())
         counts[best] += 1
-        total += units * weight[:, best, None] * hidden[best]
+        drawn += (weight.T @ weight[:, best]) * (hidden @ hidden[best])
         if int((counts > 0).sum()) == keep:
             break
     kept = counts.nonzero().flatten()
@@ -155,7 +152,7 @@ def main() -> int:
     with torch.no_grad():
         hidden = model[1](model[0](images[: args.samples])).T.double()
         weight = model[2].weight.double()
-    every = torch.arange(args.hidden)
+    target, every = weight @ hidden, torch.arange(args.hidden)
     dense = accuracy(model, every, weight, test_images, test_labels)
     print(f"{args.hidden} hidden units: {dense:.2f} % of the test images right")
     rows, figures = [], []
@@ -164,14 +161,15 @@ def main() -> int:
             begin = time.perf_counter()
             kept, columns = choose(keep)
             seconds = time.perf_counter() - begin
-            left = (weight @ hidden - columns @ hidden[kept]).square().sum() / (weight @ hidden).square().sum()
-            as_it_is = accuracy(model, kept, columns, test_images, test_labels)
-            again = accuracy(model, kept, fitted(hidden, weight, kept), test_images, test_labels)
-            row = (keep, name, as_it_is, again, float(left) ** 0.5, seconds)
-            figures.append(dict(zip(("keep", "method", "accuracy", "refit", "residual", "seconds"), row, strict=True)))
-            numbers = (f"{as_it_is:.2f}", f"{again:.2f}", f"{row[4]:.3f}", f"{seconds:.4f}")
-            rows.append([str(keep), name, *numbers])
-    print(format_table(["kept", "method", "as it is %", "refit %", "|Vr| / |U|", "seconds"], rows))
+            figures.append({"keep": keep, "method": name, "seconds": seconds})
+            numbers = []
+            for kind, matrix in (("as_it_is", columns), ("refit", fitted(hidden, weight, kept))):
+                right = accuracy(model, kept, matrix, test_images, test_labels)
+                left = float((target - matrix @ hidden[kept]).norm() / target.norm())
+                figures[-1] |= {f"{kind}_accuracy": right, f"{kind}_residual": left}
+                numbers += [f"{right:.2f}", f"{left:.3f}"]
+            rows.append([str(keep), name, *numbers, f"{seconds:.4f}"])
+    print(format_table(["kept", "method", "as it is %", "|Vr|/|U|", "refit %", "|Vr|/|U|", "seconds"], rows))
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "ispasp_two_layer.json"
     file.write_text(json.dumps({"dense": dense, "hidden": args.hidden, "rows": figures}, indent=1) + "\n")

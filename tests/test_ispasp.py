@@ -143,6 +143,22 @@ def test_more_iterations_change_nothing_after_a_repeat() -> None:
     assert one.residuals[1] == found.residuals[1]
 
 
+def test_start_goes_on_where_a_run_ended() -> None:
+    """One iteration at a time is the loop; with other sums it goes on with fresh data."""
+    hidden, arrays, options = golden("basicblock_r025")
+    kept, sets = None, []
+    for _ in range(4):
+        one = ispasp_select(hidden.sum(0), arrays["weight"], 4, 1, start=kept, **options)
+        kept = one.kept
+        sets.append(kept)
+    same_sets(ispasp_select(hidden.sum(0), arrays["weight"], 4, 4, **options), sets)
+    again = ispasp_select(hidden.sum(0), arrays["weight"], 4, 20, start=kept, **options)
+    assert len(again.history) == 1
+    assert torch.equal(again.kept, kept)
+    fresh = ispasp_select(hidden[:12].sum(0), arrays["weight"], 4, 1, start=kept, **options | {"count": 12})
+    assert len(fresh.kept) == 4
+
+
 def test_balance_keeps_as_many_in_each_set() -> None:
     sums, weight = randn(12, seed=5), randn(4, 12, seed=6)
     neighbours = ispasp_select(sums, weight, 6, balance=3)
@@ -184,6 +200,8 @@ def test_half_precision_and_views() -> None:
         ({"weight": torch.ones(2, 6, 3)}, r"with hidden_sum \[C, \*size\], got \(2, 6, 3\) with \(6,\)"),
         ({"scale": torch.ones(3)}, r"scale: expected \[2\], one number per output, got \(3,\)"),
         ({"shift": torch.ones(2, 1)}, r"shift: expected \[2\], one number per output, got \(2, 1\)"),
+        ({"start": torch.tensor([0, 6])}, r"start: expected int64 unit numbers in \[0, 6\), got torch.int64, \[0, 6\]"),
+        ({"start": torch.tensor([0.0])}, r"start: expected int64 unit numbers in \[0, 6\), got torch.float32"),
         ({"balance": 4}, r"balance: expected a divisor of 6, the number of units, got 4"),
         ({"balance": 4 * [0]}, r"balance: expected int64 \[6\]"),
         ({"balance": torch.tensor([0, 0, 0, 0, 1, 1])}, r"balance: expected sets of equal size, numbered from 0, got"),

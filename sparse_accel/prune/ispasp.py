@@ -33,8 +33,8 @@ class ISpaSPSelection:
 
     Attributes:
         kept: their numbers, ascending, int64 ``[keep]``.
-        history: the set after each iteration; the last two are equal where the loop ended before its time, and all
-            later ones would be.
+        history: the set after each iteration; where the loop ended before its time, the last is equal to that before
+            it, and all later ones would be.
         importance: y of each iteration, float64 ``[C]`` each.
         residuals: ``|V_r 1|^2``, the squared norm of the residual summed over the samples, before the first iteration
             and after each, float64 ``[len(history) + 1]``.
@@ -82,7 +82,8 @@ def ispasp_select(
         count: number of samples in the sums; of use with ``shift`` only.
         balance: keep equally many of every set: the number of sets of neighbouring units, or the set of each unit,
             int64 ``[C]``.
-        start: units kept before the first iteration; none if None. To go on with other data.
+        start: the units that S holds before the first iteration, none by default: with it, iterations may go on with
+            the sums of fresh data.
 
     Raises:
         ValueError: shapes or numbers that do not fit.
@@ -109,7 +110,7 @@ def ispasp_select(
     (h,) = group_score([sums], [GroupLayout(1, units, sums.numel() // units)], "sum")
     kept = torch.zeros(units, dtype=torch.bool, device=h.device)
     if start is not None:
-        kept[start] = True
+        kept[_checked("start", start, units).to(kept.device)] = True
     history: list[Tensor] = []
     importance: list[Tensor] = []
     residuals: list[Tensor] = []
@@ -118,7 +119,7 @@ def ispasp_select(
         y, residual = consumer.score(kept)
         candidates = kept | _largest(y, 2 * number, sets)
         chosen = _largest(h.masked_fill(~candidates, -torch.inf), number, sets)
-        repeated = bool(history) and torch.equal(chosen, kept)
+        repeated = bool(kept.any()) and torch.equal(chosen, kept)
         kept = chosen
         importance.append(y)
         residuals.append(residual)
@@ -152,6 +153,15 @@ def batchnorm_affine(norm: nn.Module, bias: Tensor | None = None) -> tuple[Tenso
     if bias is not None:
         shift = shift + bias.detach().double() * scale
     return scale, shift
+
+
+def _checked(name: str, numbers: Tensor, units: int) -> Tensor:
+    whole = numbers.dtype == torch.int64 and numbers.dim() == 1
+    if not whole or (numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < units)):
+        raise ValueError(
+            f"{name}: expected int64 unit numbers in [0, {units}), got {numbers.dtype}, {numbers.tolist()}"
+        )
+    return numbers
 
 
 def _largest(score: Tensor, count: int, sets: Tensor | None) -> Tensor:
