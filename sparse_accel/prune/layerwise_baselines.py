@@ -38,7 +38,7 @@ def admm(problem: LayerProblem, target: Projection) -> tuple[Tensor, Tensor, int
         kept = torch.where(mask, dual, 0.0)
         dual -= kept
         if iteration % 3 == 0:
-            changed = int((mask & ~before).sum())
+            changed = int((mask ^ before).sum())  # of both sets
             before = mask
             if not changed:
                 break
