@@ -38,7 +38,7 @@ def test_keeps_what_was_asked_for_and_says_so(method, target):
     assert info.sparsity == pytest.approx(1 - info.kept / weight.numel())
     assert info.error == pytest.approx(error(weight, sparse, hessian), rel=1e-9)
     assert info.method == method
-    assert info.damping == info.damping_asked == DEFAULTS[method][0]
+    assert info.damping == info.damping_asked == DEFAULTS[method].damping
     assert torch.equal(weight, before[0])
     assert torch.equal(hessian, before[1])
     if target == "2:4":

@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparse_accel.prune import layerwise_baselines as baselines
+from sparse_accel.prune.layerwise_baselines import admm, magnitude, sparsegpt
 from sparse_accel.prune.layerwise_iht import curvature_iht
+from sparse_accel.prune.layerwise_obs import obs
 from sparse_accel.prune.layerwise_problem import LayerProblem, masked_cg
 from sparse_accel.prune.targets import GroupSparsity, Projection, Rows, Sparsity, parse
 
 __all__ = ["GroupSparsity", "LayerInfo", "Rows", "layerwise_solve"]
 
-# method -> (damping, steps of the refit), where the caller does not say
-DEFAULTS: dict[str, tuple[float, int]] = {
-    "iht": (1e-4, 10),
-    "magnitude": (1e-4, 0),
-    "sparsegpt": (1e-2, 0),
-    "admm": (1e-4, 10),
+
+class _Method(NamedTuple):
+    damping: float
+    refit: int  # steps of the refit
+    least: float  # it ends with the step that takes less than this share off the error
+
+
+# where the caller does not say
+DEFAULTS: dict[str, _Method] = {
+    "iht": _Method(1e-4, 10, 1e-3),
+    "magnitude": _Method(1e-4, 0, 0.0),
+    "sparsegpt": _Method(1e-2, 0, 0.0),
+    "obs": _Method(1e-4, 0, 0.0),
+    "admm": _Method(1e-4, 10, 0.0),
 }
 
 
@@ -107,14 +117,13 @@ def layerwise_solve(
         raise ValueError(f"iterations: expected a positive integer, got {iterations!r}")
     if refit is not None and (isinstance(refit, bool) or not isinstance(refit, int) or refit < 0):
         raise ValueError(f"refit: expected an integer >= 0, got {refit!r}")
-    asked = DEFAULTS[method][0] if damping is None else damping
-    steps = DEFAULTS[method][1] if refit is None else refit
+    asked = DEFAULTS[method].damping if damping is None else damping
     begin = time.perf_counter()
     with torch.no_grad():
         problem = LayerProblem(weight, hessian, asked)
         rows, columns = weight.shape
         target = parse(sparsity, (rows, columns), shape)
-        solution, run = _solve(problem, target, method, iterations, steps)
+        solution, run, steps = _solve(problem, target, method, iterations, refit)
         if weight.is_cuda:
             torch.cuda.synchronize(weight.device)
         seconds = time.perf_counter() - begin
@@ -134,22 +143,22 @@ def layerwise_solve(
     return solution
 
 
-def _solve(problem: LayerProblem, target: Projection, method: str, iterations: int, steps: int) -> tuple[Tensor, int]:
-    """Solution and the iterations run."""
-    total = problem.weight.numel()
-    if target.kept == total:
-        return problem.original.clone(), 0
+def _solve(
+    problem: LayerProblem, target: Projection, method: str, iterations: int, refit: int | None
+) -> tuple[Tensor, int, int]:
+    """The solution, and how many iterations and steps of the refit were run."""
+    if target.kept == problem.weight.numel():
+        return problem.original.clone(), 0, 0
     if target.kept == 0:
-        return torch.zeros_like(problem.original), 0
+        return torch.zeros_like(problem.original), 0, 0
     run = 1
     if method == "iht":
         (scaled, mask), run = curvature_iht(problem, target, iterations), iterations
     elif method == "admm":
-        scaled, mask, run = baselines.admm(problem, target)
-    elif method == "sparsegpt":
-        scaled, mask = baselines.sparsegpt(problem, target)
+        scaled, mask, run = admm(problem, target)
     else:
-        scaled, mask = baselines.magnitude(problem, target)
+        scaled, mask = {"magnitude": magnitude, "sparsegpt": sparsegpt, "obs": obs}[method](problem, target)
+    steps, least = (DEFAULTS[method].refit, DEFAULTS[method].least) if refit is None else (refit, 0.0)
     if steps:
-        scaled = masked_cg(problem.weight, mask, problem.hessian, steps, scaled)
-    return problem.solution(scaled, mask), run
+        scaled, steps = masked_cg(problem.weight, mask, problem.hessian, steps, scaled, least)
+    return problem.solution(scaled), run, steps

@@ -8,54 +8,53 @@ from torch import Tensor
 from sparse_accel.prune.layerwise_problem import LayerProblem
 from sparse_accel.prune.targets import Projection
 
-RUNG = 4  # iterations between changes of the step
-LADDER = (0.4, 1.05)
+LADDER = (0.4, 1.05)  # of rho
+RELAX, RELAX_FROM = 0.85, 0.4  # of the dual step, from this density on
 
 
 def curvature_iht(problem: LayerProblem, target: Projection, iterations: int) -> tuple[Tensor, Tensor]:
     """A sparse weight on a support found in so many steps, not refit yet.
 
-    Each step takes a damped Newton step of the error in the metric ``rho diag(d)`` and keeps the largest ``d x^2``; the
-    dual variable ``U`` remembers what the projection cut. ``rho`` climbs a geometric ladder.
+    Each step takes a damped Newton step of the error in the metric ``rho diag(d)``, d the :func:`cavity_curvature`, and
+    keeps the largest ``d x^2``; the dual variable U remembers what the projection cut. ``rho`` climbs a geometric
+    ladder. In coordinates scaled by ``sqrt(d)`` the metric is ``rho I``, and the minimizer of the error plus
+    ``rho ||X - D + U||^2`` is ``W + rho (D - U - W) (H + rho I)^-1``.
 
     Args:
         problem: the layer.
         target: what to keep.
-        iterations: T; T - 1 products with a ``[C, C]`` matrix, T projections, 3 + T / 4 inverses.
+        iterations: T; T - 1 products with a ``[C, C]`` matrix, T projections, and some inverses of it.
 
     Returns:
-        The weight in scaled coordinates and its mask, ``[R, C]``.
+        The weight in the problem's coordinates and its mask, ``[R, C]``.
     """
-    hessian, weight = problem.hessian, problem.weight
-    density = target.density
-    curvature = cavity_curvature(hessian, density)
-    relax = 0.85 if density >= 0.4 else 1.0
-    gradient = weight @ hessian
-    rungs = -(-iterations // RUNG)
-    ratio = (LADDER[1] / LADDER[0]) ** (1 / max(1, rungs - 1))
-    point, rho = weight, LADDER[0]
-    kept = dual = step = weight
-    mask = torch.ones_like(weight, dtype=torch.bool)
-    for t in range(iterations):
-        if t % RUNG == 0 or t == 1:
-            rho_new = LADDER[0] * ratio ** (t // RUNG)
-            if t > 1:
-                dual.mul_(rho / rho_new)
-            rho = rho_new
-            if t:
-                inverse = damped_inverse(hessian, rho * curvature)
-        if t:
-            step = torch.addcmul(gradient, kept - dual, rho * curvature) @ inverse
-            point = step + dual
-        mask = target.mask(point.square().mul_(curvature))
-        kept = torch.where(mask, point, 0.0)
-        dual = point - kept
-        if t and relax != 1.0:
-            dual.add_(step - kept, alpha=relax - 1.0)
-    return kept, mask
+    rows, columns = problem.weight.shape
+    rung = 4 if columns <= rows else max(4, -(-iterations // 5))  # between changes of rho: each takes an inverse
+    metric = cavity_curvature(problem.hessian, target.density).sqrt_()
+    hessian = problem.hessian / metric / metric[:, None]
+    weight = problem.weight * metric
+    relax = RELAX if target.density >= RELAX_FROM else 1.0
+    ratio = (LADDER[1] / LADDER[0]) ** (1 / max(1, -(-iterations // rung) - 1))
+    rho = LADDER[0]
+    kept = weight.clone()
+    mask = target.keep_(kept)
+    dual = weight - kept
+    towards, step = torch.empty_like(weight), torch.empty_like(weight)
+    for t in range(1, iterations):
+        if t % rung == 0:
+            rho *= ratio
+            dual /= ratio
+        if t % rung == 0 or t == 1:
+            inverse = damped_inverse(hessian, rho)
+        torch.sub(kept, dual, out=towards).sub_(weight)
+        torch.addmm(weight, towards, inverse, alpha=rho, out=step)
+        torch.add(step, dual, out=kept)
+        mask = target.keep_(kept)
+        dual.add_(step.sub_(kept), alpha=relax)
+    return kept.div_(metric), mask
 
 
-def damped_inverse(hessian: Tensor, diagonal: Tensor) -> Tensor:
+def damped_inverse(hessian: Tensor, diagonal: Tensor | float) -> Tensor:
     """``(H + diag(diagonal))^-1``, positive definite."""
     shifted = hessian.clone()
     shifted.diagonal().add_(diagonal)

@@ -72,18 +72,30 @@ class LayerProblem:
         self.size = float(weight.abs().max()) or 1.0
         self.weight = weight / self.size * self.scale
 
-    def solution(self, scaled: Tensor, mask: Tensor) -> Tensor:
-        """A weight in the dtype of the original from one in scaled coordinates; zero outside of the mask."""
-        weight = scaled / self.scale * self.size
-        return torch.where(mask, weight, 0.0).to(self.original.dtype)
+    def solution(self, scaled: Tensor) -> Tensor:
+        """The weight in the dtype of the original from one in scaled coordinates, which is overwritten."""
+        return scaled.div_(self.scale).mul_(self.size).to(self.original.dtype)
 
     def error(self, weight: Tensor) -> float:
         """``tr((W - W0) H (W - W0)^T) / tr(W0 H W0^T)`` with H as given, in float64; 0 / 0 is 0."""
-        hessian, original = self.given.double(), self.original.double()
-        change = weight.double() - original
-        lost = float((change @ hessian).mul_(change).sum())
-        total = float((original @ hessian).mul_(original).sum())
-        return lost / total if total else (0.0 if not lost else math.inf)
+        original = self.original.double()
+        lost, total = _energy(weight.double() - original, self.given), _energy(original, self.given)
+        if total:
+            return lost / total
+        return math.inf if lost else 0.0
+
+
+def _energy(weight: Tensor, hessian: Tensor) -> float:
+    """``tr(W H W^T)`` of float64 W, in float64; only the blocks of H on and above the diagonal are multiplied."""
+    columns = weight.shape[1]
+    width = max(64, columns // 8)
+    total = 0.0
+    for start in range(0, columns, width):
+        stop = min(start + width, columns)
+        block = hessian[:stop, start:stop].to(torch.float64, copy=True)
+        block[:start] += hessian[start:stop, :start].mT
+        total += float((weight[:, :stop] @ block).mul_(weight[:, start:stop]).sum())
+    return total
 
 
 def _least_damping(hessian: Tensor) -> float:
@@ -120,31 +132,43 @@ def _check(weight: Tensor, hessian: Tensor, damping: float) -> None:
         raise ValueError(f"hessian: expected a symmetric matrix, got entries that differ by {skew:.3g}")
 
 
-def masked_cg(weight: Tensor, mask: Tensor, hessian: Tensor, steps: int, start: Tensor | None = None) -> Tensor:
+def masked_cg(
+    weight: Tensor, mask: Tensor, hessian: Tensor, steps: int, start: Tensor | None = None, least: float = 0.0
+) -> tuple[Tensor, int]:
     """``argmin tr((X - W) H (X - W)^T)`` over X on the mask, by conjugate gradients, every row on its own.
 
-    The preconditioner is diag H. Rows that have converged stay as they are.
+    H has a unit diagonal: no preconditioner. Rows that have converged stay as they are.
 
     Args:
         weight: W ``[R, C]``.
         mask: bool ``[R, C]``.
         hessian: H ``[C, C]``.
-        steps: products with H after the first.
-        start: where to begin, ``[R, C]``; W on the mask if None.
+        steps: products with H after the first, at most.
+        start: where to begin, ``[R, C]``, zero outside of the mask; overwritten. W on the mask if None.
+        least: end with the step that takes less than this share off the error.
+
+    Returns:
+        X, and the number of steps.
     """
-    inverse = hessian.diagonal().reciprocal()
-    solution = torch.where(mask, weight if start is None else start, 0.0)
-    residual = torch.where(mask, (weight - solution) @ hessian, 0.0)
-    preconditioned = residual * inverse
-    direction = preconditioned.clone()
-    power = (residual * preconditioned).sum(1, keepdim=True)
-    for _ in range(steps):
-        image = direction @ hessian
-        curvature = (direction * image).sum(1, keepdim=True)
-        step = torch.where(curvature > 0, power / curvature, 0.0)
-        solution.addcmul_(direction, step)
-        residual.addcmul_(image, step, value=-1).mul_(mask)
-        preconditioned = residual * inverse
-        last, power = power, (residual * preconditioned).sum(1, keepdim=True)
-        direction.mul_(torch.where(last > 0, power / last, 0.0)).add_(preconditioned)
-    return solution
+    inside = mask.to(weight.dtype)
+    solution = weight * inside if start is None else start
+    change = weight - solution
+    residual = change @ hessian
+    error = float(change.mul_(residual).sum(dtype=torch.float64))
+    residual.mul_(inside)
+    direction = residual.clone()
+    power = torch.linalg.vecdot(residual, residual)[:, None]
+    image = torch.empty_like(residual)
+    for step in range(1, steps + 1):
+        torch.mm(direction, hessian, out=image)
+        curvature = torch.linalg.vecdot(direction, image)[:, None]
+        length = torch.where(curvature > 0, power / curvature, 0.0)
+        solution.addcmul_(direction, length)
+        gain = float((length * power).sum(dtype=torch.float64))
+        if step == steps or gain < least * error:
+            return solution, step
+        error -= gain
+        residual.addcmul_(image, length, value=-1).mul_(inside)
+        last, power = power, torch.linalg.vecdot(residual, residual)[:, None]
+        torch.addcmul(residual, direction, torch.where(last > 0, power / last, 0.0), out=direction)
+    return solution, 0

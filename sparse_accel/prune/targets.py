@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparse_accel.groups import BY, group_layout
+from sparse_accel.topk import topk_threshold_
 
 MAX_M = 32  # of n:m
 
@@ -95,11 +96,11 @@ def parse(sparsity: Sparsity, shape: tuple[int, int], weight_shape: tuple[int, .
     if len(weight_shape) < 2 or weight_shape[0] != shape[0] or math.prod(weight_shape) != math.prod(shape):
         raise ValueError(f"shape: expected ({shape[0]}, ...) with {math.prod(shape)} weights, got {weight_shape}")
     if isinstance(sparsity, Rows):
-        return _Rows(shape, sparsity.sparsity)
+        return _Rows(shape, shape[1] - round(sparsity.sparsity * shape[1]))
     if isinstance(sparsity, GroupSparsity):
-        if sparsity.by == "element":
-            return _Elements(shape, sparsity.sparsity)
-        return _Groups(shape, weight_shape, sparsity)
+        if sparsity.by != "element":
+            return _Groups(shape, weight_shape, sparsity)
+        sparsity = sparsity.sparsity
     if isinstance(sparsity, str):
         match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", sparsity)
         n, m = (int(match[1]), int(match[2])) if match else (0, 0)
@@ -108,21 +109,22 @@ def parse(sparsity: Sparsity, shape: tuple[int, int], weight_shape: tuple[int, .
         return _OfEvery(shape, n, m)
     if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
         raise ValueError(f'sparsity: expected a number, "n:m", Rows or GroupSparsity, got {sparsity!r}')
-    return _Elements(shape, _check_sparsity(sparsity))
+    total = math.prod(shape)
+    return _Elements(shape, total - round(_check_sparsity(sparsity) * total))
 
 
 class Projection:
-    """Which weights of an ``[R, C]`` matrix to keep, given a score of each.
+    """Which weights of an ``[R, C]`` matrix to keep.
 
     Attributes:
         kept: number of weights kept.
         density: share of the weights kept.
-        by_row: every row is chosen on its own, the same number in each.
-        run: m of n:m, else 0.
+        in_row: number kept in each row, where every row is chosen on its own; else None.
+        run, in_run: m and n of n:m, else 0.
     """
 
-    by_row = False
-    run = 0
+    in_row: int | None = None
+    run = in_run = 0
 
     def __init__(self, shape: tuple[int, int], kept: int) -> None:
         self.shape = shape
@@ -130,14 +132,14 @@ class Projection:
         total = shape[0] * shape[1]
         self.density = kept / total if total else 1.0
 
-    def mask(self, scores: Tensor) -> Tensor:
-        """The weights to keep: exactly ``kept``, of the largest scores (summed over groups), ties to the lowest index.
+    def keep_(self, x: Tensor) -> Tensor:
+        """Set all but ``kept`` weights to zero, in place: those of the largest magnitude (groups: norm) stay.
 
         Args:
-            scores: ``[R, C]``, not negative, no NaN.
+            x: contiguous ``[R, C]``, no NaN.
 
         Returns:
-            bool ``[R, C]``.
+            What stays, bool ``[R, C]``; ties go to the lowest index.
         """
         raise NotImplementedError
 
@@ -147,60 +149,49 @@ class Projection:
         Raises:
             ValueError: the target ties columns that are far from each other.
         """
-        raise ValueError(f"sparsity: expected no groups for a method that goes column by column, got {self}")
+        raise ValueError("sparsity: expected no groups for a method that goes weight by weight, got GroupSparsity")
 
 
 class _Elements(Projection):
-    def __init__(self, shape: tuple[int, int], sparsity: float) -> None:
-        total = shape[0] * shape[1]
-        super().__init__(shape, total - round(sparsity * total))
+    def __init__(self, shape: tuple[int, int], kept: int) -> None:
+        super().__init__(shape, kept)
 
-    def mask(self, scores: Tensor) -> Tensor:
-        return largest(scores.reshape(1, -1), self.kept).view(self.shape)
+    def keep_(self, x: Tensor) -> Tensor:
+        return topk_threshold_(x, None, self.kept)
 
     def stretch(self, start: int, stop: int) -> Projection:
-        part = _Elements((self.shape[0], stop - start), 0.0)
-        part.kept = _share(self.kept, start, stop, self.shape[1])
-        return part
+        return _Elements((self.shape[0], stop - start), _share(self.kept, start, stop, self.shape[1]))
 
 
 class _Rows(Projection):
-    by_row = True
+    in_row: int
 
-    def __init__(self, shape: tuple[int, int], sparsity: float) -> None:
-        self.in_row = shape[1] - round(sparsity * shape[1])
-        super().__init__(shape, shape[0] * self.in_row)
+    def __init__(self, shape: tuple[int, int], in_row: int) -> None:
+        self.in_row = in_row
+        super().__init__(shape, shape[0] * in_row)
 
-    def mask(self, scores: Tensor) -> Tensor:
-        return largest(scores, self.in_row)
+    def keep_(self, x: Tensor) -> Tensor:
+        return topk_threshold_(x, None, self.in_row, by="row")
 
     def stretch(self, start: int, stop: int) -> Projection:
-        part = _Rows((self.shape[0], stop - start), 0.0)
-        part.in_row = _share(self.in_row, start, stop, self.shape[1])
-        return part
+        return _Rows((self.shape[0], stop - start), _share(self.in_row, start, stop, self.shape[1]))
 
 
 class _OfEvery(Projection):
     """n of every m neighbours; a last run shorter than m keeps n, or all that it has."""
 
-    by_row = True
+    in_row: int
 
     def __init__(self, shape: tuple[int, int], n: int, m: int) -> None:
-        self.n, self.m, self.run = n, m, m
-        self.tail = shape[1] % m
-        super().__init__(shape, shape[0] * (shape[1] // m * n + min(n, self.tail)))
+        self.run, self.in_run = m, n
+        self.in_row = shape[1] // m * n + min(n, shape[1] % m)
+        super().__init__(shape, shape[0] * self.in_row)
 
-    def mask(self, scores: Tensor) -> Tensor:
-        rows, columns = scores.shape
-        full = columns - self.tail
-        runs = scores[:, :full].reshape(-1, self.m)
-        mask = _rank_mask(runs, self.n).view(rows, full)
-        if self.tail:
-            mask = torch.cat([mask, largest(scores[:, full:], min(self.n, self.tail))], 1)
-        return mask
+    def keep_(self, x: Tensor) -> Tensor:
+        return topk_threshold_(x, None, (self.in_run, self.run))
 
     def stretch(self, start: int, stop: int) -> Projection:
-        return _OfEvery((self.shape[0], stop - start), self.n, self.m)
+        return _OfEvery((self.shape[0], stop - start), self.in_run, self.run)
 
 
 class _Groups(Projection):
@@ -210,53 +201,10 @@ class _Groups(Projection):
         self.groups = self.layout.num_groups - round(target.sparsity * self.layout.num_groups)
         super().__init__(shape, self.groups * self.layout.group_size)
 
-    def mask(self, scores: Tensor) -> Tensor:
-        outer, groups, inner, blocks = self.layout
-        view = scores.reshape(blocks, outer, groups, inner)
-        chosen = largest(view.sum((1, 3)).view(1, -1), self.groups).view(blocks, 1, groups, 1)
-        return chosen.expand(view.shape).reshape(self.shape)
+    def keep_(self, x: Tensor) -> Tensor:
+        return topk_threshold_(x, None, self.groups, by="group", layout=self.layout)
 
 
 def _share(kept: int, start: int, stop: int, columns: int) -> int:
     """What some columns keep of the whole, rounded so that all stretches add up."""
     return round(kept * stop / columns) - round(kept * start / columns)
-
-
-def largest(scores: Tensor, k: int) -> Tensor:
-    """The k largest of each row: exactly k, ties to the lowest index.
-
-    Args:
-        scores: ``[rows, n]``, no NaN.
-        k: from 0 to n.
-
-    Returns:
-        bool ``[rows, n]``.
-
-    Example:
-        >>> largest(torch.tensor([[1.0, 2.0, 2.0, 2.0]]), 2)
-        tensor([[False,  True,  True, False]])
-    """
-    count = scores.shape[1]
-    if k <= 0 or k >= count:
-        return torch.full_like(scores, k > 0, dtype=torch.bool)
-    least = scores.kthvalue(count - k + 1, dim=1, keepdim=True).values
-    mask = scores >= least
-    excess = mask.sum(1) - k
-    rows = excess.nonzero().flatten()
-    if rows.numel():  # ties at the threshold: the last ones go
-        tied = scores[rows] == least[rows]
-        from_the_end = tied.flip(1).cumsum(1).flip(1)
-        mask[rows] &= ~(tied & (from_the_end <= excess[rows, None]))
-    return mask
-
-
-def _rank_mask(runs: Tensor, n: int) -> Tensor:
-    """As :func:`largest`, for rows of few elements: counts those that come before each."""
-    columns = runs.unbind(1)
-    ranks = [torch.zeros_like(columns[0], dtype=torch.int8) for _ in columns]
-    for i in range(len(columns)):
-        for j in range(i + 1, len(columns)):
-            behind = columns[j] > columns[i]
-            ranks[i] += behind
-            ranks[j] += ~behind
-    return torch.stack(ranks, 1) < n
