@@ -93,6 +93,9 @@ class ChannelGraph:
         reads: calls of linear maps, in order.
         attributes: slots that an integer attribute of a module counts, by (module, attribute).
         balanced: slot matrices [parts, n] of which every row must keep equally many channels.
+        heads: labels of the heads of every attention, [heads], with the module that computes it.
+        needed: attributes by which the forward pass asks for sizes.
+        frozen: attributes that it uses otherwise, and that therefore stay.
         notes: why channels were kept although they may be prunable, in words.
     """
 
@@ -103,6 +106,9 @@ class ChannelGraph:
     reads: list[Read] = field(default_factory=list)
     attributes: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     balanced: list[Tensor] = field(default_factory=list)
+    heads: list[tuple[str, Tensor]] = field(default_factory=list)
+    needed: set[tuple[str, str]] = field(default_factory=set)
+    frozen: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def axis(self, name: str, dim: int, blocks: int = 1) -> Tensor:
@@ -123,7 +129,34 @@ class ChannelGraph:
     def count(self, module: tuple[str, nn.Module], attribute: str, slots: Tensor) -> None:
         """Remember that the module's attribute, where it has it, is the number of these slots."""
         if isinstance(getattr(module[1], attribute, None), int):
-            self.attributes[module[0], attribute] = slots
+            self.attributes.setdefault((module[0], attribute), slots)
+
+    def count_size(self, module: str, attribute: str, slots: Tensor) -> None:
+        """Remember that the forward pass asks for the number of these slots by an attribute."""
+        known = self.attributes.setdefault((module, attribute), slots)
+        if known.numel() != slots.numel():
+            self.slots.pin(torch.cat([known, slots]))
+        elif known is not slots:
+            self.slots.unite(known, slots)
+        self.needed.add((module, attribute))
+
+    def settle_attributes(self) -> None:
+        """Forget the counts of frozen attributes; channels whose number the forward pass takes from one stay."""
+        for module, attribute in sorted(self.frozen & set(self.attributes)):
+            slots = self.attributes.pop((module, attribute))
+            if (module, attribute) in self.needed and not self.pinned(slots):
+                self.note(
+                    f"{module or 'model'}: computes with its attribute {attribute}: the channels it counts are kept"
+                )
+                self.slots.pin(slots)
+
+    def heads_known(self, labels: Tensor) -> bool:
+        """Whether these are the heads of an attention met before."""
+        roots = self.slots.roots(labels)
+        return any(
+            known.numel() == labels.numel() and bool((self.slots.roots(known) == roots).all())
+            for _, known in self.heads
+        )
 
     def pin_tensor(self, name: str) -> None:
         """Keep every axis of a parameter or buffer."""

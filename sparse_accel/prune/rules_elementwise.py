@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from sparse_accel.prune.call import Call, Measured, Results, rule
-from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink
+from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink, tie_along
 
 _UNARY = """
 relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid elu selu celu leaky_relu softplus softsign
 logsigmoid log_sigmoid _threshold tanhshrink hardshrink softshrink threshold exp exp2 expm1 log log1p log2 log10 abs
 neg negative sqrt rsqrt square pow sin cos tan asin acos atan sinh cosh erf erfc sign sgn clamp clip clamp_min
 clamp_max reciprocal round floor ceil trunc frac nan_to_num float double half bfloat16 int long bool to contiguous
-clone detach cpu cuda isnan isfinite logical_not type_as zeros_like ones_like full_like
+clone detach cpu cuda isnan isfinite logical_not type type_as zeros_like ones_like full_like
 """
 _BINARY = """
 add sub subtract mul multiply div divide true_divide rsub __radd__ __rmul__ __rsub__ __rtruediv__ __rdiv__ __rpow__
@@ -31,7 +31,7 @@ def _elementwise(call: Call) -> Results:
     const = torch.ones([1] * ndim, dtype=torch.bool)
     zero = torch.zeros_like(const)
     extent = [1] * ndim  # of the operands so far
-    tensors = call.tensors()[:1] if call.name in ("to", "type_as") else call.tensors()
+    tensors = call.tensors()[:1] if call.name in ("to", "type", "type_as") else call.tensors()
     for tensor in tensors:
         if tensor.dim() > ndim:
             return call.give_up("shapes do not broadcast")
@@ -41,8 +41,8 @@ def _elementwise(call: Call) -> Results:
         own_const = value.const.reshape(pad + list(value.const.shape))
         own_extent = pad + list(value.shape)
         if call.name in ("mul", "multiply", "__rmul__"):  # not in place: the factors are needed
-            zero = zero | (own_const & _all_zero(tensor.detach().reshape(own_extent), own_const))
-        labels = _join(call, labels, own, extent, own_extent)
+            zero = zero | (own_const & all_zero(tensor.detach().reshape(own_extent), own_const))
+        labels = join(call, labels, own, extent, own_extent)
         extent = [max(a, b) for a, b in zip(extent, own_extent, strict=True)]
         const = const & own_const
     if call.name in ("zeros_like", "ones_like", "full_like"):
@@ -52,32 +52,39 @@ def _elementwise(call: Call) -> Results:
     return Value(shape, labels, shrink(const | zero))
 
 
-def _all_zero(tensor: Tensor, core: Tensor) -> Tensor:
+def all_zero(tensor: Tensor, core: Tensor) -> Tensor:
     """Where the tensor is zero along all dimensions in which ``core`` has size 1."""
     zero = tensor.eq(0).cpu()
     return reduce_all(zero, [dim for dim, size in enumerate(core.shape) if size == 1])
 
 
-def _join(call: Call, left: Tensor, right: Tensor, left_extent: list[int], right_extent: list[int]) -> Tensor:
+def join(call: Call, left: Tensor, right: Tensor, left_extent: list[int], right_extent: list[int]) -> Tensor:
     """Labels of the result of two operands: channels that meet are tied; one that is broadcast over the other's
     channels is read by all of them, and stays."""
+    slots = call.graph.slots
     left_dims = [dim for dim, size in enumerate(left.shape) if size > 1]
     right_dims = [dim for dim, size in enumerate(right.shape) if size > 1]
     right_spreads = any(right_extent[dim] == 1 for dim in left_dims)
     left_spreads = any(left_extent[dim] == 1 for dim in right_dims)
     if right_spreads:
-        call.graph.slots.pin(right)
+        slots.pin(right)
     if left_spreads:
-        call.graph.slots.pin(left)
-    if right_spreads or left_spreads:
-        if right_spreads and left_spreads:
-            return torch.full([1] * left.dim(), PINNED)
-        return right if left_spreads else left
+        slots.pin(left)
+    if right_spreads and left_spreads:
+        return torch.full([1] * left.dim(), PINNED)
+    if right_spreads:  # along its own dimensions the other one stays whole
+        for dim in (dim for dim in left_dims if right_extent[dim] > 1):
+            left = tie_along(slots, left, dim)
+        return left
+    if left_spreads:
+        for dim in (dim for dim in right_dims if left_extent[dim] > 1):
+            right = tie_along(slots, right, dim)
+        return right
     if not (left_dims or right_dims) and max(left_extent, default=1) == 1:
         return right  # a number, or the first operand
     if not (left_dims or right_dims) and max(right_extent, default=1) == 1:
         return left
-    call.graph.slots.unite(left, right)
+    slots.unite(left, right)
     return left if left.numel() >= right.numel() else right
 
 

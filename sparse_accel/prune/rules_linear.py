@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparse_accel.prune.attributes import known_sizes
 from sparse_accel.prune.call import Call, Results, rule
 from sparse_accel.prune.graph import GROUPED, Read
 from sparse_accel.prune.slots import Value, along, by_group, channel_rows
+
+_HIDDEN_SIZES = "intermediate_size ffn_dim d_ff mlp_dim inner_dim hidden_features"  # of a block around two layers
 
 
 def channel_slots(call: Call, value: Value, dim: int) -> Tensor:
@@ -60,11 +63,12 @@ def linear_read(
     groups: int = 1,
     pads: bool = False,
     spreads: bool = False,
+    tensor: Tensor | None = None,
 ) -> Results:
     """Record one linear map from the channels of dimension ``dim`` to those of ``out_dim`` of the result.
 
     Args:
-        call: the call; its first argument is the input.
+        call: the call.
         weight: [out, in / groups, ...], or [in, out / groups, ...] if transposed: a parameter or its transpose.
         bias: [out], or None.
         dim: channel dimension of the input.
@@ -73,14 +77,15 @@ def linear_read(
         groups: the convolution's groups.
         pads: zeros are read beside the input's values, so that only a zero constant stays exact.
         spreads: outputs do not all see the same taps (a transposed convolution), likewise.
+        tensor: the input; the call's first argument without it.
     """
     tracer, graph = call.tracer, call.graph
     key, flipped = _weight_key(call, weight)
     if key is None:
         return call.give_up("its weight is computed in the forward pass (a parametrization?)")
     transposed ^= flipped
-    source = call.value()
-    tensor = call.arg(0, "input")
+    tensor = call.arg(0, "input") if tensor is None else tensor
+    source = tracer.value_of(tensor)
     module = tracer.stack[-1][1]
     own = getattr(module, "weight", None) is weight
     if groups > 1 and not (own and getattr(module, "groups", None) == groups):
@@ -122,10 +127,13 @@ def linear_read(
     if key not in tracer.finished:
         graph.reads.append(read)
     if own:
-        graph.count(tracer.stack[-1], "in_channels", inputs)
-        graph.count(tracer.stack[-1], "out_channels", outputs)
-        graph.count(tracer.stack[-1], "in_features", inputs)
-        graph.count(tracer.stack[-1], "out_features", outputs)
+        for attribute in ("in_channels", "in_features", "nx"):
+            graph.count(tracer.stack[-1], attribute, inputs)
+        for attribute in ("out_channels", "out_features", "nf"):
+            graph.count(tracer.stack[-1], attribute, outputs)
+    for name, around in tracer.stack[-2:]:
+        for attribute in known_sizes(len(outputs), _HIDDEN_SIZES, around):
+            graph.count((name, around), attribute, outputs)
     shape = call.result.shape
     const = read.constant_outputs()
     if bias is not None and bias_name is None:
@@ -163,12 +171,27 @@ def _linear(call: Call) -> Results:
     )
 
 
-@rule("matmul", "mm")
-def _matmul(call: Call) -> Results:
-    left, right = call.arg(0, "input"), call.arg(1, "other") if call.name == "matmul" else call.arg(1, "mat2")
-    if right.dim() != 2 or left.dim() < 1 or id(left) in call.tracer.names or _weight_key(call, right)[0] is None:
+def is_weight_product(call: Call) -> bool:
+    """Whether a ``matmul`` multiplies an activation by a weight or its transpose."""
+    left, right = call.arg(0, "input"), call.arg(1, "other" if call.name == "matmul" else "mat2")
+    return (right.dim() == 2 and left.dim() >= 1 and id(left) not in call.tracer.names) and _weight_key(call, right)[
+        0
+    ] is not None
+
+
+def times_weight(call: Call) -> Results:
+    """``x @ weight``."""
+    left, right = call.arg(0, "input"), call.arg(1, "other" if call.name == "matmul" else "mat2")
+    return linear_read(call, right, None, left.dim() - 1, call.result.dim() - 1, transposed=True, tensor=left)
+
+
+def add_weighted(call: Call) -> Results:
+    """``torch.addmm(bias, x, weight)``."""
+    bias, left, right = call.arg(0, "input"), call.arg(1, "mat1"), call.arg(2, "mat2")
+    plain = bias.dim() == 1 and call.kwargs.get("beta", 1) == 1 == call.kwargs.get("alpha", 1)
+    if not plain or id(left) in call.tracer.names or _weight_key(call, right)[0] is None:
         return call.give_up("not a product with a weight")
-    return linear_read(call, right, None, left.dim() - 1, call.result.dim() - 1, transposed=True)
+    return linear_read(call, right, bias, 1, 1, transposed=True, tensor=left)
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -238,7 +261,18 @@ def _prelu(call: Call) -> Results:
     return Value(source.shape, along(slots, dim, len(source.shape)), source.const)
 
 
-@rule("layer_norm", "group_norm", "rms_norm", "local_response_norm")
+@rule("layer_norm", "rms_norm")
+def _norm_of_last(call: Call) -> Results:
+    source = call.value()
+    count = len(call.arg(1, "normalized_shape"))
+    if any(dim in source.varying() for dim in range(len(source.shape) - count, len(source.shape))):
+        return _joint_norm(call)
+    for tensor in call.tensors()[1:]:
+        call.tracer.pin(tensor)  # over the features of a head, say
+    return Value(source.shape, source.labels, torch.zeros([1] * len(source.shape), dtype=torch.bool))
+
+
+@rule("group_norm", "local_response_norm")
 def _joint_norm(call: Call) -> Results:
     return call.give_up("its statistics join the channels, which are kept")
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_accel.prune.attributes import Counted, count_sizes, free_dims
 from sparse_accel.prune.call import Call, Measured, Results, rule, tree_tensors
 from sparse_accel.prune.rules_linear import channel_slots
-from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink
+from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink, tie_along
 
 
 def _moved(call: Call) -> list[Value]:
@@ -76,21 +77,42 @@ def _keep_sizes(call: Call, reason: str) -> Results:
     return _moved(call)
 
 
+def _asked_sizes(call: Call, ndim: int) -> list[Any] | None:
+    """The sizes that a reshaping call asks for, one per dimension of its result; None for something else."""
+    sizes: Any = call.args[1:] or call.kwargs.get("size") or call.kwargs.get("shape")
+    if call.name == "unflatten":
+        dim, sizes = call.arg(1, "dim"), call.arg(2, "sizes")
+        source = list(call.arg(0, "input").shape)
+        return [Measured(size) for size in source[:dim]] + list(sizes) + [Measured(size) for size in source[dim:][1:]]
+    if not sizes or any(isinstance(size, torch.dtype) for size in sizes):
+        return None
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    return list(sizes) if len(sizes) == ndim else None
+
+
 @rule("view", "reshape", "unflatten", "expand")
 def _reshape(call: Call) -> Results:
-    source = call.value()
-    sizes: Any = call.args[1:] or call.kwargs.get("size") or call.kwargs.get("shape") or call.kwargs.get("dtype")
-    if isinstance(sizes, torch.dtype) or isinstance(sizes[0], torch.dtype):
+    sizes = _asked_sizes(call, call.result.dim())
+    if sizes is None:
         return call.give_up("reinterprets the memory")
     moved = _moved(call)
-    if not source.varying() or call.name == "unflatten":
-        return moved if not source.varying() else _keep_sizes(call, "splits the channels by fixed sizes")
-    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        sizes = sizes[0]
-    fixed = [sizes[dim] for dim in moved[0].varying() if sizes[dim] != -1 and not isinstance(sizes[dim], Measured)]
-    if fixed:
-        return _keep_sizes(call, f"asks for the size {fixed[0]} where channels lie (write -1, x.size() or flatten)")
-    return moved
+    varying = moved[0].varying()
+    if not varying:
+        return moved
+    if all(isinstance(sizes[dim], Measured) and not isinstance(sizes[dim], Counted) for dim in varying):
+        return moved
+    free = free_dims(sizes, varying)
+    if free is None:
+        fixed = [sizes[dim] for dim in sorted(varying)]
+        return _keep_sizes(
+            call, f"asks for the size {int(fixed[0])} where channels lie (write -1, x.size() or flatten)"
+        )
+    labels = moved[0].labels
+    for dim in varying - free:  # of the same size before and after: blocks of channels go together
+        labels = tie_along(call.graph.slots, labels, dim)
+    if not count_sizes(call, sizes, labels, free):
+        return _keep_sizes(call, "asks for a product of attributes where channels lie")
+    return Value(moved[0].shape, labels, moved[0].const)
 
 
 @rule("chunk")
@@ -118,7 +140,21 @@ def _glu(call: Call) -> Results:
     return Value(call.result.shape, source.labels.chunk(2, dim)[0], shrink(const[0] & const[1]))
 
 
-@rule("split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "roll", "unfold")
+@rule("split")
+def _split(call: Call) -> Results:
+    source, size = call.value(), call.arg(1, "split_size_or_sections", call.kwargs.get("split_size"))
+    dim = call.arg(2, "dim", 0) % len(source.shape)
+    parts = source.shape[dim] // int(size) if isinstance(size, int) else 0
+    if not isinstance(size, Measured) or source.varying() != {dim} or parts * int(size) != source.shape[dim]:
+        return _cut(call)
+    labels = source.labels.reshape(parts, -1)
+    if not count_sizes(call, [size], labels[0], {0}):
+        return _cut(call)
+    call.graph.balanced.append(labels)
+    return _moved(call)
+
+
+@rule("split_with_sizes", "tensor_split", "unbind", "narrow", "select", "roll", "unfold")
 def _cut(call: Call) -> Results:
     source = call.value()
     position, default = {"unbind": (1, 0), "narrow": (1, 0), "select": (1, 0), "unfold": (1, 0), "roll": (2, None)}.get(

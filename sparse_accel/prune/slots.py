@@ -91,6 +91,20 @@ def shrink(core: Tensor) -> Tensor:
     return core
 
 
+def tie_along(slots: Slots, labels: Tensor, dim: int) -> Tensor:
+    """Tie all slots along one dimension: they go together. The labels, that dimension cut to size 1.
+
+    Example:
+        >>> slots = Slots()
+        >>> labels = slots.new(4).reshape(2, 2)
+        >>> tie_along(slots, labels, 1).tolist(), slots.roots(labels).tolist()
+        ([[1], [3]], [1, 1, 3, 3])
+    """
+    first = labels.narrow(dim, 0, 1)
+    slots.unite(first, labels)
+    return first
+
+
 def along(vector: Tensor, dim: int, ndim: int) -> Tensor:
     """``vector`` [n] as a tensor of ``ndim`` dimensions that varies along ``dim`` alone."""
     shape = [1] * ndim

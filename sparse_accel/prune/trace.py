@@ -20,7 +20,13 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparse_accel.prune import rules_elementwise, rules_linear, rules_shape  # noqa: F401  (they register themselves)
+from sparse_accel.prune import (  # noqa: F401  (the rules register themselves)
+    rules_attention,
+    rules_elementwise,
+    rules_linear,
+    rules_shape,
+)
+from sparse_accel.prune.attributes import Counted, mark_attributes
 from sparse_accel.prune.call import RULES, Call, Measured, run_model, tree_tensors
 from sparse_accel.prune.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.prune.slots import Value
@@ -32,6 +38,9 @@ _is_view __len__ __hash__ __repr__ __str__ __format__ result_type can_cast broad
 _set_grad_enabled is_autocast_enabled get_default_dtype get_default_device"""
 _SIZES = frozenset(("size", "shape", "numel", "nelement", "__len__"))
 _METADATA = frozenset(_METADATA_NAMES.split())
+# Functions to which a module's integer attribute is a size; for all others it is a number that must stay.
+_SIZES_ASKED = "view reshape unflatten expand split chunk size shape transpose permute flatten"
+_SIZED = frozenset(_SIZES_ASKED.split())
 
 
 class Tracer(TorchFunctionMode):
@@ -49,6 +58,7 @@ class Tracer(TorchFunctionMode):
         self.leaked = False  # whether Python has seen values that depend on the input
         self.finished: frozenset[str] = frozenset()  # weights read in eval mode, when the pass in train mode runs
         self.absorbers: list[tuple[Value, str]] = []  # a linear map's result and the running mean that takes it
+        mark_attributes(model, self.graph.frozen)
         for module in model.modules():
             plain = (item for key, item in vars(module).items() if key not in ("_parameters", "_buffers", "_modules"))
             for item in tree_tensors(list(plain)):
@@ -118,6 +128,10 @@ class Tracer(TorchFunctionMode):
         getter = getattr(call.func, "__name__", "") == "__get__"
         if not has_tensors and (call.name in _METADATA or getter):
             return
+        if call.name not in _SIZED:
+            for item in _flat((call.args, call.kwargs)):
+                if isinstance(item, Counted):
+                    item.freeze()
         taken = call.tensors()
         if (
             not has_tensors
@@ -229,6 +243,14 @@ class Tracer(TorchFunctionMode):
             self.stack.pop()
 
 
+def _flat(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (tuple, list, dict)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _flat(item)
+    else:
+        yield tree
+
+
 def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Tensor]]:
     """Run ``model`` on the example and follow its channels.
 
@@ -250,6 +272,7 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     _settle_folds(tracer)
     if any(name not in tracer.parameter_uses for name, _ in model.named_parameters()):
         tracer.run_in_train_mode(example_inputs)
+    tracer.graph.settle_attributes()
     return tracer.graph, outputs
 
 

@@ -174,9 +174,15 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
         members.setdefault(frozenset(places.items()), []).append(root)
     found = Widths()
     found.notes = list(graph.notes)
+    heads: dict[int, str] = {}
+    for name, labels in graph.heads:
+        for root in roots[labels.numpy()].tolist():
+            heads.setdefault(root, name)
     for classes_of_width in members.values():
         width = _width(graph, model, roots, sorted(classes_of_width))
         if width is not None:
+            if classes_of_width[0] in heads:
+                width.kind, width.name = "heads", heads[classes_of_width[0]]
             found.append(width)
     found.sort(key=lambda width: (width.order, width.name))
     _balance(graph, roots, found)
@@ -329,12 +335,17 @@ def _unique_names(widths: Widths) -> None:
 
 
 def _refusals(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, widths: Widths) -> None:
+    """Say why layers keep their channels: by a note of their own, or because of what takes their outputs."""
     made = {name for width in widths for name in (*width.producers, *width.inner)}
     for read in graph.reads:
         if read.module in made or read.module in widths.refused:
             continue
-        kind = type(model.get_submodule(read.module)).__name__
-        notes = [note for note in graph.notes if note.startswith(f"{read.module} ({kind})")]
+        start = f"{read.module or 'model'} ({type(model.get_submodule(read.module)).__name__}): "
+        notes = [note for note in graph.notes if note.startswith(start)]
         pinned = bool((roots[read.outputs.numpy()] == PINNED).any())
-        why = notes[0] if notes else ("its outputs must stay" if pinned else "its outputs are one unit, or unread")
-        widths.refused[read.module] = f"{read.module} ({kind}): {why}"
+        why = "its outputs must stay" if pinned else "its outputs are a single unit, or nobody reads them"
+        widths.refused[read.module] = notes[0] if notes else start + why
+    for note in graph.notes:
+        name = note.split(" (", 1)[0]
+        if name in dict(model.named_modules()) and name not in made:
+            widths.refused.setdefault(name, note)
