@@ -13,6 +13,7 @@ from recovery_cases import best_subset, loss_of, on_support, planted
 
 import sparse_accel as sa
 from sparse_accel.sparse_recovery import METHODS, LeastSquares, Logistic, Stopping, solve
+from sparse_accel.sparse_recovery import curvature as curvatures
 from sparse_accel.sparse_recovery.curvature import Dense, Diagonal, LowRank
 from sparse_accel.sparse_recovery.elimination import eliminate, eliminate_low_rank, largest
 
@@ -247,6 +248,32 @@ def test_htp_is_a_minimizer_on_its_support() -> None:
     torch.testing.assert_close(result.theta, on_support(A, b, result.support))
 
 
+@pytest.mark.parametrize("method", ["iobs", "topk_iobs"])
+@pytest.mark.parametrize("curvature", ["hessian", "diagonal", "fisher"])
+def test_units_of_the_unknowns_do_not_matter(method: str, curvature: str) -> None:
+    A, b, theta = planted(rows=100, size=30, nonzeros=5, noise=0.01, least=1.0)
+    units = torch.logspace(0, -9, 30, dtype=torch.float64)[
+        torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    ]
+    results = [solve(LeastSquares(A * unit, b), 5, method, curvature=curvature, iterations=20, refit=True)
+               for unit in (torch.ones(30, dtype=torch.float64), units)]  # fmt: skip
+    if method == "iobs":  # the k largest depend on the units
+        torch.testing.assert_close(results[1].theta * units, results[0].theta)
+        if curvature != "fisher":
+            assert torch.equal(results[1].support, theta != 0)
+    if curvature == "hessian":
+        assert float(results[1].damping) == 0
+
+
+def test_coordinates_without_curvature_stay_put() -> None:
+    A, b, _ = planted(rows=60, size=20, nonzeros=4, noise=0.01)
+    A[:, 3] = 0
+    for curvature in ("hessian", "diagonal", "fisher"):
+        result = solve(LeastSquares(A, b), 4, curvature=curvature)
+        assert not result.support[3]
+        assert curvature == "fisher" or float(result.damping) == 0
+
+
 def test_ridge_is_that_of_extra_rows() -> None:
     A, b, _ = planted(rows=60, size=20, nonzeros=4, noise=0.05)
     more = torch.cat([A, (60 * 0.03) ** 0.5 * torch.eye(20, dtype=torch.float64)])
@@ -275,13 +302,14 @@ def test_damping_does_not_move_the_solution() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_is_its_problems_one_by_one(method: str) -> None:
+def test_a_batch_is_its_problems_one_by_one(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     A, b, _ = planted(batch=3, rows=40, size=24, nonzeros=5, noise=0.1)
     together = solve(LeastSquares(A, b), 6, method, iterations=40)
     for i in range(3):
         alone = solve(LeastSquares(A[i], b[i]), 6, method, iterations=40)
         torch.testing.assert_close(together.theta[i], alone.theta, rtol=1e-7, atol=1e-9)
         assert together.reasons[i] == alone.reasons[0]
+    monkeypatch.setattr(curvatures, "_ENTRIES", 24**2)  # one problem at a time
     shared = solve(LeastSquares(A[0], b), 6, method, iterations=40)
     repeated = solve(LeastSquares(A[:1].expand(3, -1, -1), b), 6, method, iterations=40)
     torch.testing.assert_close(shared.theta, repeated.theta, rtol=1e-7, atol=1e-9)

@@ -114,10 +114,10 @@ def test_a_network() -> None:
 
     initial = 0.5 * torch.randn(5, 4, generator=generator, dtype=torch.float64)
     problem = Problem(losses, initial=initial, samples=100)
-    dense = solve(problem, 20, iterations=200, ridge=1e-4)
+    dense = solve(problem, 20, iterations=100, ridge=1e-4)
     for curvature in ("hessian", "fisher"):
-        pruned = solve(problem, 8, initial=dense.theta, curvature=curvature, iterations=200, ridge=1e-4)
-        plain = solve(problem, 8, "iht", initial=dense.theta, iterations=200, ridge=1e-4)
+        pruned = solve(problem, 8, initial=dense.theta, curvature=curvature, iterations=60, ridge=1e-4)
+        plain = solve(problem, 8, "iht", initial=dense.theta, iterations=60, ridge=1e-4)
         assert float(pruned.loss) <= float(plain.loss) + 1e-4
         assert float(pruned.loss) < 0.01
 
@@ -163,7 +163,7 @@ def test_minibatches_of_logistic_regression(curvature: str) -> None:
     exact = solve(problem, 3)
     result = solve(problem, 3, curvature=curvature, batch_size=50, iterations=20 * 20)
     assert torch.equal(result.support, exact.support)
-    assert float(result.loss) <= float(exact.loss) + (1e-4 if curvature != "fisher" else 0.02)
+    assert float(result.loss) <= float(exact.loss) + (1e-4 if curvature != "fisher" else 0.01)
 
 
 # Starts, stopping, history
@@ -272,6 +272,10 @@ def test_a_step_too_long_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert not result.converged
     assert torch.isfinite(result.theta).all()
     assert "1 of 1 runs diverged at step=1000000000.0" in caplog.text
+    small = solve(LeastSquares(A.float(), b.float()), 10, "iht", step=1e9, iterations=200, batch_size=20)
+    assert small.reasons == ("diverged",)
+    assert torch.isfinite(small.theta).all()
+    assert torch.isfinite(small.loss)
 
 
 def test_singular_curvature_is_said(caplog: pytest.LogCaptureFixture) -> None:

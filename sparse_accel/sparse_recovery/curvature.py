@@ -17,6 +17,7 @@ from .objective import View, take_square
 # Tried first where a curvature is singular: a refit wants its minimizer, while among too many coordinates for the data
 # greedy elimination chooses well only from a point near theta (64 rows, 128 unknowns: all supports found, not 9 in 10).
 REFIT_DAMPING, CHOICE_DAMPING = 1e-10, 1e-3
+_ENTRIES = 2**26  # of the inverses that are eliminated on at a time: half a gigabyte
 KINDS = ("hessian", "diagonal", "fisher")
 
 
@@ -56,10 +57,17 @@ def escalate(damping: Tensor, bad: Tensor, first: float = CHOICE_DAMPING) -> Ten
     return raised
 
 
-def _metric(diagonal: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales ``[B, d]`` whose squares are the diagonal's magnitudes, and which coordinates have no curvature at all."""
-    size = diagonal.abs()
-    dead = size <= torch.finfo(size.dtype).eps * size.amax(-1, keepdim=True)
+def _metric(diagonal: Tensor, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scales ``[B, d]`` whose squares are the diagonal's magnitudes, and which coordinates have no curvature at all.
+
+    A small entry may be one of small units. It is rounding where the rest of its row is too large for a positive
+    semidefinite matrix.
+    """
+    size, eps = diagonal.abs(), torch.finfo(diagonal.dtype).eps
+    top = size.amax(-1, keepdim=True)
+    dead = size <= eps**2 * top
+    if matrix is not None:
+        dead |= (size <= eps * top) & (matrix.abs().amax(-1).square() > 2 * size * top)
     mean = size.mean(-1, keepdim=True)
     return torch.where(dead, torch.where(mean > 0, mean, 1.0), size).sqrt(), dead
 
@@ -73,7 +81,7 @@ class Dense(Curvature):
         self._count = len(matrix)
         matrix = matrix[:1] if shared else matrix
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-        self._scale, dead = _metric(diagonal)
+        self._scale, dead = _metric(diagonal, matrix)
         self._matrix = matrix / (self._scale[:, :, None] * self._scale[:, None])
         self._matrix.diagonal(dim1=-2, dim2=-1).add_(dead.to(matrix.dtype))
         self._floor = matrix.new_zeros(len(matrix))  # damping known to be needed
@@ -118,18 +126,25 @@ class Dense(Curvature):
 
     def choose(self, v: Tensor, k: int) -> Tensor:
         assert self._factor is not None
-        inverse = torch.cholesky_inverse(self._factor)
-        return eliminate(inverse.expand(len(v), -1, -1), v * self._scale, k)
+        inverse = torch.cholesky_inverse(self._factor).expand(len(v), -1, -1)
+        scaled = v * self._scale
+        return torch.cat([eliminate(inverse[part], scaled[part], k) for part in self._parts(len(v))])
+
+    def _parts(self, count: int) -> list[slice]:
+        """Of a batch that shares one matrix, so many problems at a time that their own copies stay within memory."""
+        length = max(1, _ENTRIES // self._matrix.shape[-1] ** 2)
+        return [slice(start, start + length) for start in range(0, count, length)]
 
     def refit(self, v: Tensor, index: Tensor) -> Tensor:
         scaled = v * self._scale
-        damping = self.damping
         matrix = self._matrix.expand(len(v), -1, -1)
         image = scaled @ self._matrix[0] if len(self._matrix) == 1 else (matrix @ scaled[..., None])[..., 0]
-        wanted = (image + damping[:, None] * scaled).gather(1, index)
-        factor = torch.linalg.cholesky(self._damped(take_square(matrix, index), damping))
-        values = torch.cholesky_solve(wanted[..., None], factor)[..., 0]
-        return values / self._scale.expand(len(v), -1).gather(1, index)
+        wanted = (image + self.damping[:, None] * scaled).gather(1, index)[..., None]
+        values = []
+        for part in self._parts(len(v)):
+            factor = torch.linalg.cholesky(self._damped(take_square(matrix[part], index[part]), self.damping[part]))
+            values.append(torch.cholesky_solve(wanted[part], factor)[..., 0])
+        return torch.cat(values) / self._scale.expand(len(v), -1).gather(1, index)
 
 
 class Diagonal(Curvature):

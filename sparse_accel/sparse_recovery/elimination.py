@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_accel import ops
+from sparse_accel.topk import topk_threshold_
 
 from .objective import take_square
 
@@ -19,10 +19,8 @@ _BLOCK = 64  # removals between two foldings of the pending updates into the inv
 
 def largest(scores: Tensor, k: int) -> Tensor:
     """The k largest of each row of ``scores [B, d]``, ties to the lowest index: int64 ``[B, k]``, ascending."""
-    if len(scores) == 1:
-        return ops.group_topk(scores[0].contiguous(), k).nonzero().view(1, k)
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    return order[:, :k].sort(dim=1).values
+    kept = topk_threshold_(scores.clone(), scores, k, by="row")
+    return kept.nonzero()[:, 1].view(len(scores), k)
 
 
 def eliminate(inverse: Tensor, v: Tensor, k: int) -> Tensor:

@@ -73,7 +73,8 @@ def solve(
         curvature_samples: take curvature from that many samples, drawn anew in each iteration. None: from all.
         batch_size: minibatches of that many samples, in random order. iht and niht then step on the batch alone
             (niht's eta divided by the number of the epoch); htp refits on all rows; iobs and topk_iobs step on the mean
-            of the models that the batches gave (with Fisher curvature on the batch, in shrinking steps). None: all.
+            of the models that the batches gave, with Fisher curvature (gradients of the last batches, about 512) on the
+            batch in shrinking steps. None: all.
         monotone: where a step of iobs or topk_iobs would raise the loss of a k-sparse theta, raise the damping until it
             does not. Not with minibatches.
         seed: of everything random.

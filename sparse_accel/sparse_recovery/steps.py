@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sparse_accel.topk import topk_threshold_
+
 from .curvature import REFIT_DAMPING, Curvature, Dense, build, statistic
 from .elimination import largest
 from .objective import View
 
+BANK = 512  # gradients that Fisher curvature of minibatches is made of, those of an epoch at most
 _TRIES = 30  # of a step length or a damping in one iteration
 
 
@@ -35,9 +38,9 @@ class State:
     smoothness: Tensor | None = None  # [B], the running estimate of backtracking
 
     def slack(self) -> Tensor:
-        """By how much rounding may raise the loss."""
-        eps = torch.finfo(self.theta.dtype).eps
-        return 16 * eps * (self.loss.abs() + eps * self.scale)
+        """By how much rounding may raise the loss: that of residuals is relative to what cancels in them."""
+        eps, loss = torch.finfo(self.theta.dtype).eps, self.loss.abs()
+        return 16 * eps * (loss + (loss * self.scale).sqrt() + eps * self.scale)
 
 
 @dataclass
@@ -54,13 +57,21 @@ class Options:
     stochastic: bool
     batches: int = 1  # of an epoch
     model: ModelMean | None = field(default=None, repr=False)
+    recent: list[Tensor] = field(default_factory=list, repr=False)  # gradients of the last minibatches' samples
     curvature_cache: Curvature | None = field(default=None, repr=False)
 
 
 def project(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k entries of largest magnitude of ``[B, d]``, and where they are; ties to the lowest index."""
-    index = largest(values.abs(), k)
-    return spread(values.gather(1, index), index, values)
+    theta, infinite = _finite(values)
+    mask = topk_threshold_(theta, None, k, by="row")
+    return theta.masked_fill(infinite, torch.nan), mask
+
+
+def _finite(values: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy with zeros for runs ``[B, 1]`` that are not finite: projections refuse NaN, the loop ends such runs."""
+    infinite = ~torch.isfinite(values).all(-1, keepdim=True)
+    return values.masked_fill(infinite, 0.0), infinite
 
 
 def spread(entries: Tensor, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +139,7 @@ def _normalized(view: View, state: State, gradient: Tensor, k: int, shrink: floa
             good = (good | same) & lowers
         if bool(good.all()):
             break
-        step = torch.where(good, step, step / 2)
+        step = torch.where(good, step, torch.minimum(step / 2, (1 - small) / rise.clamp(min=_tiny(theta))))
     return new, mask
 
 
@@ -225,9 +236,10 @@ def _surgeon(
     curvature.factor(damping)
     _note(state, curvature, damping)
     step = 1.0 if options.step is None else options.step
-    v = theta.double() - step * curvature.solve(gradient)
+    v, infinite = _finite(theta.double() - step * curvature.solve(gradient))
     index = largest(v.abs(), options.k) if options.method == "topk_iobs" else curvature.choose(v, options.k)
-    return spread(curvature.refit(v, index) if options.refit else v.gather(1, index), index, theta)
+    new, mask = spread(curvature.refit(v, index) if options.refit else v.gather(1, index), index, theta)
+    return new.masked_fill(infinite, torch.nan), mask
 
 
 @dataclass
@@ -265,7 +277,7 @@ class ModelMean:
 
 def stochastic_newton_step(view: View, curvature_view: View, state: State, options: Options,
                            iteration: int) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """I-OBS on the mean of the minibatches' models; with Fisher curvature on the batch alone, in shrinking steps.
+    """I-OBS on the mean of the minibatches' models; with Fisher curvature on the batch, in shrinking steps.
 
     Where the models depend on where they were taken, a step that more than doubles the loss of its batch is tried again
     with ten times the damping.
@@ -273,7 +285,10 @@ def stochastic_newton_step(view: View, curvature_view: View, state: State, optio
     theta = state.theta
     gradient, value = view.gradient(theta), statistic(options.curvature, curvature_view, theta)
     if options.curvature == "fisher":
-        curvature = build("fisher", value, view.ridge)
+        options.recent = [*options.recent, value][-options.batches :]
+        while sum(part.shape[1] for part in options.recent[1:]) >= BANK:
+            options.recent = options.recent[1:]
+        curvature = build("fisher", torch.cat(options.recent, 1), view.ridge)
         gradient = gradient * shrinking(iteration, options)
     else:
         if options.model is None:
