@@ -204,3 +204,27 @@ def settle_plain(model: nn.Module, x: Tensor) -> nn.Module:
     with torch.no_grad():
         model.train()(x)
     return model.eval()
+
+
+class Inverted(nn.Module):
+    """An inverted residual block as in MobileNetV2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.expand = nn.Sequential(nn.Conv2d(6, 18, 1, bias=False), nn.BatchNorm2d(18), nn.ReLU6(inplace=True))
+        self.depth = nn.Sequential(
+            nn.Conv2d(18, 18, 3, padding=1, groups=18, bias=False), nn.BatchNorm2d(18), nn.ReLU6(inplace=True)
+        )
+        self.project = nn.Sequential(nn.Conv2d(18, 6, 1, bias=False), nn.BatchNorm2d(6))
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.project(self.depth(self.expand(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def mobile() -> nn.Module:
+    """A settled :class:`Inverted`."""
+    return settle(_seeded(Inverted), images())

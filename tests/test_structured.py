@@ -27,6 +27,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "concat": (nets.concat, IMAGES),
     "gated": (nets.gated, VECTORS),
     "two": (nets.two, VECTORS),
+    "mobile": (nets.mobile, IMAGES),
 }
 
 

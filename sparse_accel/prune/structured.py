@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparse_accel.prune.calibration import Calibration, require_memory
 from sparse_accel.prune.graph import CompactError
 from sparse_accel.prune.remove import find_widths, remove_units
+from sparse_accel.prune.structured_budget import allocate
 from sparse_accel.prune.structured_head import find_head, linear_maps, refit_classifier
 from sparse_accel.prune.structured_report import StructuredReport, StructuredResult, WidthChange
 from sparse_accel.prune.structured_select import METHODS, unit_sets
@@ -192,8 +193,8 @@ class ISpaSP:
         consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
         consumers |= {consumer.module: consumer.norm for width in widths for consumer in width.consumers}
         sites = find_sites(work, self.example_inputs, consumers)
-        keeps = {width.name: self._count(width) for width in widths}
         nbytes = self._state_memory(widths, work, sites)
+        keeps = self._keeps(widths, work, data, sites)
         kept: dict[str, Tensor] = {}
         gone: dict[str, Tensor] = {}
         changes: list[WidthChange] = []
@@ -249,6 +250,14 @@ class ISpaSP:
                 odd = [c.module for c in width.consumers if not c.plain or c.calls != 1]
                 notes.append(f"{width.name}: left whole: {odd[0]} is not a plain linear map that is called once")
         return sorted((width for width in chosen if width.refittable), key=lambda width: width.order)
+
+    def _keeps(self, widths: list[Width], work: nn.Module, data: Calibration, sites: dict[str, Site]) -> dict[str, int]:
+        """Units to keep of each width."""
+        if self.budget is None or not widths:
+            return {width.name: self._count(width) for width in widths}
+        given = [width for width in widths if any(matches(width, pattern) for pattern in self.keep_per_layer)]
+        fixed = {width.name: self._count(width) for width in given}
+        return allocate(self.budget, widths, fixed, work, self.example_inputs, data, sites, self.settings)
 
     def _count(self, width: Width) -> int:
         """Units of a width to keep."""
