@@ -13,7 +13,8 @@ Fisher matrix Singh and Alistarh, "WoodFisher", NeurIPS 2020.
 
 from .autograd import Problem
 from .linear import LeastSquares, Logistic
+from .options import METHODS
 from .result import History, Recovery, Stopping
-from .solver import METHODS, solve
+from .solver import solve
 
 __all__ = ["METHODS", "History", "LeastSquares", "Logistic", "Problem", "Recovery", "Stopping", "solve"]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 
 import torch
 from torch import Tensor
 
-from .curvature import KINDS
 from .elimination import largest
+from .newton import newton_step, stochastic_newton_step
 from .objective import Objective, View
+from .options import Options, check_numbers, make_options, shrinking
 from .result import Recorder, Recovery, Stopping, minibatches
-from .steps import Options, State, gradient_step, newton_step, refit, shrinking, spread, stochastic_newton_step
+from .steps import State, gradient_step, refit, spread
 
 logger = logging.getLogger("sparse_accel")
-
-METHODS = ("iht", "niht", "htp", "topk_iobs", "iobs")
 
 
 def solve(
@@ -103,8 +101,8 @@ def solve(
     """
     if not isinstance(problem, Objective):
         raise TypeError(f"problem: expected a LeastSquares, Logistic or Problem, got {type(problem).__name__}")
-    options = _options(problem, k, method, step, refit, damping, curvature, batch_size, monotone)
-    _check_numbers(problem, iterations, ridge, curvature_samples, batch_size, seed)
+    check_numbers(problem, iterations, ridge, curvature_samples, batch_size, seed)
+    options = make_options(problem, k, method, step, refit, damping, curvature, batch_size, monotone)
     stop = Stopping() if stop is None else stop
     theta = problem.initial.clone() if initial is None else problem.flatten(initial)
     run = _Run(problem, options, stop, ridge, theta)
@@ -267,54 +265,3 @@ def _plain(view: View, state: State, options: Options) -> tuple[Tensor, Tensor]:
     """The support of htp's gradient step on a minibatch, without the refit on it."""
     iht = Options("iht", options.k, options.step, False, "hessian", options.damping, True, True)
     return gradient_step(view, state, iht)
-
-
-def _options(problem: Objective, k: int, method: str, step: float | None, refit: bool | None, damping: float | None,
-             curvature: str, batch_size: int | None, monotone: bool) -> Options:  # fmt: skip
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected a whole number, got {type(k).__name__}")
-    if not 0 <= k <= problem.size:
-        raise ValueError(f"k: expected 0 to {problem.size}, got {k}")
-    if curvature not in KINDS:
-        raise ValueError(f"curvature: expected one of {', '.join(map(repr, KINDS))}, got {curvature!r}")
-    newton = method in ("topk_iobs", "iobs")
-    if curvature != "hessian" and not newton:
-        raise ValueError(f"curvature: expected 'hessian' for method {method!r}, which has no other, got {curvature!r}")
-    if curvature == "fisher" and problem.samples is None:
-        raise ValueError("curvature: expected a problem with samples for 'fisher', got one without")
-    if refit is False and method == "htp":
-        raise ValueError("refit: expected True or None for method 'htp', which is 'iht' without, got False")
-    if step is not None and not (isinstance(step, (int, float)) and 0 < step < math.inf):
-        raise ValueError(f"step: expected a finite number > 0 or None, got {step!r}")
-    if damping is None:
-        damping = 0.0 if not newton else _default_damping(curvature, batch_size is not None)
-    if not (isinstance(damping, (int, float)) and 0 <= damping < math.inf):
-        raise ValueError(f"damping: expected a finite number >= 0 or None, got {damping!r}")
-    refit = method in ("htp", "iobs") if refit is None else refit
-    batches = 1 if batch_size is None else -(-(problem.samples or 1) // max(1, batch_size))
-    return Options(method, k, step, refit, curvature, damping, monotone, batch_size is not None, batches)
-
-
-def _default_damping(curvature: str, stochastic: bool) -> float:
-    if curvature == "fisher":
-        return 1.0 if stochastic else 1e-3
-    return 1e-2 if stochastic else 0.0
-
-
-def _check_numbers(problem: Objective, iterations: int, ridge: float, curvature_samples: int | None,
-                   batch_size: int | None, seed: int) -> None:  # fmt: skip
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations: expected a whole number >= 0, got {iterations!r}")
-    if not (isinstance(ridge, (int, float)) and 0 <= ridge < math.inf):
-        raise ValueError(f"ridge: expected a finite number >= 0, got {ridge!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed: expected a whole number, got {seed!r}")
-    for name, value in (("batch_size", batch_size), ("curvature_samples", curvature_samples)):
-        if value is None:
-            continue
-        if problem.samples is None:
-            raise ValueError(f"{name}: expected None for a problem without samples, got {value!r}")
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= problem.samples:
-            raise ValueError(f"{name}: expected 1 to {problem.samples} samples, got {value!r}")
