@@ -51,7 +51,7 @@ class History:
 
     Attributes:
         iteration: made so far, ``[T]`` int64.
-        seconds: since the start, ``[T]`` float64, without the time of keeping this history.
+        seconds: since the start, ``[T]`` float64, looks included.
         loss: with ridge, on all rows, ``[T, *batch]`` float64.
         changes: places that entered the support, ``[T, *batch]`` int64.
         gradient: the largest magnitude on the support, ``[T, *batch]`` float64.
