@@ -97,7 +97,7 @@ def test_imagenet(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     out = capsys.readouterr().out
     assert out.count("2 steps of fine-tuning") == 3
     assert "after 1 epochs" in out
-    figures = json.loads((folder / "f").read_text())
+    figures = json.loads((folder / "f.json").read_text())
     assert figures["macs"][1] < figures["macs"][0]
     loaded = sa.load(folder / "out", module.ResNet([2, 1], 8, 3))
     assert loaded.layer1[0].conv1.out_channels == 3
