@@ -100,7 +100,8 @@ class GramProblem:
         """Cholesky factor of ``G + delta I``; delta grows, and says so, where that is not positive definite."""
         mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)
         while True:
-            system = self.gram + self.delta[:, None, None] * self.eye(self.gram.shape[-1])
+            system = self.gram.clone()
+            system.diagonal(dim1=1, dim2=2).add_(self.delta[:, None])
             factor, info = torch.linalg.cholesky_ex(system)
             bad = info > 0
             if not bool(bad.any()):
@@ -126,7 +127,8 @@ class GramProblem:
         out = torch.zeros_like(self.cross)
         for g in range(self.groups):
             at = mask[g].repeat_interleave(self.block).nonzero().flatten()
-            system = self.gram[g][at][:, at] + self.delta[g] * self.eye(len(at))
+            system = self.gram[g][at][:, at]
+            system.diagonal().add_(self.delta[g])
             right = self.cross[g][:, at] + self.delta[g] * self.weight[g][:, at]
             out[g][:, at] = torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
         return out
