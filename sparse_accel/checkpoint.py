@@ -17,7 +17,7 @@ from sparse_accel.compact import CompactResult
 from sparse_accel.optimizer_checkpoint import load_optimizer, save_optimizer
 from sparse_accel.prune.graph import CheckpointError, tensors_of
 from sparse_accel.prune.remove import RemovalResult
-from sparse_accel.prune.surgery import Plan, apply_plan, cut, in_order, memory_order
+from sparse_accel.prune.surgery import Plan, apply_plan, attribute, cut, in_order, memory_order
 
 __all__ = ["CheckpointError", "load", "load_optimizer", "read_plan", "save"]
 
@@ -191,6 +191,6 @@ def _check(plan: Plan, stored: Mapping[str, Tensor], model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for path, attributes in plan["attributes"].items():
         for key, (old, new) in attributes.items():
-            came = getattr(modules.get(path), key, None)
+            came = attribute(modules[path], key) if path in modules else None
             if came != old or type(came) is not int or type(new) is not int:
                 raise CheckpointError(f"{path or 'model'}: {key}: expected {old}, got {came} {hint}")

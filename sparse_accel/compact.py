@@ -66,9 +66,10 @@ def compact(
       are added to the bias of the consumer (or taken off the running mean of the BatchNorm that follows it) where
       that is exact, so not across zero padding, and are kept elsewhere.
 
-    Channels that appear in an output of the model, or that an operation without an analysis takes (attention,
-    LayerNorm, sizes written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says where. Every
-    layer keeps at least one channel, and the groups of a grouped convolution stay equally wide.
+    The heads of an attention go as a whole, with their queries, keys and values. Channels that appear in an output of
+    the model, or that an operation without an analysis takes (LayerNorm over them, ``nn.MultiheadAttention``, sizes
+    written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says where. Every layer keeps at
+    least one channel, and the groups of a grouped convolution stay equally wide.
 
     Equality is that of eval mode: constants use BatchNorm's running statistics. In train mode it holds for channels
     that nobody reads; a folded constant follows the running statistics of the moment of compaction.

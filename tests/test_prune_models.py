@@ -131,6 +131,29 @@ def test_attributes_of_the_layers_follow() -> None:
     assert generated.shape == (1, 11)
 
 
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_configurations_follow_where_all_layers_agree(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model, example = hugging_face(name, "sdpa")
+    model.eval()
+    widths = find_widths(model, example)
+    kept = {w.name: range(w.units // 2) for w in widths if name == "llama" or w.kind == "channels"}
+    result = remove_units(model, example, kept)
+    assert result.model.config.intermediate_size == 24
+    assert model.config.intermediate_size == 48
+    if name == "llama":
+        assert (result.model.config.num_attention_heads, result.model.config.num_key_value_heads) == (4, 2)
+    result.model.save_pretrained(tmp_path / "hf")
+    again = type(model).from_pretrained(tmp_path / "hf")
+    assert_same_outputs(result.model, again, example, tolerance=0)
+    sa.save(result, tmp_path / "sa")
+    loaded = sa.load(tmp_path / "sa", model)
+    for key in ("intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_size"):
+        assert getattr(loaded.config, key, None) == getattr(result.model.config, key, None)
+    one = next(width.name for width in widths if width.kind == "channels")
+    assert remove_units(model, example, {one: range(5)}).model.config.intermediate_size == 48
+
+
 def test_multihead_attention_is_refused_by_name() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     widths = find_widths(layer, torch.randn(2, 3, 8))

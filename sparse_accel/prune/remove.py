@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sparse_accel.compact import CompactError, comparable, copy_model, verify_outputs
 from sparse_accel.prune.call import run_model, tree_tensors
+from sparse_accel.prune.configs import config_changes
 from sparse_accel.prune.graph import ChannelGraph, tensors_of
 from sparse_accel.prune.liveness import Decision
 from sparse_accel.prune.optimizer_state import check_optimizer, compact_optimizer
@@ -127,6 +128,9 @@ def remove_units(
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
     decision = _decision(graph, widths, chosen)
     plan = make_plan(decision, model)
+    shared = config_changes(model, widths, chosen)
+    if shared:
+        plan["attributes"].setdefault("", {}).update(shared)
     small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
     carry_gradients(model, small, plan)

@@ -1,7 +1,8 @@
 """Cutting tensors and modules as a plan says.
 
 A plan is plain data: for every tensor that is cut the kept indices of its dimensions, for every module the integer
-attributes that follow, and the biases that did not exist before.
+attributes that follow (``"config.intermediate_size"`` for one of its configuration's), and the biases that did not
+exist before.
 """
 
 from __future__ import annotations
@@ -182,7 +183,16 @@ def apply_plan(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> N
         model.get_submodule(path).register_parameter(key, nn.Parameter(tensors[name], requires_grad=trainable))
     for path, attributes in plan["attributes"].items():
         for key, (_, new_value) in attributes.items():
-            setattr(model.get_submodule(path), key, new_value)
+            owner, _, last = key.rpartition(".")
+            setattr(attribute(model.get_submodule(path), owner), last, new_value)
+
+
+def attribute(module: nn.Module, key: str) -> Any:
+    """A module's attribute by a dotted path (``"config.intermediate_size"``), None where there is none."""
+    found: Any = module
+    for part in filter(None, key.split(".")):
+        found = getattr(found, part, None)
+    return found
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
