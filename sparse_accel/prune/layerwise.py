@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_accel.prune.layerwise_baselines import admm, magnitude, sparsegpt
+from sparse_accel.prune.layerwise_groups import whole_columns, whole_rows
 from sparse_accel.prune.layerwise_iht import curvature_iht
 from sparse_accel.prune.layerwise_obs import obs
 from sparse_accel.prune.layerwise_problem import LayerProblem, masked_cg
@@ -30,11 +31,11 @@ class _Method(NamedTuple):
 
 # where the caller does not say
 DEFAULTS: dict[str, _Method] = {
-    "iht": _Method(1e-4, 10, 1e-3),
-    "magnitude": _Method(1e-4, 0, 0.0),
+    "iht": _Method(1e-3, 10, 1e-3),
+    "magnitude": _Method(1e-3, 0, 0.0),
     "sparsegpt": _Method(1e-2, 0, 0.0),
-    "obs": _Method(1e-4, 0, 0.0),
-    "admm": _Method(1e-4, 10, 0.0),
+    "obs": _Method(1e-3, 0, 0.0),
+    "admm": _Method(1e-3, 10, 0.0),
 }
 
 
@@ -88,8 +89,10 @@ def layerwise_solve(
         hessian: ``X X^T`` of the inputs, ``[C, C]``, as a sum or a mean.
         sparsity: the share of weights to remove, ``"n:m"`` (n kept of every m neighbours of a row; a last run shorter
             than m keeps n, or all that it has), :class:`Rows` or :class:`GroupSparsity`.
-        iterations: of ``"iht"``; 32 is better by about 1 %.
-        method: ``"iht"``, or for comparison ``"magnitude"``, ``"sparsegpt"``, ``"admm"`` (ALPS, its own schedule).
+        iterations: of ``"iht"``, at most; 32 is better by about 1 %. Not of groups of whole columns (input channels:
+            backward elimination, :func:`~sparse_accel.prune.gram_obs`) and of whole rows (outputs: exact at once).
+        method: ``"iht"``, or for comparison ``"magnitude"``, ``"sparsegpt"``, ``"obs"`` (greedy, one weight of each row
+            at a time, exact refit; for layers of some hundred inputs), ``"admm"`` (ALPS, its own schedule).
         damping: added to the diagonal of H, times its mean; the method's own if None. Ten times more and so on while H
             is not positive definite: logged, and told in ``info``.
         refit: steps of conjugate gradients on the support in the end; the method's own if None.
@@ -152,8 +155,11 @@ def _solve(
     if target.kept == 0:
         return torch.zeros_like(problem.original), 0, 0
     run = 1
-    if method == "iht":
-        (scaled, mask), run = curvature_iht(problem, target, iterations), iterations
+    if method == "iht" and target.by in ("input", "output"):
+        scaled, mask = (whole_columns if target.by == "input" else whole_rows)(problem, target)
+        refit = refit or 0
+    elif method == "iht":
+        scaled, mask, run = curvature_iht(problem, target, iterations)
     elif method == "admm":
         scaled, mask, run = admm(problem, target)
     else:

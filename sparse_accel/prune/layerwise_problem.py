@@ -15,6 +15,7 @@ from torch import Tensor
 logger = logging.getLogger("sparse_accel")
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DEAD = 1e-20  # curvature over the mean up to which an input counts as always zero
 DEAD_SCALE = 1e-6  # scale of the columns of inputs that are always zero: behind all others, none of it in the error
 MOST_DAMPING = 1.0
 
@@ -35,17 +36,14 @@ class LayerProblem:
         self.original = weight.detach()
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.given = hessian.detach()
-        symmetric = self.given.to(torch.promote_types(self.given.dtype, torch.float32))
-        symmetric = (symmetric + symmetric.T) / 2
-        diagonal = symmetric.diagonal()
-        alive = diagonal > 0
-        self.dead = int((~alive).sum())
-        mean = float(diagonal.double().mean()) or 1.0
-        self.mean = mean
+        wide = self.given.to(torch.promote_types(self.given.dtype, torch.float32))
+        mean = float(wide.diagonal().double().mean()) if len(wide) else 0.0
+        wide = wide / (mean or 1.0)
+        self.unit = ((wide + wide.T) / 2).to(dtype)
+        self.alive = self.unit.diagonal() > DEAD
+        self.dead = int((~self.alive).sum())
         if self.dead:  # whatever rounding left in their rows is no curvature
-            symmetric = symmetric * (alive[:, None] & alive)
-        self.unit = (symmetric / mean).to(dtype)
-        self.alive = alive
+            self.unit *= self.alive[:, None] & self.alive
         self._scaled(damping)
 
     def _scaled(self, damping: float) -> None:
@@ -69,7 +67,8 @@ class LayerProblem:
         if attempts:
             logger.warning("hessian is not positive definite with damping %.3g: %.3g taken", damping, self.damping)
         weight = self.original.to(self.hessian.dtype)
-        self.size = float(weight.abs().max()) or 1.0
+        self.size = float(weight.abs().max()) if weight.numel() else 1.0
+        self.size = self.size or 1.0
         self.weight = weight / self.size * self.scale
 
     def solution(self, scaled: Tensor) -> Tensor:
@@ -126,9 +125,8 @@ def _check(weight: Tensor, hessian: Tensor, damping: float) -> None:
     diagonal = wide.diagonal()
     if bool((diagonal < 0).any()):
         raise ValueError(f"hessian: expected a diagonal >= 0, got {float(diagonal.min()):.3g}")
-    largest = float(diagonal.max())
     skew = float((wide - wide.T).abs().max())
-    if skew > 1e-2 * largest:
+    if skew > 1e-2 * float(diagonal.max()):
         raise ValueError(f"hessian: expected a symmetric matrix, got entries that differ by {skew:.3g}")
 
 

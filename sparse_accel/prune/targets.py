@@ -121,10 +121,13 @@ class Projection:
         density: share of the weights kept.
         in_row: number kept in each row, where every row is chosen on its own; else None.
         run, in_run: m and n of n:m, else 0.
+        by: what the groups are, else ``"element"``.
+        groups, of_groups: number of groups kept and in all, else 0.
     """
 
     in_row: int | None = None
-    run = in_run = 0
+    run = in_run = groups = of_groups = 0
+    by = "element"
 
     def __init__(self, shape: tuple[int, int], kept: int) -> None:
         self.shape = shape
@@ -198,7 +201,8 @@ class _Groups(Projection):
     def __init__(self, shape: tuple[int, int], weight_shape: tuple[int, ...], target: GroupSparsity) -> None:
         self.by = target.by
         self.layout = group_layout(torch.empty(weight_shape, device="meta"), target.by)
-        self.groups = self.layout.num_groups - round(target.sparsity * self.layout.num_groups)
+        self.of_groups = self.layout.num_groups
+        self.groups = self.of_groups - round(target.sparsity * self.of_groups)
         super().__init__(shape, self.groups * self.layout.group_size)
 
     def keep_(self, x: Tensor) -> Tensor:
