@@ -15,7 +15,7 @@ from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .optim import RMDA, SPPAM, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
 from .prune.targets import GroupSparsity, Rows
-from .topk import topk_threshold_
+from .topk import masked_cg, topk_threshold_
 
 __version__ = _build_info.version
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "load_jit",
     "load_optimizer",
     "lr_scheduler",
+    "masked_cg",
     "ops",
     "param_groups",
     "prune",

@@ -62,3 +62,27 @@ def topk_threshold_(
             view.copy_(kept.view(own.shape).permute(0, 2, 1, 3))
     x.masked_fill_(~mask, 0)
     return mask
+
+
+def masked_cg(w: Tensor, mask: Tensor, h: Tensor, iters: int, start: Tensor | None) -> Tensor:
+    """Twin of :func:`sparse_accel.topk.masked_cg`."""
+    zero = w.new_zeros(())
+    x = torch.where(mask, w if start is None else start, zero)
+    diagonal, rounding = h.diagonal(), torch.finfo(w.dtype).eps
+    inverse = torch.where(diagonal > 0, 1 / diagonal, zero)
+    r = torch.where(mask, (w - x) @ h, zero)
+    p = r * inverse
+    rz = (r * p).sum(1, keepdim=True)
+    done = 64 * rounding**2 * (diagonal * w * w).sum(1, keepdim=True)
+    for _ in range(iters):
+        q = p @ h
+        curvature, plain = (p * q).sum(1, keepdim=True), (diagonal * p * p).sum(1, keepdim=True)
+        stopped = (rz <= done) | (curvature <= 4 * rounding * plain)
+        length = torch.where(stopped, zero, rz / curvature)
+        x = x + length * p
+        r = torch.where(mask, r - length * q, zero)
+        z = r * inverse
+        old, rz = rz, (r * z).sum(1, keepdim=True)
+        p = torch.where(stopped, zero, z + rz / old * p)
+        rz = torch.where(stopped, zero, rz)
+    return x

@@ -15,7 +15,9 @@ from cuda_emulator import build
 pytestmark = pytest.mark.slow
 
 FOLDER = build.HERE
-PROGRAMS = ("reduce", "glm", "group_score", "group_topk", "prox", "rmda_step")
+PROGRAMS = (
+    "reduce", "glm", "group_score", "group_topk", "masked_cg", "prox", "rmda_step", "topk_blocks", "topk_threshold"
+)  # fmt: skip
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 RUNS = [(sanitizer, order) for sanitizer in ("plain", "asan", "tsan") for order in ORDERS]
 CASES = re.findall(r'^    \{"(.+?)",', (FOLDER / "bugs.cpp").read_text(), re.MULTILINE)

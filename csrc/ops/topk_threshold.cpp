@@ -8,6 +8,9 @@
 #include "common.h"
 #include "group_score.h"
 #include "group_topk.h"
+#ifdef SPARSE_ACCEL_WITH_CUDA
+#include "../cuda/topk_threshold_ops_cuda.h"
+#endif
 
 namespace sparse_accel {
 namespace {
@@ -96,6 +99,12 @@ void run(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale,
          const std::vector<int64_t>& k) {
   if (x.numel() == 0) return;
   const int64_t columns = x.dim() > 0 ? x.size(-1) : 1;
+#ifdef SPARSE_ACCEL_WITH_CUDA
+  if (on_cuda(x)) {
+    cuda::topk_threshold(x, scores, scale, mask, rows, k);
+    return;
+  }
+#endif
   const at::Tensor& source = scores.defined() ? scores : x;
   const TopkKind kind = scores.defined() ? TopkKind::given : scale.defined() ? TopkKind::scaled : TopkKind::magnitude;
   const cpu::TopkTask task{x.mutable_data_ptr(),
@@ -172,6 +181,12 @@ at::Tensor topk_groups(const Call& call) {
   const at::Tensor keep = group_topk({scores}, call.k[0])[0];
   at::Tensor mask = at::empty_like(call.x, call.x.options().dtype(at::kBool));
   if (call.x.numel() == 0) return mask;
+#ifdef SPARSE_ACCEL_WITH_CUDA
+  if (on_cuda(call.x)) {
+    cuda::topk_groups(call.x, mask, keep, l);
+    return mask;
+  }
+#endif
   cpu::topk_groups(call.x.mutable_data_ptr(), static_cast<int64_t>(call.x.element_size()),
                    mask.mutable_data_ptr<bool>(), keep.const_data_ptr<bool>(), l[3], l[0], l[1], l[2]);
   return mask;
@@ -184,7 +199,11 @@ at::Tensor topk_threshold_(const at::Tensor& x, const std::optional<at::Tensor>&
                            const std::optional<at::Tensor>& scale) {
   const Call call{x, scores, k, by, layout, scale};
   check(call);
+#ifdef SPARSE_ACCEL_WITH_CUDA
+  const bool known = on_cuda(x) || x.is_cpu();
+#else
   const bool known = x.is_cpu();
+#endif
   TORCH_CHECK(known, kOp, ": x: expected a CPU or (in a CUDA build) CUDA tensor, got ", x.device());
   at::Tensor mask = !call.of_groups() ? topk_elements(call) : by == "group" ? topk_groups(call) : topk_within(call);
   if (!x.is_inference()) x.unsafeGetTensorImpl()->bump_version();

@@ -1,0 +1,49 @@
+// ATen side of topk_threshold_.
+#include <ATen/ops/empty.h>
+
+#include <limits>
+
+#include "guard.h"
+#include "topk_threshold.h"
+#include "topk_threshold_ops_cuda.h"
+
+namespace sparse_accel::cuda {
+
+void topk_threshold(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale, const at::Tensor& mask,
+                    int64_t rows, const std::vector<int64_t>& k) {
+  TORCH_CHECK_VALUE(x.numel() < std::numeric_limits<int>::max(),
+                    "topk_threshold_: x: expected fewer than 2^31 - 1 elements on CUDA, got ", x.numel());
+  const at::Tensor& source = scores.defined() ? scores : x;
+  const TopkTask task{dtype_of(source),
+                      !scores.defined(),
+                      source.const_data_ptr(),
+                      scale.defined() ? scale.const_data_ptr() : nullptr,
+                      x.dim() > 0 ? x.size(-1) : 1,
+                      x.numel(),
+                      x.mutable_data_ptr(),
+                      static_cast<int>(x.element_size()),
+                      mask.mutable_data_ptr<bool>()};
+  Launch launch(x);
+  const at::Tensor has_nan = at::empty({1}, x.options().dtype(at::kInt));
+  int* const flag = has_nan.mutable_data_ptr<int>();
+  const bool one_size = k.size() == 1 && (k[0] == 0 || k[0] == x.numel() / rows);  // none or all
+  if (k.size() == 2 || one_size) launch.check(topk_look(task, flag, launch.stream()));
+  if (k.size() == 2) {
+    launch.check(topk_blocks(task, static_cast<int>(k[0]), static_cast<int>(k[1]), flag, launch.stream()));
+  } else if (!one_size) {
+    launch.check(topk_rows(task, rows, k[0], flag, launch.scratch(), launch.stream()));
+  }
+  TORCH_CHECK_VALUE(has_nan.item<int>() == 0, "topk_threshold_: scores: expected numbers that can be ordered, got NaN");
+  if (one_size) mask.fill_(k[0] != 0);
+  if (one_size && k[0] == 0) x.zero_();
+}
+
+void topk_groups(const at::Tensor& x, const at::Tensor& mask, const at::Tensor& keep,
+                 const std::vector<int64_t>& layout) {
+  Launch launch(x);
+  launch.check(topk_groups(x.mutable_data_ptr(), static_cast<int>(x.element_size()), mask.mutable_data_ptr<bool>(),
+                           keep.const_data_ptr<bool>(), GroupLayout{layout[0], layout[1], layout[2]}, layout[3],
+                           launch.stream()));
+}
+
+}  // namespace sparse_accel::cuda
