@@ -129,8 +129,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     _check(plan, stored, model)
     device = next((t.device for t in tensors_of(model).values() if t.device.type != "meta"), torch.device("cpu"))
     tensors: dict[str, Tensor] = {}
-    for name, entry in plan["saved"].items():
-        tensors[name] = in_order(stored[name].to(device), entry["order"])
+    for name, entry in plan["saved"].items():  # copies: aligned memory, so that kernels give the same bits as before
+        tensors[name] = in_order(stored[name].to(device, copy=True), entry["order"])
     new = copy.deepcopy(model)
     for name, tensor in tensors_of(new).items():
         if name in plan["tensors"] and name not in tensors:  # a buffer that state_dict leaves out

@@ -264,8 +264,6 @@ def test_patterns_choose_widths() -> None:
 def test_failure_leaves_the_model_alone_and_names_the_width() -> None:
     model = nets.two().train()
     before = state(model)
-    with pytest.raises(PruneError, match=r"hidden: method='ispasp' takes widths with one consumer, got a, b"):
-        ISpaSP(model, VECTORS[:2], method="ispasp").run(VECTORS)
     bad = VECTORS.clone()
     bad[50] = float("nan")
     with pytest.raises(PruneError, match=r"hidden: .*finite"):
@@ -277,6 +275,12 @@ def test_failure_leaves_the_model_alone_and_names_the_width() -> None:
     assert same_state(model, before)
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_ispasp_leaves_widths_with_several_readers_whole() -> None:
+    result = ISpaSP(nets.two(), VECTORS[:2], method="ispasp").run(VECTORS)
+    assert result.kept == {}
+    assert result.report.notes == ["hidden: left whole: method='ispasp' takes widths with one reader, got a, b"]
 
 
 def test_unsupported_models_are_refused_by_name() -> None:

@@ -245,6 +245,11 @@ class ISpaSP:
             and (self.only is None or any(matches(width, pattern) for pattern in self.only))
             and not any(matches(width, pattern) for pattern in self.skip)
         ]
+        if self.settings.method == "ispasp":
+            for width in [width for width in chosen if len(width.consumers) > 1]:
+                names = ", ".join(consumer.module for consumer in width.consumers)
+                notes.append(f"{width.name}: left whole: method='ispasp' takes widths with one reader, got {names}")
+                chosen.remove(width)
         for width in chosen:
             if not width.refittable:
                 odd = [c.module for c in width.consumers if not c.plain or c.calls != 1]

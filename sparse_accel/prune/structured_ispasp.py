@@ -49,15 +49,13 @@ def ispasp_choose(
 ) -> Tensor:
     """The units that i-SpaSP keeps, ascending.
 
-    With ``settings.fresh_batches`` every iteration takes the sums of another pass, as the paper does on ImageNet.
+    The width has one consumer. With ``settings.fresh_batches`` every iteration takes the sums of another pass, as the
+    paper does on ImageNet.
 
     Raises:
-        ValueError: the width has several consumers, or one whose units are not its input channels.
+        ValueError: the consumer's units are not its input channels.
     """
-    if len(layers) > 1:
-        names = ", ".join(layer.name for layer in layers)
-        raise ValueError(f"method='ispasp' takes widths with one consumer, got {names}; method='gram_obs' takes all")
-    layer = layers[0]
+    (layer,) = layers
     module = layer.module
     channels = width.consumers[0].channels.to(layer.weight.device)
     geometry: dict[str, Any] = {}
