@@ -67,15 +67,15 @@ class _Follow(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive: list[Tensor] = []  # so that no id is used twice
-        self.results: dict[int, tuple[str, int]] = {}  # tensor -> site and number of the call
-        self.sums: dict[int, tuple[str, int]] = {}
+        self.results: dict[int, set[tuple[str, int]]] = {}  # tensor -> sites and numbers of their calls
+        self.sums: dict[int, set[tuple[str, int]]] = {}  # a sum can have two of them
         self.added: set[tuple[str, int]] = set()
         self.uses: dict[tuple[str, int], list[str]] = {}
         self.sum_uses: dict[tuple[str, int], list[str]] = {}
 
     def result(self, key: tuple[str, int], tensor: Tensor) -> None:
         self.alive.append(tensor)
-        self.results[id(tensor)] = key
+        self.results.setdefault(id(tensor), set()).add(key)
         self.uses[key] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -88,20 +88,22 @@ class _Follow(TorchFunctionMode):
         terms = _operands(name, args, kwargs)
         for tensor in taken:
             table, uses = (self.sums, self.sum_uses) if id(tensor) in self.sums else (self.results, self.uses)
-            key = table[id(tensor)]
+            keys = table[id(tensor)]
             if name in _SAME and isinstance(result, Tensor) and result.shape == tensor.shape:
                 if result is not tensor:
                     self.alive.append(result)
-                    table[id(result)] = key
+                    table[id(result)] = keys
                 continue
-            uses[key].append(name)
+            for key in keys:
+                uses[key].append(name)
             if result is tensor:  # overwritten
                 del table[id(tensor)]
             if table is self.results and terms is not None and terms[0] is not terms[1]:
-                self.added.add(key)
                 self.alive.append(result)
-                self.sums[id(result)] = key
-                self.sum_uses[key] = []
+                self.added |= keys
+                self.sums.setdefault(id(result), set()).update(keys)
+                for key in keys:
+                    self.sum_uses[key] = []
         return result
 
 
@@ -140,7 +142,7 @@ def find_sites(model: nn.Module, example_inputs: Any, consumers: Mapping[str, st
         keys = [(name, call) for call in range(calls[name])]
         residual = bool(keys) and all(key in follow.added and len(follow.uses[key]) == 1 for key in keys)
         uses = [(follow.sum_uses if residual else follow.uses).get(key, []) for key in keys]
-        ends = [tensor for tensor, key in (follow.sums if residual else follow.results).items() if key in keys]
+        ends = [tensor for tensor, own in (follow.sums if residual else follow.results).items() if own & set(keys)]
         output = any(tensor in outputs for tensor in ends)
         relu = bool(keys) and not output and all(own and set(own) <= _RELU for own in uses)
         sites[name] = Site(name, norm, calls[name], residual, relu, output)
