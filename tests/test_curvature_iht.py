@@ -377,6 +377,8 @@ def test_what_cannot_be_pruned_is_left_or_refused():
         ({"model": "net"}, TypeError, "model: expected a torch.nn.Module"),
         ({"model": nn.ReLU()}, ValueError, "at least one"),
         ({"allocation": "even"}, ValueError, "allocation: expected"),
+        ({"refine": -1}, ValueError, "refine"),
+        ({"refine": True}, ValueError, "refine"),
         ({"dtype": torch.float16}, ValueError, "dtype"),
         ({"targets": 3}, TypeError, "targets"),
         ({"targets": [3]}, TypeError, "targets"),

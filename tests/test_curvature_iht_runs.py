@@ -132,7 +132,7 @@ def _ranks(rank: int, folder: str, broken: bool) -> None:
                 message = f"{type(error).__name__}: {error}"
             Path(folder, f"error_{rank}").write_text(message)
             return
-        result = CurvatureIHT(wrapped, 0.5, resume_dir=f"{folder}/resume").run(share.split(6))
+        result = CurvatureIHT(wrapped, 0.5, refine=1, resume_dir=f"{folder}/resume").run(share.split(6))
         torch.save([p.detach() for p in result.model.parameters()], f"{folder}/weights_{rank}.pt")
         Path(folder, f"report_{rank}").write_text(json.dumps([layer.columns for layer in result.report.layers]))
     finally:
@@ -143,7 +143,7 @@ def test_ranks_decide_alike(tmp_path):
     mp.spawn(_ranks, (str(tmp_path), False), nprocs=2)
     a, b = (torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
-    assert json.loads((tmp_path / "report_0").read_text()) == [60, 60]
+    assert json.loads((tmp_path / "report_0").read_text()) == [60 - 6 - 6, 60 - 6 - 6]
 
 
 def test_ranks_fail_together(tmp_path):

@@ -19,7 +19,8 @@ from sparse_accel.prune.curvature_iht_data import Batches, fingerprint
 from sparse_accel.prune.curvature_iht_front import Front, find_units, modules_of
 from sparse_accel.prune.curvature_iht_layers import Layer, Selection, Step, Targets, find_steps, select_layers
 from sparse_accel.prune.curvature_iht_progress import Progress, notes_of, reports_of
-from sparse_accel.prune.curvature_iht_ranks import broadcast_, rank, together
+from sparse_accel.prune.curvature_iht_ranks import broadcast_, together
+from sparse_accel.prune.curvature_iht_refine import Refinement
 from sparse_accel.prune.curvature_iht_report import CurvatureIHTReport, LayerReport
 from sparse_accel.prune.curvature_iht_result import CurvatureIHTResult
 from sparse_accel.prune.curvature_iht_solve import (
@@ -31,6 +32,8 @@ from sparse_accel.prune.curvature_iht_solve import (
     work_bytes,
 )
 from sparse_accel.prune.masks import Masks
+
+HELD_OUT_EVERY = 8
 
 logger = logging.getLogger("sparse_accel")
 
@@ -55,6 +58,9 @@ class CurvatureIHT:
             total is exactly the one asked for. Global shares need plain numbers as sparsities.
         method: of the layer solver: ``"iht"``, or a baseline (``"magnitude"``, ``"sparsegpt"``, ``"obs"``, ``"admm"``).
         iterations: of the layer solver.
+        refine: further outer rounds on the whole model, see :mod:`sparse_accel.prune.curvature_iht_refine`: the kept
+            weights take Gauss-Newton steps on the error of the model's outputs, with gradients and curvature of
+            recomputed inputs. The round with the least error on held-out batches counts; the supports stay.
         seed: of the solver.
         padding: key of the batches (mappings) that holds 0 for padded positions: their inputs do not count.
         max_memory: bytes that the run may take beyond the model and the data, or None.
@@ -91,6 +97,7 @@ class CurvatureIHT:
         allocation: str = "uniform",
         method: str = "iht",
         iterations: int = 20,
+        refine: int = 0,
         seed: int = 0,
         padding: str | None = "attention_mask",
         max_memory: int | None = None,
@@ -103,6 +110,8 @@ class CurvatureIHT:
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         if allocation not in ("uniform", "global"):
             raise ValueError(f"allocation: expected 'uniform' or 'global', got {allocation!r}")
+        if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+            raise ValueError(f"refine: expected a number of rounds, got {refine!r}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -110,6 +119,7 @@ class CurvatureIHT:
         self.targets = targets
         self.skip = skip
         self.allocation = allocation
+        self.refine = refine
         self.padding = padding
         self.max_memory = max_memory
         self.activation_memory = activation_memory
@@ -117,25 +127,27 @@ class CurvatureIHT:
         self.options = SolverOptions(method, iterations, seed, dtype, dict(solver))
         select_layers(self.model, targets, skip, sparsity)  # say now what is wrong with them
 
-    def run(self, calibration: Any) -> CurvatureIHTResult:
+    def run(self, calibration: Any, *, held_out: Any = None) -> CurvatureIHTResult:
         """Prune a copy of the model.
 
         Args:
             calibration: any iterable of model inputs (tensors, tuples, mappings), a tensor, or a
                 :class:`~sparse_accel.prune.calibration.Calibration`.
+            held_out: the same, to compare the rounds of ``refine`` on; by default every eighth batch of
+                ``calibration`` is set aside for that (if there is but one, it serves for both).
 
         Raises:
             ValueError: the data, a layer or a sparsity does not fit, or the run would take more than ``max_memory``.
             RuntimeError: the solver fails.
             CheckpointError: ``resume_dir`` holds another run.
         """
-        return _Run(self, Calibration(calibration)).result()
+        return _Run(self, Calibration(calibration), None if held_out is None else Calibration(held_out)).result()
 
 
 class _Run:
     """One run: a copy of the model, the order of its layers, and what is known so far."""
 
-    def __init__(self, settings: CurvatureIHT, data: Calibration) -> None:
+    def __init__(self, settings: CurvatureIHT, data: Calibration, held_out: Calibration | None) -> None:
         self.start = time.perf_counter()
         self.settings = settings
         self.dense = settings.model
@@ -147,13 +159,23 @@ class _Run:
         with together(device):
             self.steps, order = find_steps(self.model, data, self.selection)
             first = next(data.batches())
-        self.train = Batches(data, None, settings.padding)
+        self.train, self.held_out = self._split(data, held_out)
         self.layers = [layer for step in self.steps for layer in step.layers]
         self.pruned = modules_of(self.layers)
         self.front = Front(self.model, find_units(self.model, self.steps, order), settings.activation_memory)
         self.memory = self._require_memory()
-        self.progress = Progress(settings.resume_dir, self._record(first), writes=rank() == 0)
+        self.progress = Progress(settings.resume_dir, self._record(first), device)
         self.reports: list[LayerReport] = []
+
+    def _split(self, data: Calibration, held_out: Calibration | None) -> tuple[Batches, Batches]:
+        """What to learn from, and what to compare rounds on."""
+        padding = self.settings.padding
+        if not self.settings.refine or held_out is not None:
+            return Batches(data, None, padding), Batches(held_out or data, None, padding)
+        if sum(1 for _ in zip(range(2), data.batches(), strict=False)) < 2:
+            return Batches(data, None, padding), Batches(data, None, padding)
+        train = Batches(data, lambda number: number % HELD_OUT_EVERY != 1, padding)
+        return train, Batches(data, lambda number: number % HELD_OUT_EVERY == 1, padding)
 
     def _require_memory(self) -> int:
         """State what the run takes beyond the model and the data."""
@@ -161,10 +183,12 @@ class _Run:
         masks = sum(layer.weight.numel() for layer in self.layers)
         work = max(work_bytes(layer, self.settings.options.dtype) for layer in self.layers)
         kept = self.settings.activation_memory if self.front.units else 0
-        total = copied + masks + work + 2 * CHUNK_BYTES + kept
+        rounds = Refinement.bytes_needed(self.layers) if self.settings.refine else 0
+        total = copied + masks + max(work, rounds) + 2 * CHUNK_BYTES + kept
         what = (
             f"CurvatureIHT: a copy of the model {copied / 1e6:.0f} MB, the largest Hessian and its solver "
-            f"{work / 1e6:.0f} MB, up to {kept / 1e6:.0f} MB of activations, {masks / 1e6:.0f} MB of masks"
+            f"{work / 1e6:.0f} MB (refinement {rounds / 1e6:.0f} MB), up to {kept / 1e6:.0f} MB of activations, "
+            f"{masks / 1e6:.0f} MB of masks"
         )
         require_memory(total, self.settings.max_memory, what)
         return total
@@ -181,9 +205,10 @@ class _Run:
             "seed": options.seed,
             "dtype": str(options.dtype),
             "solver": {key: repr(value) for key, value in sorted(options.extra.items())},
+            "refine": settings.refine,
             "padding": settings.padding,
             "weights": fingerprint([layer.weight for layer in self.layers]),
-            "data": fingerprint(first) if rank() == 0 else 0,
+            "data": fingerprint(first),
         }
 
     def result(self) -> CurvatureIHTResult:
@@ -192,6 +217,12 @@ class _Run:
             self._allocate()
         for number, step in enumerate(self.steps):
             self._step(number, step)
+        rounds: list[float] = []
+        best = 0
+        if self.settings.refine:
+            self.front.clear()
+            refinement = Refinement(self.dense, self.model, self.layers, self.train, self.held_out)
+            rounds, best = refinement.run(self.settings.refine, self.progress)
         nonzero = {f"{layer.name}.weight".lstrip("."): layer.weight.detach() != 0 for layer in self.layers}
         masks = Masks(self.model, nonzero)
         report = CurvatureIHTReport(
@@ -200,6 +231,8 @@ class _Run:
             time.perf_counter() - self.start,
             self.memory,
             self.selection.left,
+            rounds,
+            best,
         )
         return CurvatureIHTResult(self.model, report, masks)
 

@@ -81,8 +81,11 @@ class Layer:
 
     def matrix(self) -> Tensor:
         """The weight as the map of :func:`columns <sparse_accel.prune.moments.columns>`, a copy, [groups, R, C]."""
-        weight = self.weight.detach()
-        return (weight.t() if is_conv1d_linear(self.module) else weight).reshape(self.shape).clone()
+        return self.as_matrix(self.weight.detach()).clone()
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape as such a matrix."""
+        return (weight.t() if is_conv1d_linear(self.module) else weight).reshape(self.shape)
 
     def write(self, matrix: Tensor) -> None:
         """Put a matrix of :meth:`matrix`'s shape into the weight."""

@@ -7,10 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
+from sparse_accel.prune.curvature_iht_ranks import from_first, rank, together
 from sparse_accel.prune.curvature_iht_report import LayerReport
 from sparse_accel.prune.graph import CheckpointError
 from sparse_accel.prune.masks import read_json, read_tensors
@@ -26,18 +28,22 @@ class Progress:
     Args:
         directory: created if need be; None for no record.
         settings: JSON-able; a record of other settings is refused.
-        writes: whether this process writes (rank 0).
+        device: of the messages between ranks. Rank 0 alone reads and writes; the others hear from it.
 
     Raises:
         CheckpointError: the folder holds a damaged record, or one of another run.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None, settings: Mapping[str, Any], *, writes: bool = True
+        self, directory: str | os.PathLike[str] | None, settings: Mapping[str, Any], device: torch.device | None = None
     ) -> None:
-        self.directory = None if directory is None else Path(directory)
-        self.writes = writes
+        self.directory = None if directory is None or rank() else Path(directory)
+        self.device = torch.device("cpu") if device is None else device
         self.plan: dict[str, Any] = {"format": FORMAT, "version": VERSION, "settings": dict(settings), "done": {}}
+        with together(self.device):
+            self._open(settings)
+
+    def _open(self, settings: Mapping[str, Any]) -> None:
         if self.directory is None:
             return
         path = self.directory / FILE
@@ -51,7 +57,7 @@ class Progress:
                         f"got {_short(plan['settings'].get(key))}; give an empty folder to start anew"
                     )
             self.plan = plan
-        elif writes:
+        else:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._write()
 
@@ -61,14 +67,17 @@ class Progress:
         Raises:
             CheckpointError: its file is missing or damaged.
         """
-        entry = self.plan["done"].get(key)
-        if entry is None or self.directory is None:
-            return None
-        return read_tensors(self.directory / entry["file"]) if entry["file"] else {}, entry["notes"]
+        found = None
+        with together(self.device):
+            entry = self.plan["done"].get(key)
+            if entry is not None and self.directory is not None:
+                tensors = read_tensors(self.directory / entry["file"]) if entry["file"] else {}
+                found = tensors, entry["notes"]
+        return cast("tuple[dict[str, Tensor], dict[str, Any]] | None", from_first(found))
 
     def put(self, key: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Record a finished step; what was there before stays valid until this is whole."""
-        if self.directory is None or not self.writes:
+        if self.directory is None:
             return
         from safetensors.torch import save_file
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,24 @@ def broadcast_(tensor: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
+
+
+def from_first(value: Any) -> Any:
+    """What rank 0 has, on every rank."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        box = [value]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
+    return value
+
+
+def fewest(count: int, device: torch.device) -> int:
+    """The least of the ranks' numbers."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        least = torch.tensor(count, device=device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
+    return count
 
 
 @contextmanager

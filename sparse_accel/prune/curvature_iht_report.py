@@ -18,7 +18,8 @@ class LayerReport:
         kind: its class.
         shape: of its weight.
         kept: weights that were kept.
-        error: relative output error on the calibration inputs, ``tr(D H Dᵀ) / tr(W H Wᵀ)`` with D the change of W.
+        error: relative output error on the calibration inputs, ``tr(D H Dᵀ) / tr(W H Wᵀ)`` with D the change of W;
+            before any rounds of ``refine``.
         seconds: that the solver took.
         damping: that the Hessian needed, relative to its mean diagonal.
         columns: input columns (samples times positions) that its Hessian sums.
