@@ -64,18 +64,19 @@ class Refinement:
         return total
 
     def error(self) -> float:
-        """Squared error of the outputs on the held-out batches over all ranks, relative to the dense outputs."""
-        sums = torch.zeros(2, dtype=torch.float64)
+        """Squared error of the outputs on the held-out batches of all ranks, relative to the dense outputs; the mean over
+        the outputs of the model if it has several."""
+        sums: dict[int, Tensor] = {}  # by number of the output: squared error and energy
         with together(self.device), torch.no_grad(), self._in_eval():
             for batch in self._batches(self.held_out):
                 targets = self._outputs(self.dense, batch, self.held_out)
                 outputs = self._outputs(self.pruned, batch, self.held_out)
-                for target, output in zip(targets, outputs, strict=True):
-                    sums[0] += float((output.double() - target.double()).square().sum()) / _energy(target)
-                    sums[1] += 1
-        sums = sums.to(self.device) if self.device.type != "mps" else sums.float().to(self.device)
-        all_reduce_([sums])
-        return float(sums[0] / sums[1].clamp(min=1))
+                for index, (target, output) in enumerate(zip(targets, outputs, strict=True)):
+                    pair = torch.tensor([_square(output.double() - target.double()), _square(target)])
+                    sums[index] = sums.get(index, torch.zeros(2)) + pair
+        table = torch.stack([sums[index] for index in sorted(sums)]).to(self.device)
+        all_reduce_([table])
+        return float((table[:, 0] / table[:, 1].clamp(min=1e-30)).mean())
 
     def round(self) -> None:
         """One pass of steps over the training batches."""
@@ -265,12 +266,16 @@ class Refinement:
                 weight.copy_(value)
 
 
+def _square(tensor: Tensor) -> float:
+    return float(tensor.detach().double().square().sum())
+
+
 def _energy(target: Tensor) -> float:
-    return max(float(target.double().square().sum()), 1e-300)
+    return max(_square(target), 1e-300)
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(sum(float(t.detach().double().square().sum()) for t in tensors)) ** 0.5
+    return float(sum(_square(tensor) for tensor in tensors)) ** 0.5
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
