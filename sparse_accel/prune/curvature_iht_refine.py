@@ -64,8 +64,10 @@ class Refinement:
         return total
 
     def error(self) -> float:
-        """Squared error of the outputs on the held-out batches of all ranks, relative to the dense outputs; the mean over
-        the outputs of the model if it has several."""
+        """Squared error of the outputs on the held-out batches of all ranks, relative to the dense outputs.
+
+        Of several outputs, the mean.
+        """
         sums: dict[int, Tensor] = {}  # by number of the output: squared error and energy
         with together(self.device), torch.no_grad(), self._in_eval():
             for batch in self._batches(self.held_out):
