@@ -13,6 +13,7 @@ from typing import Any
 
 # Public name -> module of this package; imported at first use, because compact() needs this package's leaves.
 _PUBLIC: dict[str, str] = {
+    "Calibration": "calibration",
     "Consumer": "widths",
     "CurvatureIHT": "curvature_iht",
     "CurvatureIHTReport": "curvature_iht_report",

@@ -175,7 +175,7 @@ class ISpaSP:
 
         Args:
             calibration: inputs like those the model will see: a tensor, an iterable of model inputs, or a function
-                that returns one, see :class:`~sparse_accel.prune.calibration.Calibration`. Labels are not needed.
+                that returns one. ``Calibration(loader, select=lambda item: item[0])`` drops labels.
             batch_size: that a tensor is split into.
 
         Raises:
@@ -290,14 +290,17 @@ class ISpaSP:
         )
 
     def _state_memory(self, widths: list[Width], work: nn.Module, sites: dict[str, Site]) -> int:
-        """Bytes of the largest stage: its sums, and four matrices of that size for its solution."""
-        if not widths:
+        """Bytes of the largest stage: its sums, and four matrices over the columns of all consumers."""
+        needed: dict[str, int] = {}
+        for width in widths:
+            layers = make_layers(width, work, sites, self.settings, {})
+            columns = sum(layer.groups * layer.features for layer in layers)
+            needed[width.name] = sum(layer.nbytes for layer in layers) + 4 * 8 * columns**2
+        if not needed:
             return 0
-        needed = [sum(layer.nbytes for layer in make_layers(width, work, sites, self.settings, {})) for width in widths]
-        nbytes = 5 * max(needed)
-        largest = widths[needed.index(max(needed))].name
-        require_memory(nbytes, self.max_memory, f"the statistics of {largest}, the largest width")
-        return nbytes
+        largest = max(needed, key=lambda name: needed[name])
+        require_memory(needed[largest], self.max_memory, f"the statistics of {largest}, the largest width")
+        return needed[largest]
 
     def _result(
         self,
