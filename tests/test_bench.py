@@ -165,3 +165,19 @@ def test_wrong_arguments(argv, capsys):
         bench.main(argv)
     assert exit_.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_layerwise_compares_all_methods(tmp_path, capsys):
+    from bench import bench_layerwise
+
+    weight, hessian = bench_layerwise.made_layer(12, 16)
+    torch.save({"weight": weight, "hessian": hessian}, tmp_path / "layer.pt")
+    options = ["--seconds", "0", "--json", str(tmp_path / "rows.json")]
+    assert bench_layerwise.main(["--shapes", "12x16", "--sparsity", "0.5", "2:4", "input:0.5", *options]) == 0
+    made = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["method"] for row in made if row["sparsity"] == "2:4"} == set(bench_layerwise.METHODS)
+    assert all(row["error"] >= 0 and row["seconds"] > 0 for row in made)
+    assert bench_layerwise.main(["--hessian", str(tmp_path / "layer.pt"), "--sparsity", "0.5", *options]) == 0
+    real = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["error"] for row in real] == [row["error"] for row in made if row["sparsity"] == "0.5"]
+    assert "error / ADMM" in capsys.readouterr().out
