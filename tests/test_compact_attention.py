@@ -118,6 +118,51 @@ def test_single_head_without_a_view_keeps_queries_and_cuts_values() -> None:
     assert widths(small) == {"query": (6, 5), "key": (6, 5), "value": (6, 5), "out": (5, 6)}
 
 
+class StreamWidth(Attention):
+    """Joins the heads to the width of the stream, not to that of the heads."""
+
+    def __init__(self) -> None:
+        super().__init__("timm")
+        self.embed, self.head = nn.Linear(6, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+        return self.head(x + self.out(y))
+
+
+def test_sizes_of_other_channels_keep_the_heads() -> None:
+    model = randomize(StreamWidth())
+    with torch.no_grad():
+        model.out.weight[:, :8] = 0
+        model.head.weight[:, :3] = 0
+        model.qkv.weight[:, :3] = 0
+    result = compact_checked(model, torch.randn(2, 3, 6))
+    assert widths(result.model)["qkv"][1] == 48
+    assert any("asks for the size 16 where channels lie" in note for note in result.plan["notes"])
+
+
+def test_halves_by_a_measured_size() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Conv2d(2, 12, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x)
+            value, gate = y.split(y.shape[1] // 2, 1)
+            batch, channels, height, width = y.shape
+            swapped = y.view(batch, 2, channels // 2, height, width).flip(1).flatten(1, 2)
+            return self.down(value * gate.sigmoid()) + self.down(swapped[:, :6] if self.training else value)
+
+    model = randomize(Halves()).eval()
+    with torch.no_grad():
+        model.down.weight[:, 1:3] = 0
+    assert widths(compact_checked(model, torch.randn(2, 2, 4, 4)).model) == {"up": (2, 8), "down": (4, 2)}
+
+
 @pytest.mark.parametrize("normalized", [nn.LayerNorm(4), nn.RMSNorm(4)])
 def test_norms_within_heads(normalized: nn.Module) -> None:
     class Normed(Attention):

@@ -63,7 +63,7 @@ class Counted(Measured):
         if isinstance(other, Counted):
             return Counted.of(product, self.factors + other.factors, self.frozen)
         self.freeze()
-        return Measured.wrap(product)
+        return Measured.wrap(product, getattr(other, "sources", ()))
 
     __rmul__ = __mul__
 
@@ -84,17 +84,13 @@ def _freezing(name: str) -> Callable[..., Any]:
         for other in others:
             if isinstance(other, Counted):
                 other.freeze()
+        sources = sum((getattr(other, "sources", ()) for other in others), ())
         result = plain(self, *others)
-        return (
-            Measured.wrap(result)
-            if name in _STILL_MEASURED and any(isinstance(o, Measured) for o in others)
-            else result
-        )
+        return Measured.wrap(result, sources) if sources else result
 
     return method
 
 
-_STILL_MEASURED = frozenset(f"__{side}{name}__" for name in ("add", "sub", "floordiv", "mod") for side in ("", "r"))
 _ARITHMETIC = ("add", "sub", "floordiv", "mod", "truediv", "pow", "divmod", "and", "or", "xor", "lshift", "rshift")
 for _name in (
     *(f"__{side}{name}__" for name in _ARITHMETIC for side in ("", "r")),
@@ -126,26 +122,40 @@ def unmark_attributes(model: nn.Module) -> None:
                 vars(module)[key] = int(value)
 
 
-def free_dims(sizes: list[Any], varying: set[int]) -> set[int] | None:
-    """The dimensions, among those that hold channels, whose sizes follow a removal; None if that is unclear.
+def free_dims(call: Call, sizes: list[Any], labels: Tensor) -> set[int] | None:
+    """The dimensions of a result, among those that hold channels, whose sizes follow a removal; None if none does.
 
-    The others keep their sizes: a number in the code, the size of a head.
+    The others keep their sizes: a number in the code, the size of a head, the width of another tensor.
+
+    Args:
+        call: that asked for the sizes.
+        sizes: of the result.
+        labels: of the result.
     """
     counts: set[int] = set()
     measured: set[int] = set()
     attributes: set[int] = set()
-    for dim in varying:
+    for dim in (dim for dim, extent in enumerate(labels.shape) if extent > 1):
         size = sizes[dim]
         if isinstance(size, Counted):
             factor = size.chosen()
             if factor is not None:
                 (counts if factor.counts_heads else attributes).add(dim)
-        elif isinstance(size, Measured) or int(size) == -1:
+        elif int(size) == -1 or (isinstance(size, Measured) and same_channels(call, size, labels)):
             measured.add(dim)
     for free in (counts, measured, attributes):
         if free:
             return free if free is measured or len(free) == 1 else None
     return None
+
+
+def same_channels(call: Call, size: Measured, labels: Tensor) -> bool:
+    """Whether a size was read off tensors with the channels that the labels show, so that it is cut as they are."""
+    if not size.sources:
+        return False
+    slots = call.graph.slots
+    source = {root for known in size.sources for root in slots.roots(known.unique()).tolist()}
+    return source == set(slots.roots(labels.unique()).tolist())
 
 
 def count_sizes(call: Call, sizes: list[Any], labels: Tensor, dims: set[int]) -> bool:

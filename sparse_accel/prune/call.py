@@ -34,19 +34,49 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 class Measured(int):
-    """A size that the forward pass read off a tensor, or computed from such sizes: it follows the channels."""
+    """A size that the forward pass read off a tensor, or computed from such sizes: it follows the channels.
+
+    Attributes:
+        sources: labels of the tensors in whose dimensions of that size channels lie.
+    """
+
+    sources: tuple[Tensor, ...] = ()
 
     @staticmethod
-    def wrap(result: Any) -> Any:
-        """The sizes in what ``Tensor.size`` and the like return, as ``Measured``."""
-        if isinstance(result, torch.Size):
-            return torch.Size([Measured(size) for size in result])
-        return Measured(result) if type(result) is int else result
+    def wrap(result: Any, sources: tuple[Tensor, ...] = ()) -> Any:
+        """An integer as ``Measured``; anything else as it is."""
+        if type(result) is not int:
+            return result
+        made = Measured(result)
+        made.sources = sources
+        return made
 
 
-def _measured(name: str) -> Callable[[int, Any], Any]:
+def measure(result: Any, value: Value | None, dim: int | None) -> Any:
+    """What ``Tensor.size`` and the like return, as ``Measured``.
+
+    Args:
+        result: a number or all sizes.
+        value: what is known of the tensor.
+        dim: the dimension measured; None for all.
+    """
+    varying = set() if value is None else value.varying()
+
+    def sources(dims: set[int]) -> tuple[Tensor, ...]:
+        return (value.labels,) if value is not None and dims & varying else ()
+
+    if isinstance(result, torch.Size):
+        return torch.Size([Measured.wrap(size, sources({index})) for index, size in enumerate(result)])
+    return Measured.wrap(result, sources(varying if dim is None else {dim}))
+
+
+def _measured(name: str) -> Callable[[Measured, Any], Any]:
     plain = getattr(int, name)
-    return lambda self, other: Measured.wrap(plain(self, other))
+
+    def method(self: Measured, other: Any) -> Any:
+        return Measured.wrap(plain(self, other), self.sources + getattr(other, "sources", ()))
+
+    return method
 
 
 for _name in ("add", "sub", "mul", "floordiv", "mod"):

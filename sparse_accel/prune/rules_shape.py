@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel.prune.attributes import Counted, count_sizes, free_dims
+from sparse_accel.prune.attributes import Counted, count_sizes, free_dims, same_channels
 from sparse_accel.prune.call import Call, Measured, Results, rule, tree_tensors
 from sparse_accel.prune.rules_linear import channel_slots
 from sparse_accel.prune.slots import PINNED, Value, reduce_all, shrink, tie_along
@@ -82,8 +82,8 @@ def _asked_sizes(call: Call, ndim: int) -> list[Any] | None:
     sizes: Any = call.args[1:] or call.kwargs.get("size") or call.kwargs.get("shape")
     if call.name == "unflatten":
         dim, sizes = call.arg(1, "dim"), call.arg(2, "sizes")
-        source = list(call.arg(0, "input").shape)
-        return [Measured(size) for size in source[:dim]] + list(sizes) + [Measured(size) for size in source[dim:][1:]]
+        ndim = call.arg(0, "input").dim()
+        return [-1] * (dim % ndim) + list(sizes) + [-1] * (ndim - 1 - dim % ndim)  # the others stay as they are
     if not sizes or any(isinstance(size, torch.dtype) for size in sizes):
         return None
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
@@ -96,18 +96,19 @@ def _reshape(call: Call) -> Results:
     if sizes is None:
         return call.give_up("reinterprets the memory")
     moved = _moved(call)
-    varying = moved[0].varying()
+    labels, varying = moved[0].labels, moved[0].varying()
+    for size in sizes:
+        if isinstance(size, Measured) and not same_channels(call, size, labels):
+            for other in size.sources:  # of another tensor: a number that must not change
+                call.graph.slots.pin(other)
     if not varying:
         return moved
-    if all(isinstance(sizes[dim], Measured) and not isinstance(sizes[dim], Counted) for dim in varying):
-        return moved
-    free = free_dims(sizes, varying)
+    free = free_dims(call, sizes, labels)
     if free is None:
-        fixed = [sizes[dim] for dim in sorted(varying)]
+        fixed = int(sizes[min(varying)])
         return _keep_sizes(
-            call, f"asks for the size {int(fixed[0])} where channels lie (write -1, x.size() or flatten)"
+            call, f"asks for the size {fixed} where channels lie (write -1, flatten, or the size of the same tensor)"
         )
-    labels = moved[0].labels
     for dim in varying - free:  # of the same size before and after: blocks of channels go together
         labels = tie_along(call.graph.slots, labels, dim)
     if not count_sizes(call, sizes, labels, free):
@@ -146,6 +147,8 @@ def _split(call: Call) -> Results:
     dim = call.arg(2, "dim", 0) % len(source.shape)
     parts = source.shape[dim] // int(size) if isinstance(size, int) else 0
     if not isinstance(size, Measured) or source.varying() != {dim} or parts * int(size) != source.shape[dim]:
+        return _cut(call)
+    if not isinstance(size, Counted) and not same_channels(call, size, source.labels):
         return _cut(call)
     labels = source.labels.reshape(parts, -1)
     if not count_sizes(call, [size], labels[0], {0}):

@@ -27,7 +27,7 @@ from sparse_accel.prune import (  # noqa: F401  (the rules register themselves)
     rules_shape,
 )
 from sparse_accel.prune.attributes import Counted, mark_attributes
-from sparse_accel.prune.call import RULES, Call, Measured, run_model, tree_tensors
+from sparse_accel.prune.call import RULES, Call, measure, run_model, tree_tensors
 from sparse_accel.prune.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.prune.slots import Value
 
@@ -117,11 +117,22 @@ class Tracer(TorchFunctionMode):
             raise UnsupportedModelError(f"{self.where()}: sets an attribute of a tensor, which cannot be followed")
         result = func(*args, **kwargs)
         if name in _SIZES:
-            return Measured.wrap(result)
+            return self._measure(name, args, kwargs, result)
         if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             name = f"torch.ops {func}"
         self._record(Call(self, name, func, args, kwargs, result))
         return result
+
+    def _measure(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
+        """A size, with the labels of the channels that it counts."""
+        tensor = args[0] if args else kwargs.get("input", kwargs.get("self"))
+        value = self.values.get(tensor)
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        if name == "__len__":
+            dim = 0
+        elif isinstance(dim, int):
+            dim = dim % max(1, tensor.dim())
+        return measure(result, value, dim)
 
     def _record(self, call: Call) -> None:
         has_tensors = any(True for _ in tree_tensors(call.result))
