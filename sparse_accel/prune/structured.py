@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparse_accel.compact import copy_model
 from sparse_accel.prune.calibration import Calibration, require_memory
 from sparse_accel.prune.graph import CompactError
 from sparse_accel.prune.remove import find_widths, remove_units
@@ -186,7 +186,7 @@ class ISpaSP:
         start = time.perf_counter()
         data = Calibration(calibration, batch_size)
         dense = self.model
-        work = copy.deepcopy(dense).eval()
+        work = copy_model(dense).eval()
         found = find_widths(work, self.example_inputs)
         notes: list[str] = []
         widths = self._chosen(list(found), notes)

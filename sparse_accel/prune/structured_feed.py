@@ -127,12 +127,13 @@ def relu_aware(
                 now = weight[:, :, at].to(columns) @ few + shift.to(columns).reshape(layer.groups, -1, 1)
                 target = torch.where(wanted > 0, wanted + free, torch.minimum(now, free))
                 cross, total = sums[layer.name]
-                cross[:, :, at] += (target @ (few - layer.mean[:, at, None].to(columns)).mT).double()
-            total += target.double().sum(2)
+                cross[:, :, at] += (target @ few.mT).double()
+            total += target.sum(2, dtype=torch.float64)
 
         feed.run(visit)
         for layer in layers:
             cross, total = sums[layer.name]
             all_reduce_([cross, total])
+            cross -= total[..., None] * layer.mean[:, None, :]  # centred here: the pass spares a copy of the columns
             weight = layer.fit(kept, ridge, cross)
             solutions[layer.name] = weight, layer.intercept(weight, total / max(1, layer.gram.count))

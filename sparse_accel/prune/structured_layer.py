@@ -146,7 +146,7 @@ class Layer:
             return
         target = wanted if short is None else wanted - short
         self.gram.update(columns, target)
-        self._square += target.double().square().sum(2)
+        self._square += target.square().sum(2, dtype=torch.float64)
 
     def finish(self) -> None:
         """Join the moments of all ranks, and take what selection and refit need from them."""
