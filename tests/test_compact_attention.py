@@ -12,6 +12,8 @@ from prune_models import Attention, hugging_face
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_accel.prune.trace import trace
+
 STYLES = ("chunk", "product", "unflatten", "einsum", "timm")
 
 
@@ -179,3 +181,10 @@ def test_norms_within_heads(normalized: nn.Module) -> None:
     with torch.no_grad():
         model.out.weight[:, :8] = 0
     assert widths(compact_checked(model, torch.randn(2, 3, 16)).model)["out"] == (8, 16)
+
+
+def test_attributes_are_plain_integers_again() -> None:
+    model = randomize(Attention("chunk"))
+    small = compact_checked(model, torch.randn(2, 3, 16)).model
+    trace(model.eval(), torch.randn(2, 3, 16))
+    assert {type(net.num_heads) for net in (model, small)} == {int}

@@ -13,6 +13,7 @@ from compact_models import Mlp, ResNet, ResNeXt, Sequence, randomize
 from torch import Tensor, nn
 
 import sparse_accel as sa
+from sparse_accel.compact import CompactError, OutputMismatchError, UnsupportedModelError
 from sparse_accel.prune import Width, Widths, find_widths, remove_units
 
 
@@ -131,6 +132,85 @@ def test_groups_stay_equally_wide() -> None:
     assert width.balance.shape == (3, 4)
     with pytest.raises(ValueError, match=r"equally many units of each of the 3 groups, got \[2, 1, 1\]"):
         remove_units(model, torch.randn(1, 3, 6, 6), {"reduce": [0, 1, 4, 8]})
+
+
+class ConcatThenGroups(nn.Module):
+    """The groups of a convolution read different layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1)
+        self.grouped, self.out = nn.Conv2d(8, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.grouped(torch.relu(torch.cat([self.a(x), self.b(x)], 1)))))
+
+
+def test_groups_of_several_layers_are_refused_by_name() -> None:
+    widths = find_widths(randomize(ConcatThenGroups()), torch.randn(1, 2, 3, 3))
+    assert [width.name for width in widths] == ["grouped"]
+    assert "groups of grouped cannot stay equally wide" in widths.refused["a"]
+    with pytest.raises(ValueError, match=r"a: no width of this name: .*groups of grouped"):
+        remove_units(randomize(ConcatThenGroups()), torch.randn(1, 2, 3, 3), {"a": [0]})
+
+
+class Stubborn(nn.Module):
+    """Insists on its width, or on its values."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        if self.kind == "width" and y.shape[1] != 6:
+            raise ValueError("six, please")
+        if self.kind == "fails":
+            return self.b(self.a(y))
+        if self.kind == "values" and y.shape[1] != 6:
+            return self.b(y) + 1
+        return self.b(y)
+
+
+@pytest.mark.parametrize(
+    "kind, error, message",
+    [
+        ("width", CompactError, "does not run: ValueError: six, please"),
+        ("values", OutputMismatchError, "output 0: expected a difference of at most"),
+        ("fails", UnsupportedModelError, r"a \(Linear\): the forward pass on example_inputs failed"),
+    ],
+)
+def test_models_that_cannot_be_cut_stay_as_they_are(kind: str, error: type[Exception], message: str) -> None:
+    model = randomize(Stubborn(kind))
+    before = snapshot(model)
+    with pytest.raises(error, match=message):
+        remove_units(model, torch.randn(3, 4), {"a": [0, 2]})
+    assert_unchanged(model, before)
+
+
+def test_without_verification_the_caller_decides() -> None:
+    result = remove_units(randomize(Stubborn("values")), torch.randn(3, 4), {"a": [0, 2]}, verify=False)
+    assert result.model.b.in_features == 2
+    assert result.max_abs_diff != result.max_abs_diff
+    tolerant = remove_units(randomize(Stubborn("values")), torch.randn(3, 4), {"a": [0, 2]}, tolerance=2.0)
+    assert tolerant.max_abs_diff == pytest.approx(1.0)
+
+
+def test_weights_computed_in_the_forward_pass_are_refused() -> None:
+    model = randomize(Mlp())
+    nn.utils.parametrizations.weight_norm(model.b)
+    widths = find_widths(model, torch.randn(2, 6))
+    assert [width.name for width in widths] == []
+    assert "parametrization" in widths.refused["b"]
+
+
+def test_norm_over_a_width_keeps_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    widths = find_widths(randomize(model), torch.randn(2, 4))
+    assert [width.name for width in widths] == ["2"]
+    assert widths.refused["1"].startswith("1 (LayerNorm): layer_norm: its statistics join the channels")
+    assert set(widths.refused) == {"0", "1", "4"}
 
 
 def test_optimizer_and_new_bias_follow(tmp_path: Path) -> None:

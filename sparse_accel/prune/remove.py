@@ -20,7 +20,8 @@ from sparse_accel.prune.liveness import Decision
 from sparse_accel.prune.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.prune.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.prune.trace import trace
-from sparse_accel.prune.widths import Widths, tie_for_removal, widths_of
+from sparse_accel.prune.width_search import tie_for_removal, widths_of
+from sparse_accel.prune.widths import Widths
 
 
 @dataclass
@@ -66,7 +67,20 @@ class RemovalResult:
 def find_widths(model: nn.Module, example_inputs: Any) -> Widths:
     """Every width of a model of which units can be removed physically.
 
-    The model is run once; see :class:`~sparse_accel.prune.widths.Width` for what is found.
+    The model is run once; see :class:`~sparse_accel.prune.widths.Width` for what is found. The units of a width are
+
+    - channels, with all that is tied to them: their filters (gate and up projection of a gated MLP, every layer whose
+      outputs are added), norms, and what reads them. A flattened channel owns several columns of its reader, both
+      channels of a depthwise convolution are one, the groups of other grouped convolutions stay equally wide.
+    - attention heads (``F.scaled_dot_product_attention``, or products of activations by ``matmul``, ``bmm`` or
+      ``einsum``), with their rows of the query, key and value projections and their columns of the output projection.
+      Where query heads share keys and values, a unit is a key-value head with all query heads that it serves, so that
+      their ratio stays; position biases tie the heads of all layers that use them.
+
+    Not found, with the reason in ``refused`` or ``notes``: channels that appear in an output or that an operation
+    without an analysis takes, widths over which a LayerNorm or an RMSNorm runs, weights computed in the forward pass,
+    heads of ``nn.MultiheadAttention`` (whose sizes are those of its input), of attention with a single key-value head,
+    or of code that computes with the number of heads (``width // num_heads``).
 
     Args:
         model: in train or eval mode; neither it nor its mode changes.

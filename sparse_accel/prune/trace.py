@@ -26,7 +26,7 @@ from sparse_accel.prune import (  # noqa: F401  (the rules register themselves)
     rules_linear,
     rules_shape,
 )
-from sparse_accel.prune.attributes import Counted, mark_attributes
+from sparse_accel.prune.attributes import Counted, mark_attributes, unmark_attributes
 from sparse_accel.prune.call import RULES, Call, measure, run_model, tree_tensors
 from sparse_accel.prune.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.prune.slots import Value
@@ -277,12 +277,15 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     """
     _refuse_wrappers(model)
     tracer = Tracer(model)
-    outputs = tracer.run(example_inputs)
-    if not outputs:
-        raise UnsupportedModelError("the model's output holds no tensor")
-    _settle_folds(tracer)
-    if any(name not in tracer.parameter_uses for name, _ in model.named_parameters()):
-        tracer.run_in_train_mode(example_inputs)
+    try:
+        outputs = tracer.run(example_inputs)
+        if not outputs:
+            raise UnsupportedModelError("the model's output holds no tensor")
+        _settle_folds(tracer)
+        if any(name not in tracer.parameter_uses for name, _ in model.named_parameters()):
+            tracer.run_in_train_mode(example_inputs)
+    finally:
+        unmark_attributes(model)
     tracer.graph.settle_attributes()
     return tracer.graph, outputs
 
