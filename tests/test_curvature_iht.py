@@ -377,6 +377,8 @@ def test_what_cannot_be_pruned_is_left_or_refused():
         ({"model": "net"}, TypeError, "model: expected a torch.nn.Module"),
         ({"model": nn.ReLU()}, ValueError, "at least one"),
         ({"allocation": "even"}, ValueError, "allocation: expected"),
+        ({"max_memory": "1 GB"}, ValueError, "max_memory"),
+        ({"activation_memory": None}, ValueError, "activation_memory"),
         ({"refine": -1}, ValueError, "refine"),
         ({"refine": True}, ValueError, "refine"),
         ({"dtype": torch.float16}, ValueError, "dtype"),
@@ -406,6 +408,35 @@ def test_failures_name_the_layer_and_change_nothing(sparsity, data, message):
         CurvatureIHT(net, sparsity).run(data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_models_that_cannot_be_copied():
+    net = nn.Linear(4, 2)
+    net.cached = net.weight * 2
+    with pytest.raises(ValueError, match="model: cannot be copied"):
+        CurvatureIHT(net, 0.5).run(torch.randn(8, 4))
+
+
+class Residual(nn.Module):
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.linear, self.in_place = nn.Linear(6, 6), in_place
+
+    def forward(self, x):
+        y = F.relu(self.linear(x))
+        return x.add_(y) if self.in_place else x + y
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_residual_blocks(in_place, caplog):
+    net, x = nn.Sequential(*[Residual(in_place) for _ in range(4)]), correlated(40, 6)
+    data = lambda: [part.clone() for part in x.split(10)]  # noqa: E731
+    plain = CurvatureIHT(net, 0.5, activation_memory=0).run(data).model
+    with caplog.at_level("INFO", "sparse_accel"):
+        other = CurvatureIHT(net, 0.5).run(data).model
+    assert any("changes its inputs" in message for message in caplog.messages) == in_place
+    for a, b in zip(plain.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_memory_is_stated_and_bounded(caplog):

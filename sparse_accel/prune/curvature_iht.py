@@ -17,7 +17,7 @@ from sparse_accel.prune.calibration import Calibration, require_memory
 from sparse_accel.prune.curvature_iht_allocate import allocate
 from sparse_accel.prune.curvature_iht_data import Batches, fingerprint
 from sparse_accel.prune.curvature_iht_front import Front, find_units, modules_of
-from sparse_accel.prune.curvature_iht_layers import Layer, Selection, Step, Targets, find_steps, select_layers
+from sparse_accel.prune.curvature_iht_layers import Layer, Step, Targets, find_steps, select_layers
 from sparse_accel.prune.curvature_iht_progress import Progress, notes_of, reports_of
 from sparse_accel.prune.curvature_iht_ranks import broadcast_, together
 from sparse_accel.prune.curvature_iht_refine import Refinement
@@ -112,6 +112,10 @@ class CurvatureIHT:
             raise ValueError(f"allocation: expected 'uniform' or 'global', got {allocation!r}")
         if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
             raise ValueError(f"refine: expected a number of rounds, got {refine!r}")
+        for name, bytes_ in (("max_memory", max_memory), ("activation_memory", activation_memory)):
+            optional = bytes_ is None and name == "max_memory"
+            if not optional and (isinstance(bytes_, bool) or not isinstance(bytes_, int) or bytes_ < 0):
+                raise ValueError(f"{name}: expected a number of bytes, got {bytes_!r}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -151,7 +155,10 @@ class _Run:
         self.start = time.perf_counter()
         self.settings = settings
         self.dense = settings.model
-        self.model = copy.deepcopy(settings.model)
+        try:
+            self.model = copy.deepcopy(settings.model)
+        except Exception as error:
+            raise ValueError(f"model: cannot be copied: copy.deepcopy: {error}") from error
         for parameter in self.model.parameters():
             parameter.grad = None
         self.selection = select_layers(self.model, settings.targets, settings.skip, settings.sparsity)
@@ -296,4 +303,4 @@ def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
     )
 
 
-__all__ = ["CurvatureIHT", "CurvatureIHTReport", "CurvatureIHTResult", "LayerReport", "Selection"]
+__all__ = ["CurvatureIHT", "CurvatureIHTReport", "CurvatureIHTResult", "LayerReport"]
