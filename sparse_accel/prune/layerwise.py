@@ -17,7 +17,7 @@ from sparse_accel.prune.layerwise_baselines import admm, magnitude, sparsegpt
 from sparse_accel.prune.layerwise_groups import whole_columns, whole_rows
 from sparse_accel.prune.layerwise_iht import curvature_iht
 from sparse_accel.prune.layerwise_obs import obs
-from sparse_accel.prune.layerwise_problem import LayerProblem, masked_cg
+from sparse_accel.prune.layerwise_problem import LayerProblem, conjugate_gradients
 from sparse_accel.prune.targets import GroupSparsity, Projection, Rows, Sparsity, parse
 
 __all__ = ["GroupSparsity", "LayerInfo", "Rows", "layerwise_solve"]
@@ -31,7 +31,7 @@ class _Method(NamedTuple):
 
 # where the caller does not say
 DEFAULTS: dict[str, _Method] = {
-    "iht": _Method(1e-3, 10, 1e-3),
+    "iht": _Method(1e-3, 10, 2e-3),
     "magnitude": _Method(1e-3, 0, 0.0),
     "sparsegpt": _Method(1e-2, 0, 0.0),
     "obs": _Method(1e-3, 0, 0.0),
@@ -166,5 +166,5 @@ def _solve(
         scaled, mask = {"magnitude": magnitude, "sparsegpt": sparsegpt, "obs": obs}[method](problem, target)
     steps, least = (DEFAULTS[method].refit, DEFAULTS[method].least) if refit is None else (refit, 0.0)
     if steps:
-        scaled, steps = masked_cg(problem.weight, mask, problem.hessian, steps, scaled, least)
+        scaled, steps = conjugate_gradients(problem.weight, mask, problem.hessian, steps, scaled, least)
     return problem.solution(scaled), run, steps

@@ -73,7 +73,11 @@ class LayerProblem:
 
     def solution(self, scaled: Tensor) -> Tensor:
         """The weight in the dtype of the original from one in scaled coordinates, which is overwritten."""
-        return scaled.div_(self.scale).mul_(self.size).to(self.original.dtype)
+        solution = scaled.div_(self.scale).mul_(self.size).to(self.original.dtype)
+        if self.dead:  # their kept weights, to the bit
+            columns = (~self.alive).nonzero().flatten()
+            solution[:, columns] = self.original[:, columns] * (solution[:, columns] != 0)
+        return solution
 
     def error(self, weight: Tensor) -> float:
         """``tr((W - W0) H (W - W0)^T) / tr(W0 H W0^T)`` with H as given, in float64; 0 / 0 is 0."""
@@ -130,7 +134,7 @@ def _check(weight: Tensor, hessian: Tensor, damping: float) -> None:
         raise ValueError(f"hessian: expected a symmetric matrix, got entries that differ by {skew:.3g}")
 
 
-def masked_cg(
+def conjugate_gradients(
     weight: Tensor, mask: Tensor, hessian: Tensor, steps: int, start: Tensor | None = None, least: float = 0.0
 ) -> tuple[Tensor, int]:
     """``argmin tr((X - W) H (X - W)^T)`` over X on the mask, by conjugate gradients, every row on its own.
