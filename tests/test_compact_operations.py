@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from compact_checks import compact_checked, widths
@@ -301,3 +302,19 @@ def test_precision_settings_come_back() -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     assert seen[:2] == ["ieee", "ieee"]  # both models that are compared
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_patches_of_channels(batched: bool) -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 5, 1), nn.Linear(5 * 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.unfold(torch.relu(self.a(x)), 2, stride=2).transpose(-2, -1))
+
+    model = randomize(Patches())
+    unread(model.b, (1, 3), width=4)
+    small = compact_checked(model, torch.randn(3, 2, 4, 4) if batched else torch.randn(2, 4, 4)).model
+    assert widths(small) == ({"a": (2, 3), "b": (12, 3)} if batched else widths(model))

@@ -154,6 +154,14 @@ def test_configurations_follow_where_all_layers_agree(name: str, tmp_path: Path)
     assert remove_units(model, example, {one: range(5)}).model.config.intermediate_size == 48
 
 
+def test_heads_that_the_model_shows_stay() -> None:
+    pytest.importorskip("transformers")
+    model, example = hugging_face("bert", "eager")
+    widths = find_widths(model.eval(), {**example, "output_attentions": True})
+    assert {width.kind for width in widths} == {"channels"}
+    assert "encoder.layer.0.attention.self.query" in widths.refused
+
+
 def test_multihead_attention_is_refused_by_name() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     widths = find_widths(layer, torch.randn(2, 3, 8))

@@ -159,6 +159,8 @@ def _split(call: Call) -> Results:
 
 @rule("split_with_sizes", "tensor_split", "unbind", "narrow", "select", "roll", "unfold")
 def _cut(call: Call) -> Results:
+    if call.func is torch.nn.functional.unfold:
+        return _patches(call)
     source = call.value()
     position, default = {"unbind": (1, 0), "narrow": (1, 0), "select": (1, 0), "unfold": (1, 0), "roll": (2, None)}.get(
         call.name, (2, 0)
@@ -168,6 +170,16 @@ def _cut(call: Call) -> Results:
     if dims is None or any(d % len(source.shape) in source.varying() for d in dims):
         return _keep_sizes(call, "cuts the channels by fixed sizes")
     return _moved(call)
+
+
+def _patches(call: Call) -> Results:
+    """``F.unfold``: [batch, channels, ...] to [batch, channels times positions of the window, windows]."""
+    source = call.value()
+    if call.result.dim() != 3 or source.varying() != {1}:
+        return call.give_up("mixes the channels, which are kept")
+    times = call.result.shape[1] // source.shape[1]
+    labels = source.labels.reshape(1, -1, 1).repeat_interleave(times, 1)
+    return Value(call.result.shape, labels, torch.zeros([1] * 3, dtype=torch.bool))
 
 
 def _index_width(item: Any) -> int:
