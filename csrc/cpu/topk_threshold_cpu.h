@@ -59,22 +59,14 @@ static bool sample(const TopkSource& source, int64_t size, int64_t number, void*
 }
 
 template <class T, TopkKind kind>
-static void classify(const TopkSource& source, int64_t begin, int64_t count, double low, double high, void* between,
+static void classify(const TopkSource& source, int64_t begin, int64_t count, double low, double high, void* inside,
                      TopkCounts* counts) {
-  classify_scores(Scores<T, kind>(source, begin), count, low, high, static_cast<Acc<T>*>(between), counts);
-}
-
-inline void write_word(bool* mask, uint64_t bits, int64_t i, int64_t count) {
-  if (i + kTopkWord <= count) {
-    spread_bits(bits, mask + i);
-  } else {
-    for (; i < count; ++i, bits >>= 1) mask[i] = bits & 1;
-  }
+  classify_scores(Scores<T, kind>(source, begin), count, low, high, static_cast<Acc<T>*>(inside), counts);
 }
 
 template <class T, TopkKind kind>
 static int64_t keep(const TopkSource& source, int64_t begin, int64_t count, double threshold_, int64_t ties,
-                    bool* mask) {
+                    const TopkTarget& target) {
   using A = Acc<T>;
   const Vec<A> threshold(static_cast<A>(threshold_));
   const auto bits_of = [&](const auto& word, auto order) {
@@ -89,7 +81,7 @@ static int64_t keep(const TopkSource& source, int64_t begin, int64_t count, doub
   const Scores<T, kind> scores(source, begin);
   if (ties == kAllTies) {
     for_words(scores, count,
-              [&](const auto& word, int64_t i, uint64_t) { write_word(mask, bits_of(word, NotBelow()), i, count); });
+              [&](const auto& word, int64_t i, uint64_t) { apply(bits_of(word, NotBelow()), target, i, count); });
     return ties;
   }
   for_words(scores, count, [&](const auto& word, int64_t i, uint64_t there) {
@@ -98,7 +90,7 @@ static int64_t keep(const TopkSource& source, int64_t begin, int64_t count, doub
       uint64_t equal = bits_of(word, NotBelow()) & ~bits & there;
       for (; equal && ties > 0; --ties, equal &= equal - 1) bits |= equal & -equal;
     }
-    write_word(mask, bits, i, count);
+    apply(bits, target, i, count);
   });
   return ties;
 }
@@ -106,7 +98,8 @@ static int64_t keep(const TopkSource& source, int64_t begin, int64_t count, doub
 // Blocks that lie within vectors: each number against its neighbours, block by block around. An integer of a few bits
 // per number, one bit of all numbers in a word, counts those that come before it.
 template <class T, TopkKind kind>
-static void keep_blocks_around(const TopkSource& source, int64_t begin, int64_t count, int n, int m, bool* mask) {
+static void keep_blocks_around(const TopkSource& source, int64_t begin, int64_t count, int n, int m,
+                               const TopkTarget& target) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   Permutation turn[lanes];
@@ -141,18 +134,37 @@ static void keep_blocks_around(const TopkSource& source, int64_t begin, int64_t 
       less |= equal & bit & ~digit[d];
       equal &= ~(bit ^ digit[d]);
     }
-    write_word(mask, less, i, count);
+    apply(less, target, i, count);
   });
+}
+
+template <class Word>
+static void zero_words(Word* x, const bool* mask, int64_t count) {
+  const auto* const flag = reinterpret_cast<const uint8_t*>(mask);
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) x[i] &= static_cast<Word>(-static_cast<Word>(flag[i]));
+}
+
+static void zero_outside(const TopkTarget& target, int64_t count) {
+  if (target.x_bytes == 4) {
+    zero_words(static_cast<uint32_t*>(target.x), target.mask, count);
+  } else if (target.x_bytes == 2) {
+    zero_words(static_cast<uint16_t*>(target.x), target.mask, count);
+  } else {
+    zero_words(static_cast<uint64_t*>(target.x), target.mask, count);
+  }
 }
 
 // Any block: 16 of them side by side.
 template <class T, TopkKind kind>
-static void keep_blocks_across(const TopkSource& source, int64_t begin, int64_t count, int n, int m, bool* mask) {
+static void keep_blocks_across(const TopkSource& source, int64_t begin, int64_t count, int n, int m,
+                               const TopkTarget& target) {
   using A = Acc<T>;
   using Count = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
   constexpr int64_t side = 16, most = 32;
   A tile[most * side], across[most][side];
   Count rank[most][side];
+  bool* const mask = target.mask;
   for (int64_t first = 0; first < count; first += side * m) {
     const int64_t blocks = count - first < side * m ? (count - first) / m : side;
     read<T, kind>(source, begin + first, blocks * m, tile);
@@ -175,23 +187,18 @@ static void keep_blocks_across(const TopkSource& source, int64_t begin, int64_t 
     for (int64_t b = 0; b < blocks; ++b) {
       for (int i = 0; i < m; ++i) mask[first + b * m + i] = rank[i][b] < n;
     }
+    char* const x = static_cast<char*>(target.x) + first * target.x_bytes;
+    zero_outside({x, target.x_bytes, mask + first}, blocks * m);
   }
 }
 
 template <class T, TopkKind kind>
-static void keep_blocks(const TopkSource& source, int64_t begin, int64_t count, int n, int m, bool* mask) {
+static void keep_blocks(const TopkSource& source, int64_t begin, int64_t count, int n, int m,
+                        const TopkTarget& target) {
   if constexpr (kHasPermute<Acc<T>>) {
-    if (m <= kLanes<T> && (m & (m - 1)) == 0) return keep_blocks_around<T, kind>(source, begin, count, n, m, mask);
+    if (m <= kLanes<T> && (m & (m - 1)) == 0) return keep_blocks_around<T, kind>(source, begin, count, n, m, target);
   }
-  keep_blocks_across<T, kind>(source, begin, count, n, m, mask);
-}
-
-template <class Word>
-static void zero_outside(void* x_, const bool* mask, int64_t count) {
-  Word* const x = static_cast<Word*>(x_);
-  const auto* const flag = reinterpret_cast<const uint8_t*>(mask);
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) x[i] &= static_cast<Word>(-static_cast<Word>(flag[i]));
+  keep_blocks_across<T, kind>(source, begin, count, n, m, target);
 }
 
 // [kind][dtype], dtypes in the order of dtype_index.
@@ -209,7 +216,7 @@ static const TopkKernels topk_table = {SPARSE_ACCEL_TOPK(has_nan),
                                        SPARSE_ACCEL_TOPK(keep_blocks),
                                        {&select<float>, &select<double>},
                                        {&count_equal<float>, &count_equal<double>},
-                                       {&zero_outside<uint16_t>, &zero_outside<uint32_t>, &zero_outside<uint64_t>}};
+                                       &zero_outside};
 
 #undef SPARSE_ACCEL_TOPK
 #undef SPARSE_ACCEL_TOPK_DTYPES

@@ -12,22 +12,26 @@ constexpr int kTopkKinds = 3;
 
 struct TopkSource {
   const void* data;
-  const void*
-      scale;       // [period + kTopkWord] in the compute type, periodic: the factor of element i is scale[i % period]
-  int64_t period;  // >= kTopkWord
+  const void* scale;  // [period + kTopkWord] in the compute type, periodic: element i has the factor scale[i % period]
+  int64_t period;     // >= kTopkWord
 };
 
+// Where results go, from a range's first element on.
+struct TopkTarget {
+  void* x;
+  int64_t x_bytes;  // of an element: 2, 4 or 8
+  bool* mask;
+};
+
+constexpr int64_t kTopkAhead = 4096;  // how far ahead memory is fetched, in bytes
 constexpr int64_t kTopkWord = 64;     // elements that are looked at together
-constexpr int64_t kTopkBlock = 2048;  // elements that stay in the innermost cache from scores to values
 
 constexpr int64_t kAllTies = INT64_MAX;
 
-// How many numbers lie where about a bracket [low, high]. Those strictly between are copied out.
+// How many numbers lie above a bracket [low, high] and in it. Those in it are copied out.
 struct TopkCounts {
   int64_t above;
-  int64_t at_high;
-  int64_t between;
-  int64_t at_low;
+  int64_t inside;
   bool has_nan;
 };
 
@@ -41,10 +45,8 @@ struct TopkRank {
 // Elements of the compute type that `select` needs to work on.
 SPARSE_ACCEL_HOST_DEVICE int64_t topk_scratch(int64_t n) { return 2 * (n + kTopkWord) + n + 1024; }
 
-// How many of n numbers are drawn to bracket one of them: beyond a word, half of n^(2/3) balances drawing against what
-// is left between.
+// How many of n numbers are drawn to bracket one of them: half of n^(2/3) balances drawing against what is left inside.
 SPARSE_ACCEL_HOST_DEVICE int64_t topk_sample_size(int64_t n) {
-  if (n <= 8192) return kTopkWord;
   const double root = __builtin_cbrt(double(n));
   return static_cast<int64_t>(0.5 * root * root);
 }
@@ -68,14 +70,14 @@ SPARSE_ACCEL_HOST_DEVICE TopkRanks topk_bracket(int64_t n, int64_t k, int64_t sa
   return {high < 1 ? 0 : static_cast<int64_t>(high), static_cast<int64_t>(low) + 1};
 }
 
-// Whether the k-th largest of n lies outside the bracket; moves the bracket to where it is.
+// Whether the k-th largest lies outside the bracket; moves the bracket to where it is.
 SPARSE_ACCEL_HOST_DEVICE bool topk_miss(const TopkCounts& counts, int64_t k, double& low, double& high) {
   if (k <= counts.above) {
     low = high;
     high = __builtin_inf();
     return true;
   }
-  if (k > counts.above + counts.at_high + counts.between + counts.at_low) {
+  if (k > counts.above + counts.inside) {
     high = low;
     low = -__builtin_inf();
     return true;
@@ -83,23 +85,8 @@ SPARSE_ACCEL_HOST_DEVICE bool topk_miss(const TopkCounts& counts, int64_t k, dou
   return false;
 }
 
-// Whether the k-th largest is an end of the bracket. If not, rank.wanted is its rank among the numbers between.
-SPARSE_ACCEL_HOST_DEVICE bool topk_locate(const TopkCounts& counts, int64_t k, double low, double high,
-                                          TopkRank& rank) {
-  k -= counts.above;
-  if (k <= counts.at_high) {
-    rank = {high, k, counts.at_high};
-    return true;
-  }
-  k -= counts.at_high;
-  rank = {low, k - counts.between, counts.at_low};
-  if (k > counts.between) return true;
-  rank.wanted = k;
-  return false;
-}
-
 // Ranges are [begin, begin + count) of the source. Numbers in and out are in the compute type; a buffer that receives
-// `between` has room for kTopkWord more.
+// what is inside has room for kTopkWord more.
 struct TopkKernels {
   bool (*has_nan[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count);
   // Copies scores out; whether there was NaN among them.
@@ -107,18 +94,18 @@ struct TopkKernels {
   // `number` scores spread over [0, size), the same for the same size; whether there was NaN among them.
   bool (*sample[kTopkKinds][4])(const TopkSource&, int64_t size, int64_t number, void* out);
   void (*classify[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, double low, double high,
-                                  void* between, TopkCounts*);
-  // mask = score > threshold, or equal to it and among the first `ties` of those. Returns how many of `ties` are left.
+                                  void* inside, TopkCounts*);
+  // Keeps scores > threshold, and the first `ties` of those equal to it. Returns how many ties are left.
   int64_t (*keep[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, double threshold, int64_t ties,
-                                 bool* mask);
-  // mask = among the n largest of its m neighbours; count is a multiple of m.
-  void (*keep_blocks[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, int n, int m, bool* mask);
+                                 const TopkTarget&);
+  // Keeps the n largest of every m neighbours; count is a multiple of m.
+  void (*keep_blocks[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, int n, int m, const TopkTarget&);
   // The k-th largest of numbers[0 .. n), 1 <= k <= n, without NaN; they stay as they are.
   TopkRank (*select[2])(const void* numbers, int64_t n, int64_t k, void* scratch);
   // How many numbers equal the value.
   int64_t (*count_equal[2])(const void* numbers, int64_t n, double value);
-  // x = mask ? x : 0, for elements of 2, 4 and 8 bytes.
-  void (*zero_outside[3])(void* x, const bool* mask, int64_t count);
+  // x = mask ? x : 0
+  void (*zero_outside)(const TopkTarget&, int64_t count);
 };
 
 // Null where that instruction set was not compiled in.

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kGrain = 16384;         // elements that are worth a thread
 constexpr int64_t kInCache = 32768;       // rows up to here are read into a buffer, and searched there
 constexpr int64_t kInCacheMany = 131072;  // and up to here where there is one for every thread
-constexpr int64_t kChunk = 16384;         // elements that share a count of ties; a multiple of kTopkBlock
+constexpr int64_t kChunk = 16384;         // elements that share a count of ties
 
 const TopkKernels& topk_kernels() {
   static const TopkKernels& chosen = []() -> const TopkKernels& {
@@ -69,9 +69,9 @@ class Run {
   bool sample(int64_t size, int64_t number, void* out) const {
     return kernels_.sample[kind_][task_.dtype](source_, size, number, out);
   }
-  TopkCounts classify(int64_t begin, int64_t count, double low, double high, void* between) const {
+  TopkCounts classify(int64_t begin, int64_t count, double low, double high, void* inside) const {
     TopkCounts counts{};
-    kernels_.classify[kind_][task_.dtype](source_, begin, count, low, high, between, &counts);
+    kernels_.classify[kind_][task_.dtype](source_, begin, count, low, high, inside, &counts);
     return counts;
   }
   TopkRank select(const void* numbers, int64_t n, int64_t k, void* scratch) const {
@@ -81,27 +81,19 @@ class Run {
     return kernels_.count_equal[size_ == 8](numbers, n, value);
   }
 
-  // Mask and values of a range, a piece after another that stays in cache.
   void write(int64_t begin, int64_t count, double threshold, int64_t ties) const {
-    each_block(begin, count, kTopkBlock, [&](int64_t at, int64_t length) {
-      ties = kernels_.keep[kind_][task_.dtype](source_, at, length, threshold, ties, task_.mask + at);
-    });
+    kernels_.keep[kind_][task_.dtype](source_, begin, count, threshold, ties, target(begin));
   }
   void write_blocks(int64_t begin, int64_t count, int n, int m) const {
-    each_block(begin, count, kTopkBlock / m * m, [&](int64_t at, int64_t length) {
-      if (n >= m) {
-        std::memset(task_.mask + at, 1, static_cast<size_t>(length));
-      } else {
-        kernels_.keep_blocks[kind_][task_.dtype](source_, at, length, n, m, task_.mask + at);
-      }
-    });
+    if (n >= m) {
+      fill(begin, count, true);
+    } else {
+      kernels_.keep_blocks[kind_][task_.dtype](source_, begin, count, n, m, target(begin));
+    }
   }
   void fill(int64_t begin, int64_t count, bool value) const {
     std::memset(task_.mask + begin, value, static_cast<size_t>(count));
     if (!value) std::memset(element(begin), 0, static_cast<size_t>(count * task_.x_bytes));
-  }
-  void zero_outside(int64_t begin, int64_t count) const {
-    kernels_.zero_outside[task_.x_bytes / 4](element(begin), task_.mask + begin, count);
   }
 
  private:
@@ -119,14 +111,7 @@ class Run {
 
   char* element(int64_t index) const { return static_cast<char*>(task_.x) + index * task_.x_bytes; }
 
-  template <class Body>
-  void each_block(int64_t begin, int64_t count, int64_t block, const Body& body) const {
-    for (int64_t at = begin; at < begin + count; at += block) {
-      const int64_t length = std::min(block, begin + count - at);
-      body(at, length);
-      zero_outside(at, length);
-    }
-  }
+  TopkTarget target(int64_t begin) const { return {element(begin), task_.x_bytes, task_.mask + begin}; }
 
   const TopkKernels& kernels_ = topk_kernels();
   const TopkTask task_;
@@ -173,14 +158,14 @@ void run_rows(const Run& run, int64_t rows, int64_t n, int64_t k) {
   });
 }
 
-// What a pass over a chunk found, and where the numbers between lie.
+// What a pass over a chunk found, and where the numbers in the bracket lie.
 struct Chunk {
   TopkCounts counts;
-  int64_t between;  // their place in the buffer
-  int64_t ties;     // that are in
+  int64_t inside;  // their place in the buffer
+  int64_t ties;    // that are in
 };
 
-// The pass over all chunks: counts about the bracket, numbers between in `buffer`. A thread's lie together.
+// The pass over all chunks: counts about the bracket, numbers in it to `buffer`. A thread's lie together.
 TopkCounts classify_all(const Run& run, int64_t n, double low, double high, const Buffer& buffer,
                         std::vector<Chunk>& chunks) {
   at::parallel_for(0, static_cast<int64_t>(chunks.size()), 1, [&](int64_t lo, int64_t hi) {
@@ -189,16 +174,14 @@ TopkCounts classify_all(const Run& run, int64_t n, double low, double high, cons
       Chunk& chunk = chunks[static_cast<size_t>(c)];
       const int64_t count = std::min(kChunk, n - c * kChunk);
       chunk.counts = run.classify(c * kChunk, count, low, high, buffer.at(place));
-      chunk.between = place;
-      place += chunk.counts.between;
+      chunk.inside = place;
+      place += chunk.counts.inside;
     }
   });
   TopkCounts total{};
   for (const Chunk& chunk : chunks) {
     total.above += chunk.counts.above;
-    total.at_high += chunk.counts.at_high;
-    total.between += chunk.counts.between;
-    total.at_low += chunk.counts.at_low;
+    total.inside += chunk.counts.inside;
     total.has_nan |= chunk.counts.has_nan;
   }
   return total;
@@ -242,24 +225,18 @@ class LongRow {
       total = classify_all(run_, n_, low_, high_, buffer, chunks_);
       refuse_nan(total.has_nan);
     } while (topk_miss(total, k, low_, high_));
-    if (topk_locate(total, k, low_, high_, rank_)) {
-      for (Chunk& chunk : chunks_) {
-        chunk.ties = rank_.value == high_ ? chunk.counts.at_high : chunk.counts.at_low;
-      }
-      return;
-    }
-    const int64_t room = total.between + kTopkWord;
-    const Buffer numbers(room + topk_scratch(total.between), run_.number_size());
+    const int64_t room = total.inside + kTopkWord;
+    const Buffer numbers(room + topk_scratch(total.inside), run_.number_size());
     int64_t place = 0;
     for (const Chunk& chunk : chunks_) {
-      const auto bytes = static_cast<size_t>(chunk.counts.between * run_.number_size());
-      std::memcpy(numbers.at(place), buffer.at(chunk.between), bytes);
-      place += chunk.counts.between;
+      const auto bytes = static_cast<size_t>(chunk.counts.inside * run_.number_size());
+      std::memcpy(numbers.at(place), buffer.at(chunk.inside), bytes);
+      place += chunk.counts.inside;
     }
-    rank_ = run_.select(numbers.at(0), total.between, rank_.wanted, numbers.at(room));
+    rank_ = run_.select(numbers.at(0), total.inside, k - total.above, numbers.at(room));
     for (Chunk& chunk : chunks_) {
       if (rank_.wanted == rank_.equal) break;
-      chunk.ties = run_.count_equal(buffer.at(chunk.between), chunk.counts.between, rank_.value);
+      chunk.ties = run_.count_equal(buffer.at(chunk.inside), chunk.counts.inside, rank_.value);
     }
   }
 
@@ -333,7 +310,7 @@ void topk_blocks(const TopkTask& task, int64_t rows, int64_t columns, int n, int
 void topk_groups(void* x, int64_t x_bytes, bool* mask, const bool* keep, int64_t blocks, int64_t outer, int64_t groups,
                  int64_t inner) {
   const int64_t row = groups * inner;
-  const auto zero_outside = topk_kernels().zero_outside[x_bytes / 4];
+  const auto zero_outside = topk_kernels().zero_outside;
   at::parallel_for(0, blocks * outer, std::max<int64_t>(1, kGrain / row), [&](int64_t lo, int64_t hi) {
     for (int64_t r = lo; r < hi; ++r) {
       bool* const out = mask + r * row;
@@ -343,7 +320,7 @@ void topk_groups(void* x, int64_t x_bytes, bool* mask, const bool* keep, int64_t
         const bool* const own = keep + r / outer * groups;
         for (int64_t g = 0; g < groups; ++g) std::memset(out + g * inner, own[g], static_cast<size_t>(inner));
       }
-      zero_outside(static_cast<char*>(x) + r * row * x_bytes, out, row);
+      zero_outside({static_cast<char*>(x) + r * row * x_bytes, x_bytes, out}, row);
     }
   });
 }

@@ -1,38 +1,50 @@
 // The k-th largest of many numbers. Included once per instruction set (no include guard on purpose).
 //
-// A sample brackets it: one pass counts the numbers above the bracket and copies those in it, a few of a hundred, where
-// the search goes on. A bracket that misses, which a sample allows now and then, tells on which side to look: the
-// result is exact for any input, and which numbers are drawn depends on how many there are only.
+// A sample brackets it: one pass counts the numbers above the bracket and copies those in it, where the search goes on.
+// A bracket that misses, which a sample allows now and then, tells on which side to look: the result is exact for any
+// input, and which numbers are drawn depends on how many there are only.
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 
-// n <= 64 numbers: pivots, with the set of those still possible in a word.
+// Up to 64 numbers, each with how many are larger: counted for all of them, which no branch has to foresee.
 template <class A>
-static TopkRank select_word(const A* numbers, int64_t n, int64_t k) {
-  constexpr int64_t lanes = kLanes<A>;
-  A word[kTopkWord];
-  for (int64_t i = 0; i < kTopkWord; ++i) word[i] = i < n ? numbers[i] : 0;
-  const uint64_t there = n == kTopkWord ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
-  for (uint64_t possible = there;;) {
-    const A pivot = word[__builtin_ctzll(possible)];
-    uint64_t above = 0, not_below = 0;
-    for (int64_t i = 0; i < kTopkWord; i += lanes) {
-      const Vec<A> v = Vec<A>::loadu(word + i);
-      above |= compare<Order::greater>(v, Vec<A>(pivot)) << i;
-      not_below |= compare<Order::greater_or_equal>(v, Vec<A>(pivot)) << i;
-    }
-    above &= there;
-    not_below &= there;
-    if (k <= count_bits(above)) {
-      possible &= above;
-    } else if (k > count_bits(not_below)) {
-      possible &= ~not_below;
-    } else {
-      return {double(pivot), k - count_bits(above), count_bits(not_below & ~above)};
+class RankedWord {
+ public:
+  explicit RankedWord(int64_t n) : n_(n) {
+    for (int64_t i = 0; i < kTopkWord; ++i) numbers_[i] = 0;
+  }
+  A& operator[](int64_t i) { return numbers_[i]; }
+
+  void rank() {
+    for (int64_t j = 0; j < n_; j += kLanes<A>) {
+      const Vec<A> own = Vec<A>::loadu(numbers_ + j);
+      Tally<A> above;
+      for (int64_t i = 0; i < n_; ++i) above.add_greater(Vec<A>(numbers_[i]), own);
+      above.store(above_ + j);
     }
   }
-}
+
+  TopkRank find(int64_t k) const {
+    Count most = -1;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n_; ++i) most = above_[i] < k && above_[i] > most ? above_[i] : most;
+    A value = -A(__builtin_inf());
+    int64_t equal = 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      const bool found = above_[i] == most;
+      value = found ? numbers_[i] : value;
+      equal += found;
+    }
+    return {double(value), k - int64_t(most), equal};
+  }
+
+ private:
+  using Count = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  int64_t n_;
+  alignas(64) A numbers_[kTopkWord];
+  alignas(64) Count above_[kTopkWord];
+};
 
 template <class S>
 static void classify_scores(const S& scores, int64_t count, double low_, double high_, typename S::A* out,
@@ -40,73 +52,27 @@ static void classify_scores(const S& scores, int64_t count, double low_, double 
   using A = typename S::A;
   constexpr int64_t lanes = kLanes<A>;
   const Vec<A> low(static_cast<A>(low_)), high(static_cast<A>(high_));
-  TopkCounts total{0, 0, 0, 0, false};
+  Tally<A> above;
+  int64_t inside = 0;
   uint64_t nan = 0;
-  for_words(scores, count, [&](const auto& word, int64_t, uint64_t there) {
-    uint64_t above = 0, not_below_high = 0, above_low = 0, not_below = 0;
-    Vec<A> v[kTopkWord / lanes];
-    for (int64_t j = 0; j < kTopkWord / lanes; ++j) {
-      v[j] = word.vector(j * lanes);
-      above |= compare<Order::greater>(v[j], high) << (j * lanes);
-      not_below_high |= compare<Order::greater_or_equal>(v[j], high) << (j * lanes);
-      above_low |= compare<Order::greater>(v[j], low) << (j * lanes);
-      not_below |= compare<Order::greater_or_equal>(v[j], low) << (j * lanes);
-      nan |= compare<Order::unordered>(v[j], v[j]) << (j * lanes);
-    }
-    total.above += count_bits(above & there);
-    total.at_high += count_bits(not_below_high & ~above & there);
-    total.at_low += count_bits(not_below & ~above_low & there);
-    const uint64_t between = above_low & ~not_below_high & there;
-    if (kHasCompress || between) {
-      for (int64_t j = 0; j < kTopkWord / lanes; ++j) {
-        const uint64_t bits = (between >> (j * lanes)) & ((uint64_t(1) << lanes) - 1);
-        compress(out + total.between, v[j], bits);
-        total.between += count_bits(bits);
+  const auto body = [&](const auto& word, int64_t, uint64_t there) {
+    for (int64_t j = 0; j < kTopkWord; j += lanes) {
+      const Vec<A> v = word.vector(j);
+      above.add_greater(v, high);
+      nan |= compare<Order::unordered>(v, v);
+      const uint64_t not_below = compare<Order::greater_or_equal>(v, low) & ~compare<Order::greater>(v, high);
+      const uint64_t bits = not_below & (there >> j);
+      if (kHasCompress || bits) {
+        compress(out + inside, v, bits);
+        inside += count_bits(bits);
       }
     }
-  });
-  // A bracket of one number: counted once.
-  if (low_ == high_) total.at_low = 0;
-  total.has_nan = nan != 0;
-  *counts = total;
-}
-
-template <class A>
-static TopkRank select(const void* numbers_, int64_t n, int64_t k, void* scratch_) {
-  const A* numbers = static_cast<const A*>(numbers_);
-  A* const scratch = static_cast<A*>(scratch_);
-  A* const halves[2] = {scratch, scratch + n + kTopkWord};
-  A* const sample = scratch + 2 * (n + kTopkWord);
-  int turn = 0;
-  while (n > kTopkWord) {
-    const int64_t size = topk_sample_size(n);
-    const int64_t step = n / size;
-    for (int64_t i = 0; i < size; ++i) sample[i] = numbers[i * step + topk_jitter(i, step)];
-    const TopkRanks ranks = topk_bracket(n, k, size, 2.5);
-    double low = -__builtin_inf(), high = __builtin_inf();
-    A* const rest = sample + size;
-    if (ranks.high >= 1) {
-      high =
-          (size <= kTopkWord ? select_word(sample, size, ranks.high) : select<A>(sample, size, ranks.high, rest)).value;
-    }
-    if (ranks.low <= size) {
-      low = (size <= kTopkWord ? select_word(sample, size, ranks.low) : select<A>(sample, size, ranks.low, rest)).value;
-    }
-    A* const out = halves[turn];
-    TopkCounts counts;
-    const TopkSource source{numbers, nullptr, 0};
-    for (;;) {
-      classify_scores(Scores<A, TopkKind::given>(source, 0), n, low, high, out, &counts);
-      if (!topk_miss(counts, k, low, high)) break;
-    }
-    TopkRank rank{};
-    if (topk_locate(counts, k, low, high, rank)) return rank;
-    k = rank.wanted;
-    n = counts.between;
-    numbers = out;
-    turn ^= 1;
-  }
-  return select_word(numbers, n, k);
+  };
+  for_words(scores, count, body, static_cast<A>(low_));
+  std::conditional_t<sizeof(A) == 8, int64_t, int32_t> tally[lanes];
+  above.store(tally);
+  *counts = {0, inside, nan != 0};
+  for (int64_t i = 0; i < lanes; ++i) counts->above += tally[i];
 }
 
 template <class A>
@@ -115,6 +81,71 @@ static int64_t count_equal(const void* numbers, int64_t n, double value) {
   const A* const p = static_cast<const A*>(numbers);
   for (int64_t i = 0; i < n; ++i) total += p[i] == static_cast<A>(value);
   return total;
+}
+
+template <class A>
+static TopkRank select(const void* numbers, int64_t n, int64_t k, void* scratch);
+
+// A bracket of the k-th largest of n > 64 numbers: from 32 or 64 of them, of many more from as many as pay.
+template <class A>
+static void bracket(const A* numbers, int64_t n, int64_t k, A* scratch, double& low, double& high) {
+  constexpr int64_t kFew = 1024, kMany = 16384;
+  constexpr double kDeviations = 2;
+  low = -__builtin_inf(), high = __builtin_inf();
+  const int64_t size = n <= kFew ? kTopkWord / 2 : n <= kMany ? kTopkWord : topk_sample_size(n);
+  const int64_t step = n / size;
+  const TopkRanks ranks = topk_bracket(n, k, size, n <= kMany ? kDeviations : 2 * kDeviations);
+  if (n > kMany) {
+    A* const rest = scratch + size + kTopkWord;
+    for (int64_t i = 0; i < size; ++i) scratch[i] = numbers[i * step + topk_jitter(i, step)];
+    if (ranks.high >= 1) high = select<A>(scratch, size, ranks.high, rest).value;
+    if (ranks.low <= size) low = select<A>(scratch, size, ranks.low, rest).value;
+    return;
+  }
+  RankedWord<A> sample(size);
+  for (int64_t i = 0; i < size; ++i) sample[i] = numbers[i * step + topk_jitter(i, step)];
+  sample.rank();
+  if (ranks.high >= 1) high = sample.find(ranks.high).value;
+  if (ranks.low <= size) low = sample.find(ranks.low).value;
+}
+
+template <class A>
+static TopkRank select(const void* numbers_, int64_t n, int64_t k, void* scratch_) {
+  const A* numbers = static_cast<const A*>(numbers_);
+  A* const scratch = static_cast<A*>(scratch_);
+  A* const halves[2] = {scratch, scratch + n + kTopkWord};
+  A* const rest = scratch + 2 * (n + kTopkWord);
+  for (int turn = 0; n > kTopkWord; turn ^= 1) {
+    double low, high;
+    bracket(numbers, n, k, rest, low, high);
+    A* const inside = halves[turn];
+    TopkCounts counts;
+    const TopkSource source{numbers, nullptr, 0};
+    do {
+      classify_scores(Scores<A, TopkKind::given>(source, 0), n, low, high, inside, &counts);
+    } while (topk_miss(counts, k, low, high));
+    k -= counts.above;
+    if (low == high) return {high, k, counts.inside};
+    numbers = inside;
+    if (counts.inside <= n - n / 4) {
+      n = counts.inside;
+      continue;
+    }
+    // Hardly fewer: many equal the bracket's ends.
+    const int64_t at_high = count_equal<A>(inside, counts.inside, high);
+    const int64_t at_low = count_equal<A>(inside, counts.inside, low);
+    if (k <= at_high) return {high, k, at_high};
+    if (k > counts.inside - at_low) return {low, k - (counts.inside - at_low), at_low};
+    k -= at_high;
+    n = 0;
+    for (int64_t i = 0; i < counts.inside; ++i) {
+      if (inside[i] < static_cast<A>(high) && inside[i] > static_cast<A>(low)) inside[n++] = inside[i];
+    }
+  }
+  RankedWord<A> word(n);
+  for (int64_t i = 0; i < n; ++i) word[i] = numbers[i];
+  word.rank();
+  return word.find(k);
 }
 
 }  // namespace CPU_CAPABILITY
