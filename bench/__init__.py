@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench_ispasp,
         bench_optim,
         bench_prox,
+        bench_topk,
         harness,
     )
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "group_score": bench_group_score.cases,
         "group_topk": bench_group_topk.cases,
         "prox": bench_prox.cases,
+        "topk": bench_topk.cases,
         "optim": bench_optim.cases,
         "glm": bench_glm.cases,
         "gram_obs": bench_gram_obs.cases,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = {"group_score", "group_topk", "prox", "optim", "glm", "gram_obs", "ispasp"}
+NAMES = {"group_score", "group_topk", "prox", "optim", "glm", "gram_obs", "ispasp", "topk"}
 
 
 @pytest.fixture(scope="module", autouse=True)
