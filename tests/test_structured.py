@@ -12,6 +12,7 @@ import pytest
 import structured_models as nets
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sparse_accel as sa
 from sparse_accel.prune import ISpaSP, PruneError
@@ -287,6 +288,26 @@ def test_unsupported_models_are_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), torch.jit.script(nn.Linear(8, 2)))
     with pytest.raises(sa.UnsupportedModelError, match="2: a scripted module"):
         ISpaSP(model, VECTORS[:2]).run(VECTORS)
+
+
+def test_nothing_to_prune_says_why() -> None:
+    with pytest.raises(sa.UnsupportedModelError, match=r"nothing can be pruned: 0 \(Linear\): its outputs must stay"):
+        ISpaSP(nn.Sequential(nn.Linear(6, 8)), VECTORS[:2]).run(VECTORS)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.up, self.down = attention, nn.Linear(8, 12), nn.Linear(12, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            return x + self.down(F.relu(self.up(x)))
+
+    x = torch.randn(4, 5, 8)
+    result = ISpaSP(Attend().eval(), x[:1]).run(x)
+    assert list(result.kept) == ["up"]
+    assert any("attention" in note for note in result.report.notes)
 
 
 def test_bias_appears_only_where_allowed(tmp_path: Path) -> None:

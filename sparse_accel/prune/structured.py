@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_accel.compact import copy_model
 from sparse_accel.prune.calibration import Calibration, require_memory
-from sparse_accel.prune.graph import CompactError
+from sparse_accel.prune.graph import CompactError, UnsupportedModelError
 from sparse_accel.prune.remove import find_widths, remove_units
 from sparse_accel.prune.structured_budget import allocate
 from sparse_accel.prune.structured_head import find_head, linear_maps, refit_classifier
@@ -27,6 +27,8 @@ from sparse_accel.report import compare_models
 
 logger = logging.getLogger("sparse_accel")
 
+# Why the last layers and the stream of a network have no units: not worth a note.
+_PLAIN_REFUSALS = ("its outputs must stay", "its outputs are one unit, or unread")
 REFITS = ("auto", None, "bias", "local", "dense", "skip")
 
 
@@ -188,7 +190,10 @@ class ISpaSP:
         dense = self.model
         work = copy_model(dense).eval()
         found = find_widths(work, self.example_inputs)
-        notes: list[str] = []
+        if not found:
+            reasons = "; ".join(found.refused.values()) or "no linear map reads another"
+            raise UnsupportedModelError(f"nothing can be pruned: {reasons}")
+        notes = [reason for reason in found.refused.values() if not reason.endswith(_PLAIN_REFUSALS)]
         widths = self._chosen(list(found), notes)
         consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
         consumers |= {consumer.module: consumer.norm for width in widths for consumer in width.consumers}
