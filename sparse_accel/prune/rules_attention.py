@@ -57,23 +57,32 @@ def product(call: Call, left: Value, right: Value, letters: str) -> Value:
     own = [factor.varying(space) - set(other) for factor, other in zip(factors, (second, first), strict=True)]
     if own[0] and own[1]:
         for factor in factors:
-            slots.pin(factor.labels)
+            _keep(call, factor, space)
         return Value.opaque(shape)
     plain, rich = reversed(factors) if own[0] else factors  # only the second can have channels of its own
     labels = rich.labels
     if not plain.varying(space):
         if any(plain.extent.get(letter, 1) > 1 for letter in rich.varying(space)):
-            slots.pin(rich.labels)
+            _keep(call, rich, space)
         slots.pin(plain.labels)
     elif any(rich.extent.get(letter, 1) == 1 for letter in plain.varying(space)):  # all of them read one
         slots.pin(rich.labels)
         if any(rich.extent.get(letter, 1) > 1 for letter in plain.varying(space)):
-            slots.pin(plain.labels)
+            _keep(call, plain, space)
         labels = plain.labels
     else:
+        if not rich.varying(space):
+            _keep(call, plain, space)
         slots.unite(plain.labels, rich.labels)
     labels = labels.reshape(labels.shape[: len(out)])
     return Value(shape, labels, torch.zeros([1] * len(out), dtype=torch.bool))
+
+
+def _keep(call: Call, factor: _Operand, space: str) -> None:
+    """Keep the channels of a factor, because the other one has none to go with them, and say so."""
+    if factor.varying(space) and not call.graph.pinned(factor.labels):
+        call.graph.note(f"{call.tracer.where()}: {call.name}: the other factor has not these channels, which are kept")
+    call.graph.slots.pin(factor.labels)
 
 
 def _heads(value: Value, dim: int) -> Tensor | None:
