@@ -28,7 +28,7 @@ constexpr int64_t kTopkWord = 64;     // elements that are looked at together
 
 constexpr int64_t kAllTies = INT64_MAX;
 
-// How many numbers lie above a bracket [low, high] and in it. Those in it are copied out.
+// How many numbers lie above a bracket [low, high] and in it. Those in it are copied out, unless they are all equal.
 struct TopkCounts {
   int64_t above;
   int64_t inside;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -189,6 +190,14 @@ TopkCounts classify_all(const Run& run, int64_t n, double low, double high, cons
 
 // A row that does not fit: a sample brackets the threshold, one pass over memory finds it, another one writes.
 class LongRow {
+  // An end of the bracket. Where many numbers equal it, which would all be copied, the bracket ends at the next number,
+  // and the end is looked at on its own if need be.
+  struct End {
+    double value, inward;
+    bool seen;
+  };
+  static constexpr int64_t kHeavy = 32;  // 1 of so many in the sample is many
+
  public:
   LongRow(const TopkTask& task, int64_t n)
       : run_(task), n_(n), chunks_(static_cast<size_t>((n + kChunk - 1) / kChunk)) {}
@@ -212,19 +221,58 @@ class LongRow {
     const Buffer buffer(room + topk_scratch(size), run_.number_size());
     refuse_nan(run_.sample(n_, size, buffer.at(0)));
     const TopkRanks ranks = topk_bracket(n_, k, size, 4);
-    if (ranks.high >= 1) high_ = run_.select(buffer.at(0), size, ranks.high, buffer.at(room)).value;
-    if (ranks.low <= size) low_ = run_.select(buffer.at(0), size, ranks.low, buffer.at(room)).value;
+    const auto end = [&](int64_t rank, bool inward_is_up) {
+      const double value = run_.select(buffer.at(0), size, rank, buffer.at(room)).value;
+      const bool is_heavy = run_.count_equal(buffer.at(0), size, value) > size / kHeavy;
+      return End{value, is_heavy ? next(value, inward_is_up) : value, !is_heavy};
+    };
+    if (ranks.high >= 1) high_ = end(ranks.high, false);
+    if (ranks.low <= size) low_ = end(ranks.low, true);
+    if (low_.value == high_.value) low_ = high_ = End{low_.value, low_.value, true};
+  }
+
+  // The next number in the compute type.
+  double next(double value, bool up) const {
+    const double far = up ? __builtin_inf() : -__builtin_inf();
+    return run_.number_size() == 8 ? std::nextafter(value, far)
+                                   : double(std::nextafter(static_cast<float>(value), static_cast<float>(far)));
+  }
+
+  // Where to look after a bracket that missed: at an end that was left out, then at all beyond it.
+  void look_above(double& low, double& high) {
+    low = high_.seen ? high : high_.value;
+    high = high_.seen ? __builtin_inf() : high_.value;
+    high_.seen = true;
+  }
+  void look_below(double& low, double& high) {
+    high = low_.seen ? low : low_.value;
+    low = low_.seen ? -__builtin_inf() : low_.value;
+    low_.seen = true;
   }
 
   void find_rank(int64_t k) {
     bracket(k);
+    double low = low_.inward, high = high_.inward;
+    if (low > high) low = high = low_.value, low_.seen = true;  // neighbours
     const auto number = static_cast<int64_t>(chunks_.size());
     const Buffer buffer(number * (kChunk + kTopkWord), run_.number_size());
     TopkCounts total;
-    do {
-      total = classify_all(run_, n_, low_, high_, buffer, chunks_);
+    for (;;) {
+      total = classify_all(run_, n_, low, high, buffer, chunks_);
       refuse_nan(total.has_nan);
-    } while (topk_miss(total, k, low_, high_));
+      if (k <= total.above) {
+        look_above(low, high);
+      } else if (k > total.above + total.inside) {
+        look_below(low, high);
+      } else {
+        break;
+      }
+    }
+    if (low == high) {
+      rank_ = {high, k - total.above, total.inside};
+      for (Chunk& chunk : chunks_) chunk.ties = chunk.counts.inside;
+      return;
+    }
     const int64_t room = total.inside + kTopkWord;
     const Buffer numbers(room + topk_scratch(total.inside), run_.number_size());
     int64_t place = 0;
@@ -257,7 +305,7 @@ class LongRow {
   const Run run_;
   int64_t n_;
   std::vector<Chunk> chunks_;
-  double low_ = -__builtin_inf(), high_ = __builtin_inf();
+  End low_{-__builtin_inf(), -__builtin_inf(), true}, high_{__builtin_inf(), __builtin_inf(), true};
   TopkRank rank_{};
 };
 

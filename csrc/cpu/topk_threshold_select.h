@@ -52,6 +52,7 @@ static void classify_scores(const S& scores, int64_t count, double low_, double 
   using A = typename S::A;
   constexpr int64_t lanes = kLanes<A>;
   const Vec<A> low(static_cast<A>(low_)), high(static_cast<A>(high_));
+  const bool copies = low_ != high_;  // equal numbers are only counted
   Tally<A> above;
   int64_t inside = 0;
   uint64_t nan = 0;
@@ -63,7 +64,7 @@ static void classify_scores(const S& scores, int64_t count, double low_, double 
       const uint64_t not_below = compare<Order::greater_or_equal>(v, low) & ~compare<Order::greater>(v, high);
       const uint64_t bits = not_below & (there >> j);
       if (kHasCompress || bits) {
-        compress(out + inside, v, bits);
+        if (copies) compress(out + inside, v, bits);
         inside += count_bits(bits);
       }
     }

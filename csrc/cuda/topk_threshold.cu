@@ -38,7 +38,7 @@ struct Stretch {
 // The bits from `high` on.
 template <class Key>
 __device__ __forceinline__ Key bits_from(int high) {
-  return high >= 8 * int(sizeof(Key)) ? Key(0) : Key(~Key(0) << high);
+  return high >= 8 * int(sizeof(Key)) ? Key(0) : Key(~std::uint64_t(0) << high);
 }
 
 // Counts the digit [low, high) of the keys that begin with the prefix into `histogram`, which is shared.
