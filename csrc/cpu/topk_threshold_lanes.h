@@ -10,19 +10,19 @@ inline namespace CPU_CAPABILITY {
 enum class Order { greater, greater_or_equal, equal, unordered };
 
 #if defined(CPU_CAPABILITY_AVX512)
-constexpr int compare_code(Order order) {
-  return order == Order::greater            ? _CMP_GT_OQ
-         : order == Order::greater_or_equal ? _CMP_GE_OQ
-         : order == Order::equal            ? _CMP_EQ_OQ
-                                            : _CMP_UNORD_Q;
-}
+// An immediate operand, so a constant even where nothing is inlined.
+template <Order order>
+constexpr int kCompareCode = order == Order::greater            ? _CMP_GT_OQ
+                             : order == Order::greater_or_equal ? _CMP_GE_OQ
+                             : order == Order::equal            ? _CMP_EQ_OQ
+                                                                : _CMP_UNORD_Q;
 template <Order order>
 inline uint64_t compare(Vec<float> a, Vec<float> b) {
-  return _mm512_cmp_ps_mask(a, b, compare_code(order));
+  return _mm512_cmp_ps_mask(a, b, kCompareCode<order>);
 }
 template <Order order>
 inline uint64_t compare(Vec<double> a, Vec<double> b) {
-  return _mm512_cmp_pd_mask(a, b, compare_code(order));
+  return _mm512_cmp_pd_mask(a, b, kCompareCode<order>);
 }
 // In how many vectors each lane was greater than the other's.
 template <class A>
@@ -72,19 +72,19 @@ inline Vec<double> permute(Vec<double> v, Permutation p) { return _mm512_permute
 #else
 
 #if defined(CPU_CAPABILITY_AVX2)
-constexpr int compare_code(Order order) {
-  return order == Order::greater            ? _CMP_GT_OQ
-         : order == Order::greater_or_equal ? _CMP_GE_OQ
-         : order == Order::equal            ? _CMP_EQ_OQ
-                                            : _CMP_UNORD_Q;
-}
+// An immediate operand, so a constant even where nothing is inlined.
+template <Order order>
+constexpr int kCompareCode = order == Order::greater            ? _CMP_GT_OQ
+                             : order == Order::greater_or_equal ? _CMP_GE_OQ
+                             : order == Order::equal            ? _CMP_EQ_OQ
+                                                                : _CMP_UNORD_Q;
 template <Order order>
 inline uint64_t compare(Vec<float> a, Vec<float> b) {
-  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, compare_code(order))));
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, kCompareCode<order>)));
 }
 template <Order order>
 inline uint64_t compare(Vec<double> a, Vec<double> b) {
-  return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, compare_code(order))));
+  return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, kCompareCode<order>)));
 }
 template <class A>
 class Tally {
