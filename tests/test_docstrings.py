@@ -38,3 +38,11 @@ def test_public_classes_have_examples(kind: type) -> None:
     for name, member in inspect.getmembers(kind, inspect.isfunction):
         if not name.startswith("_") and member.__module__.startswith("sparse_accel"):
             assert inspect.getdoc(member), f"{kind.__name__}.{name}"
+
+
+@pytest.mark.parametrize("name", sa.prune.__all__)
+def test_pruning_names_are_documented(name: str) -> None:
+    value = getattr(sa.prune, name)
+    assert inspect.getdoc(value), name
+    if inspect.isfunction(value):
+        assert ">>> " in value.__doc__, name

@@ -99,6 +99,13 @@ def load_sparse(directory: str | os.PathLike[str], model: nn.Module) -> Curvatur
 
     Raises:
         CheckpointError: a file is missing or damaged, or is not the model's.
+
+    Example:
+        >>> from sparse_accel.prune import CurvatureIHT
+        >>> result = CurvatureIHT(nn.Linear(8, 4), sparsity="2:4").run(torch.randn(64, 8))
+        >>> _ = result.save("two_of_four")
+        >>> torch.equal(load_sparse("two_of_four", nn.Linear(8, 4)).model.weight, result.model.weight)
+        True
     """
     directory = Path(directory)
     plan = read_json(directory / PLAN_FILE, FORMAT, VERSION)
