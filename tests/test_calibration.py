@@ -211,6 +211,7 @@ def _rank(rank, path, results):
         torch.testing.assert_close(gram.mean, rows[:, :3].mean(2))
         assert gram.count == 9
         results.put((rank, centred, gram.gram.sum().item()))
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -130,10 +130,12 @@ def _ranks(rank: int, folder: str, broken: bool) -> None:
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
             Path(folder, f"error_{rank}").write_text(message)
+            torch.distributed.barrier()  # or gloo may abort one rank while the other still reads from it
             return
         result = CurvatureIHT(wrapped, 0.5, refine=1, resume_dir=f"{folder}/resume").run(share.split(12))
         torch.save([p.detach() for p in result.model.parameters()], f"{folder}/weights_{rank}.pt")
         Path(folder, f"report_{rank}").write_text(json.dumps([layer.columns for layer in result.report.layers]))
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 

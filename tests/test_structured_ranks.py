@@ -31,6 +31,7 @@ def work(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
     images = nets.images(48)
     torch.save(prune(images[:32] if rank == 0 else images[32:]), f"{directory}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
