@@ -114,3 +114,24 @@ def test_errors(backend: Any) -> None:
         ops.group_score([tensor, tensor], [layout, GroupLayout(1, 4, 6)], coupled=True)
     with pytest.raises(ValueError, match=r"tensors: expected at least one coupled tensor"):
         ops.group_score([], [], coupled=True)
+
+
+@pytest.mark.parametrize("size", [3 * 131072, 131072 + 1024, 131072 + 7])
+@pytest.mark.parametrize("kind", ["l2", "sum", "amax"])
+def test_one_long_group_is_shared_by_threads(size, kind):
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    layouts = [GroupLayout(1, 1, size)]
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(ops.group_score([x], layouts, kind)[0])
+            y = x.clone()
+            ops.prox_([y], layouts, [0.25])
+            found.append(y)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(found, found[2:], strict=False))
+    torch.testing.assert_close(found[0], reference.group_score([x], layouts, kind)[0])
+    reference.prox_([x], layouts, [0.25])
+    torch.testing.assert_close(found[1], x)

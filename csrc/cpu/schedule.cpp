@@ -16,10 +16,11 @@
 namespace sparse_accel::cpu {
 namespace {
 
-constexpr int64_t kSerial = 16384;  // elements in all below which threads cost more than they give
-constexpr int64_t kPiece = 65536;   // elements of a piece of contiguous groups, and of the smallest part
-constexpr int64_t kSplit = 131072;  // elements from which a strided strip is worked on in parts
-constexpr int64_t kParts = 16;      // at most: each has a copy of the sums
+constexpr int64_t kSerial = 16384;   // elements in all below which threads cost more than they give
+constexpr int64_t kPiece = 65536;    // elements of a piece of contiguous groups, and of the smallest part
+constexpr int64_t kSplit = 131072;   // elements from which a strided strip is worked on in parts
+constexpr int64_t kShortRow = 1024;  // of a long group, below which it is left whole
+constexpr int64_t kParts = 16;       // at most: each has a copy of the sums
 constexpr int64_t kPartRows = 128;  // of a part that is read once: joining the sums costs as much as reading a few rows
 
 // A strip in parts: sums [parts, sums_stride] and how many parts have yet to be summed.
@@ -57,12 +58,21 @@ int64_t strip_groups(const GroupLayout& layout) {
   return (layout.groups + strips - 1) / strips;
 }
 
+// One group that is longer than a piece and contiguous is read as rows too, so that threads share it.
+Strip as_rows(const Strip& strip) {
+  const int64_t row = std::min(strip.inner & -strip.inner, kPiece);  // a power of two
+  if (strip.rows > 1 || strip.groups > 1 || strip.inner < kSplit || row < kShortRow) return strip;
+  return Strip{strip.inner / row, row, 1, row};
+}
+
 int64_t elements_of(const Strip& strip) { return strip.rows * strip.groups * strip.inner; }
 
 std::unique_ptr<Split> split(const Piece& piece, const Work& work) {
   auto out = std::make_unique<Split>();
   const int64_t row = piece.strip.groups * piece.strip.inner;
-  const int64_t most = work.apply ? kParts : std::clamp<int64_t>(piece.strip.rows / kPartRows, 4, kParts);
+  // Joins are cheap where there are few sums, and worth it where the parts are read again.
+  const bool many = work.apply || sums_width(piece.strip) < kLongRun;
+  const int64_t most = many ? kParts : std::clamp<int64_t>(piece.strip.rows / kPartRows, 4, kParts);
   const int64_t rows = std::max((kPiece + row - 1) / row, (piece.strip.rows + most - 1) / most);
   out->piece = piece;
   out->rows = rows;
@@ -85,9 +95,9 @@ void fill(Queue& queue, const std::vector<Segment>& segments, const Work& work) 
     const int64_t step = strip_groups(s.layout);
     for (int64_t g = 0; g < groups; g += step) {
       const Piece piece{s.tensor, s.element + g * inner, s.group + g, static_cast<double>(outer * inner),
-                        Strip{outer, groups * inner, std::min(step, groups - g), inner}};
+                        as_rows(Strip{outer, groups * inner, std::min(step, groups - g), inner})};
       queue.elements += elements_of(piece.strip);
-      if (outer > 1 && elements_of(piece.strip) >= kSplit) {
+      if (piece.strip.rows > 1 && elements_of(piece.strip) >= kSplit) {
         queue.splits.push_back(split(piece, work));
       } else {
         queue.pieces.push_back(piece);
