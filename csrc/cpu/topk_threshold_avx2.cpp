@@ -5,7 +5,9 @@
 #define CPU_CAPABILITY_AVX2
 #include "lanes.h"
 #include "topk_threshold_lanes.h"
+#include "topk_threshold_scores.h"
 #include "topk_threshold_select.h"
+#include "topk_threshold_blocks.h"
 #include "topk_threshold_cpu.h"
 namespace sparse_accel {
 const TopkKernels* const topk_kernels_avx2 = &CPU_CAPABILITY::topk_table;

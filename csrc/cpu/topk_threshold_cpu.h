@@ -1,36 +1,13 @@
-// Reading scores, and writing what is kept of them. Included once per instruction set (no include guard on purpose).
+// Choosing elements, and keeping the chosen. Included once per instruction set (no include guard on purpose).
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 
 template <class T, TopkKind kind>
-static bool read(const TopkSource& source, int64_t begin, int64_t count, void* out_) {
-  using A = Acc<T>;
-  A* const out = static_cast<A*>(out_);
-  uint64_t nan = 0;
-  for_words(Scores<T, kind>(source, begin), count, [&](const auto& word, int64_t i, uint64_t there) {
-    A numbers[kTopkWord];
-    A* const to = ~there == 0 ? out + i : numbers;
-    for (int64_t j = 0; j < kTopkWord; j += kLanes<A>) {
-      const Vec<A> v = word.vector(j);
-      nan |= compare<Order::unordered>(v, v);
-      v.store(to + j);
-    }
-    for (int64_t j = 0; ~there != 0 && j < count - i; ++j) out[i + j] = numbers[j];
-  });
-  return nan != 0;
-}
-
-template <class T, TopkKind kind>
 static bool has_nan(const TopkSource& source, int64_t begin, int64_t count) {
-  using A = Acc<T>;
   uint64_t nan = 0;
-  for_words(Scores<T, kind>(source, begin), count, [&](const auto& word, int64_t, uint64_t) {
-    for (int64_t j = 0; j < kTopkWord; j += kLanes<A>) {
-      const Vec<A> v = word.vector(j);
-      nan |= compare<Order::unordered>(v, v);
-    }
-  });
+  for_words(Scores<T, kind>(source, begin), count,
+            [&](const auto& word, int64_t, uint64_t) { nan |= word_nan<Acc<T>>(word); });
   return nan != 0;
 }
 
@@ -59,83 +36,120 @@ static bool sample(const TopkSource& source, int64_t size, int64_t number, void*
 }
 
 template <class T, TopkKind kind>
-static void classify(const TopkSource& source, int64_t begin, int64_t count, double low, double high, void* inside,
-                     TopkCounts* counts) {
-  classify_scores(Scores<T, kind>(source, begin), count, low, high, static_cast<Acc<T>*>(inside), counts);
+static TopkCounts classify(const TopkSource& source, int64_t begin, int64_t count, const TopkBracket& bracket,
+                           void* inside, uint64_t* bits, uint64_t* bits_inside) {
+  return classify_scores<true>(Scores<T, kind>(source, begin), count, bracket, static_cast<Acc<T>*>(inside), bits,
+                               bits_inside);
 }
 
-template <class T, TopkKind kind>
-static int64_t keep(const TopkSource& source, int64_t begin, int64_t count, double threshold_, int64_t ties,
-                    const TopkTarget& target) {
-  using A = Acc<T>;
+// Bits of scores > threshold, and of the first `ties` of those equal to it.
+template <class S>
+static void choose_scores(const S& scores, int64_t count, double threshold_, int64_t ties, uint64_t* bits) {
+  using A = typename S::A;
   const Vec<A> threshold(static_cast<A>(threshold_));
-  const auto bits_of = [&](const auto& word, auto order) {
-    uint64_t bits = 0;
-    for (int64_t j = 0; j < kTopkWord; j += kLanes<A>) {
-      bits |= compare<decltype(order)::value>(word.vector(j), threshold) << j;
-    }
-    return bits;
-  };
-  using Above = std::integral_constant<Order, Order::greater>;
-  using NotBelow = std::integral_constant<Order, Order::greater_or_equal>;
-  const Scores<T, kind> scores(source, begin);
   if (ties == kAllTies) {
-    for_words(scores, count,
-              [&](const auto& word, int64_t i, uint64_t) { apply(bits_of(word, NotBelow()), target, i, count); });
-    return ties;
+    for_words(scores, count, [&](const auto& word, int64_t i, uint64_t) {
+      bits[i / kTopkWord] = word_bits<Order::greater_or_equal>(word, threshold);
+    });
+    return;
   }
   for_words(scores, count, [&](const auto& word, int64_t i, uint64_t there) {
-    uint64_t bits = bits_of(word, Above());
+    uint64_t chosen = word_bits<Order::greater>(word, threshold);
     if (ties > 0) {  // the lowest indices
-      uint64_t equal = bits_of(word, NotBelow()) & ~bits & there;
-      for (; equal && ties > 0; --ties, equal &= equal - 1) bits |= equal & -equal;
+      uint64_t equal = word_bits<Order::equal>(word, threshold) & there;
+      for (; equal && ties > 0; --ties, equal &= equal - 1) chosen |= equal & -equal;
     }
-    apply(bits, target, i, count);
+    bits[i / kTopkWord] = chosen;
   });
-  return ties;
 }
 
-// Blocks that lie within vectors: each number against its neighbours, block by block around. An integer of a few bits
-// per number, one bit of all numbers in a word, counts those that come before it.
+// The places of a row that are drawn, and their factors: the same for all rows, which begin a period.
 template <class T, TopkKind kind>
-static void keep_blocks_around(const TopkSource& source, int64_t begin, int64_t count, int n, int m,
-                               const TopkTarget& target) {
+class RowSample {
+ public:
   using A = Acc<T>;
-  constexpr int64_t lanes = kLanes<A>;
-  Permutation turn[lanes];
-  uint64_t earlier[lanes];  // lanes whose neighbour has a lower index
-  for (int r = 1; r < m; ++r) {
-    int64_t from[lanes];
-    earlier[r] = 0;
-    for (int i = 0; i < lanes; ++i) {
-      from[i] = (i & ~(m - 1)) | ((i + r) & (m - 1));
-      earlier[r] |= uint64_t(from[i] < i) << i;
+  RowSample(const TopkSource& source, int64_t n) : size_(std::min(n, kTopkWord)) {
+    const int64_t step = n / size_;
+    for (int64_t i = 0; i < size_; ++i) {
+      const int64_t at = i * step + topk_jitter(i, step);
+      at_[i] = static_cast<int32_t>(at);
+      if constexpr (kind == TopkKind::scaled) factor_[i] = static_cast<const A*>(source.scale)[at % source.period];
     }
-    turn[r] = permutation(from, A());
   }
-  for_words(Scores<T, kind>(source, begin), count, [&](const auto& word, int64_t i, uint64_t) {
-    uint64_t digit[4] = {};
-    for (int r = 1; r < m; ++r) {
-      uint64_t carry = 0;
-      for (int64_t j = 0; j < kTopkWord; j += lanes) {
-        const Vec<A> v = word.vector(j), other = permute(v, turn[r]);
-        const uint64_t before = compare<Order::greater>(other, v) | (compare<Order::equal>(other, v) & earlier[r]);
-        carry |= before << j;
-      }
-      for (int d = 0; d < 4; ++d) {
-        const uint64_t old = digit[d];
-        digit[d] = old ^ carry;
-        carry &= old;
-      }
+
+  // Whether there was NaN among them.
+  bool draw(const T* row, RankedWord<A>& word) const {
+    bool nan = false;
+    for (int64_t i = 0; i < size_; ++i) {
+      A value = static_cast<A>(row[at_[i]]);
+      if constexpr (kind != TopkKind::given) value = value < A(0) ? -value : value;
+      if constexpr (kind == TopkKind::scaled) value = value * factor_[i];
+      nan |= value != value;
+      word[i] = value;
     }
-    uint64_t less = 0, equal = ~uint64_t(0);  // rank < n, from the highest digit down
-    for (int d = 3; d >= 0; --d) {
-      const uint64_t bit = (n >> d) & 1 ? ~uint64_t(0) : 0;
-      less |= equal & bit & ~digit[d];
-      equal &= ~(bit ^ digit[d]);
+    word.rank();
+    return nan;
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_;
+  int32_t at_[kTopkWord];
+  A factor_[kTopkWord];
+};
+
+template <class T, TopkKind kind>
+static bool choose_rows(const TopkSource& source, int64_t begin, int64_t rows, int64_t n, int64_t k, void* scratch,
+                        uint64_t* bits) {
+  using A = Acc<T>;
+  A* const inside = static_cast<A*>(scratch);
+  const RowSample<T, kind> sample(source, n);
+  for (int64_t r = 0; r < rows; ++r, begin += n, bits += topk_words(n)) {
+    RankedWord<A> word(sample.size());
+    if (sample.draw(static_cast<const T*>(source.data) + begin, word)) return true;
+    TopkRank rank;
+    if (n <= kTopkWord) {
+      rank = word.find(k);
+    } else {
+      TopkBracket around = bracket(word, n, k);
+      TopkCounts counts;
+      do {
+        counts = classify_scores<false>(Scores<T, kind>(source, begin), n, around, inside, nullptr, nullptr);
+        if (counts.has_nan) return true;
+      } while (around.missed(counts, k));
+      const int64_t left = k - counts.above;
+      rank = around.low == around.high ? TopkRank{around.high, left, counts.inside}
+                                       : select<A>(inside, counts.inside, left, inside + n + kTopkWord);
     }
-    apply(less, target, i, count);
-  });
+    // This row is in the cache now: while it is read, the next one is fetched.
+    choose_scores(Scores<T, kind>(source, begin, n * int64_t(sizeof(T))), n, rank.value, rank.ties(), bits);
+  }
+  return false;
+}
+
+template <class A>
+static void settle(uint64_t* bits, const uint64_t* bits_inside, int64_t words, const void* numbers_, double threshold_,
+                   int64_t ties) {
+  const A* numbers = static_cast<const A*>(numbers_);
+  const Vec<A> threshold(static_cast<A>(threshold_));
+  for (int64_t w = 0; w < words; ++w) {
+    const uint64_t inside = bits_inside[w];
+    if (!inside) continue;
+    uint64_t above = 0, equal = numbers ? 0 : inside;
+    for (int64_t j = 0; numbers && j < kTopkWord; j += kLanes<A>) {
+      const uint64_t own = (inside >> j) & ((uint64_t(1) << kLanes<A>)-1);
+      const Vec<A> v = expand(numbers, own);
+      above |= (compare<Order::greater>(v, threshold) & own) << j;
+      equal |= (compare<Order::equal>(v, threshold) & own) << j;
+      numbers += count_bits(own);
+    }
+    if (ties == kAllTies) {
+      above |= equal;
+    } else {  // the lowest indices
+      for (; equal && ties > 0; --ties, equal &= equal - 1) above |= equal & -equal;
+    }
+    bits[w] |= above;
+  }
 }
 
 template <class Word>
@@ -155,50 +169,49 @@ static void zero_outside(const TopkTarget& target, int64_t count) {
   }
 }
 
-// Any block: 16 of them side by side.
-template <class T, TopkKind kind>
-static void keep_blocks_across(const TopkSource& source, int64_t begin, int64_t count, int n, int m,
-                               const TopkTarget& target) {
-  using A = Acc<T>;
-  using Count = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-  constexpr int64_t side = 16, most = 32;
-  A tile[most * side], across[most][side];
-  Count rank[most][side];
-  bool* const mask = target.mask;
-  for (int64_t first = 0; first < count; first += side * m) {
-    const int64_t blocks = count - first < side * m ? (count - first) / m : side;
-    read<T, kind>(source, begin + first, blocks * m, tile);
-    for (int i = 0; i < m; ++i) {
-      for (int64_t b = 0; b < side; ++b) {
-        across[i][b] = b < blocks ? tile[b * m + i] : A(0);
-        rank[i][b] = 0;
-      }
+// x = 0 where bits are not set, for 64 elements.
+template <class Word>
+inline void keep_word(uint64_t bits, Word* x, [[maybe_unused]] const bool* mask) {
+#if defined(CPU_CAPABILITY_AVX512)
+  for (int64_t i = 0; i < kTopkWord; i += 64 / int64_t(sizeof(Word)), bits >>= 64 / sizeof(Word) % 64) {
+    if constexpr (sizeof(Word) == 2) {
+      _mm512_storeu_si512(x + i, _mm512_maskz_loadu_epi16(static_cast<__mmask32>(bits), x + i));
+    } else if constexpr (sizeof(Word) == 4) {
+      _mm512_storeu_si512(x + i, _mm512_maskz_loadu_epi32(static_cast<__mmask16>(bits), x + i));
+    } else {
+      _mm512_storeu_si512(x + i, _mm512_maskz_loadu_epi64(static_cast<__mmask8>(bits), x + i));
     }
-    for (int j = 1; j < m; ++j) {
-      for (int i = 0; i < j; ++i) {
-#pragma omp simd
-        for (int64_t b = 0; b < side; ++b) {
-          const Count later = across[j][b] > across[i][b];
-          rank[i][b] += later;
-          rank[j][b] += 1 - later;
-        }
-      }
+  }
+#else
+  zero_words(x, mask, kTopkWord);
+#endif
+}
+
+template <class Word>
+static void apply_words(const uint64_t* bits, int64_t count, Word* x, bool* mask, bool passes_cache) {
+  int64_t i = 0;
+  for (; i + kTopkWord <= count; i += kTopkWord, ++bits) {
+    for (int64_t at = 0; at < kTopkWord * int64_t(sizeof(Word)); at += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kTopkAhead + at, 1);
     }
-    for (int64_t b = 0; b < blocks; ++b) {
-      for (int i = 0; i < m; ++i) mask[first + b * m + i] = rank[i][b] < n;
-    }
-    char* const x = static_cast<char*>(target.x) + first * target.x_bytes;
-    zero_outside({x, target.x_bytes, mask + first}, blocks * m);
+    spread_bits(*bits, mask + i, passes_cache);
+    keep_word(*bits, x + i, mask + i);
+  }
+  for (int64_t j = 0; i + j < count; ++j) {
+    mask[i + j] = (*bits >> j) & 1;
+    if (!mask[i + j]) x[i + j] = 0;
   }
 }
 
-template <class T, TopkKind kind>
-static void keep_blocks(const TopkSource& source, int64_t begin, int64_t count, int n, int m,
-                        const TopkTarget& target) {
-  if constexpr (kHasPermute<Acc<T>>) {
-    if (m <= kLanes<T> && (m & (m - 1)) == 0) return keep_blocks_around<T, kind>(source, begin, count, n, m, target);
+static void apply(const uint64_t* bits, int64_t count, const TopkTarget& target) {
+  const auto& [x, x_bytes, mask, passes_cache] = target;
+  if (x_bytes == 4) {
+    apply_words(bits, count, static_cast<uint32_t*>(x), mask, passes_cache);
+  } else if (x_bytes == 2) {
+    apply_words(bits, count, static_cast<uint16_t*>(x), mask, passes_cache);
+  } else {
+    apply_words(bits, count, static_cast<uint64_t*>(x), mask, passes_cache);
   }
-  keep_blocks_across<T, kind>(source, begin, count, n, m, target);
 }
 
 // [kind][dtype], dtypes in the order of dtype_index.
@@ -209,13 +222,15 @@ static void keep_blocks(const TopkSource& source, int64_t begin, int64_t count, 
    SPARSE_ACCEL_TOPK_DTYPES(kernel, TopkKind::scaled)}
 
 static const TopkKernels topk_table = {SPARSE_ACCEL_TOPK(has_nan),
-                                       SPARSE_ACCEL_TOPK(read),
                                        SPARSE_ACCEL_TOPK(sample),
                                        SPARSE_ACCEL_TOPK(classify),
-                                       SPARSE_ACCEL_TOPK(keep),
-                                       SPARSE_ACCEL_TOPK(keep_blocks),
+                                       SPARSE_ACCEL_TOPK(choose_rows),
+                                       SPARSE_ACCEL_TOPK(choose_blocks),
+                                       {&bracket<float>, &bracket<double>},
                                        {&select<float>, &select<double>},
                                        {&count_equal<float>, &count_equal<double>},
+                                       {&settle<float>, &settle<double>},
+                                       &apply,
                                        &zero_outside};
 
 #undef SPARSE_ACCEL_TOPK

@@ -1,5 +1,10 @@
 #pragma once
 // What the three instruction-set builds of the kernels of topk_threshold_ export.
+//
+// Elements are chosen first, which leaves a bit of each, 64 to a word, and changes nothing: scores that cannot be ordered
+// are refused in time. Then the bits are applied: they become the mask, and x is zero where they are not set. So memory
+// is passed twice, once for the scores and once for x and the mask.
+#include <cmath>
 #include <cstdint>
 
 #include "../math.h"
@@ -21,10 +26,14 @@ struct TopkTarget {
   void* x;
   int64_t x_bytes;  // of an element: 2, 4 or 8
   bool* mask;
+  bool passes_cache;  // whether to write the mask past the caches
 };
 
 constexpr int64_t kTopkAhead = 4096;  // how far ahead memory is fetched, in bytes
 constexpr int64_t kTopkWord = 64;     // elements that are looked at together
+constexpr int64_t kTopkMostBlock = 32;
+
+constexpr int64_t topk_words(int64_t n) { return (n + kTopkWord - 1) / kTopkWord; }
 
 constexpr int64_t kAllTies = INT64_MAX;
 
@@ -40,70 +49,111 @@ struct TopkRank {
   double value;
   int64_t wanted;
   int64_t equal;
+
+  int64_t ties() const { return wanted == equal ? kAllTies : wanted; }
 };
 
 // Elements of the compute type that `select` needs to work on.
-SPARSE_ACCEL_HOST_DEVICE int64_t topk_scratch(int64_t n) { return 2 * (n + kTopkWord) + n + 1024; }
+constexpr int64_t topk_scratch(int64_t n) { return 2 * (n + kTopkWord) + n + 1024; }
+
+// And those that `choose_rows` needs.
+constexpr int64_t topk_row_scratch(int64_t n) { return n + kTopkWord + topk_scratch(n); }
 
 // How many of n numbers are drawn to bracket one of them: half of n^(2/3) balances drawing against what is left inside.
-SPARSE_ACCEL_HOST_DEVICE int64_t topk_sample_size(int64_t n) {
-  const double root = __builtin_cbrt(double(n));
+inline int64_t topk_sample_size(int64_t n) {
+  const double root = std::cbrt(double(n));
   return static_cast<int64_t>(0.5 * root * root);
 }
 
 // Number i of a sample is element i * step + jitter of it: without, a period of the data could hit the step's.
-SPARSE_ACCEL_HOST_DEVICE int64_t topk_jitter(int64_t i, int64_t step) {
+inline int64_t topk_jitter(int64_t i, int64_t step) {
   const uint32_t hash = static_cast<uint32_t>(i) * 2654435769u;
   const int64_t most = step < 65536 ? step : 65536;
   return static_cast<int64_t>((uint64_t(hash >> 16) * uint64_t(most)) >> 16);
 }
 
-// Ranks in the sample, from 1 for the largest, that bracket the k-th largest of n but for `deviations`. A high rank of
-// 0 and a low rank past the sample stand for the infinities.
-struct TopkRanks {
-  int64_t high, low;
-};
-SPARSE_ACCEL_HOST_DEVICE TopkRanks topk_bracket(int64_t n, int64_t k, int64_t sample, double deviations) {
-  const double share = (double(k) - 0.5) / double(n), middle = share * double(sample);
-  const double slack = deviations * __builtin_sqrt(middle * (1 - share)) + 0.5;
-  const double high = middle - slack, low = middle + slack + 1;
-  return {high < 1 ? 0 : static_cast<int64_t>(high), static_cast<int64_t>(low) + 1};
-}
+// Where the k-th largest is looked for: among the numbers in [low, high], which a sample suggests.
+//
+// An end that many numbers equal, which would all be copied, is left out: the bracket then ends at the next number, and
+// the end is looked at on its own if need be. A bracket that misses tells on which side to look.
+class TopkBracket {
+ public:
+  double low = -HUGE_VAL, high = HUGE_VAL;
 
-// Whether the k-th largest lies outside the bracket; moves the bracket to where it is.
-SPARSE_ACCEL_HOST_DEVICE bool topk_miss(const TopkCounts& counts, int64_t k, double& low, double& high) {
-  if (k <= counts.above) {
-    low = high;
-    high = __builtin_inf();
-    return true;
+  explicit TopkBracket(bool is_double) : is_double_(is_double) {}
+
+  void set_low(double value, bool leave_out) { low_ = {value, !leave_out}; }
+  void set_high(double value, bool leave_out) { high_ = {value, !leave_out}; }
+
+  void begin() {
+    if (low_.value == high_.value) low_.seen = high_.seen = true;
+    low = low_.seen ? low_.value : next(low_.value, true);
+    high = high_.seen ? high_.value : next(high_.value, false);
+    if (low <= high) return;  // else neighbours
+    low = high = low_.value;
+    low_.seen = true;
   }
-  if (k > counts.above + counts.inside) {
-    high = low;
-    low = -__builtin_inf();
-    return true;
+
+  // Whether the k-th largest was not in the bracket; moves it to where it is.
+  bool missed(const TopkCounts& counts, int64_t k) {
+    if (k <= counts.above) {
+      low = high_.seen ? next(high, true) : high_.value;
+      high = high_.seen ? HUGE_VAL : high_.value;
+      high_.seen = true;
+      return true;
+    }
+    if (k > counts.above + counts.inside) {
+      high = low_.seen ? next(low, false) : low_.value;
+      low = low_.seen ? -HUGE_VAL : low_.value;
+      low_.seen = true;
+      return true;
+    }
+    return false;
   }
-  return false;
-}
+
+ private:
+  struct End {
+    double value;
+    bool seen;
+  };
+
+  // The next number in the compute type.
+  double next(double value, bool up) const {
+    const double far = up ? HUGE_VAL : -HUGE_VAL;
+    return is_double_ ? std::nextafter(value, far)
+                      : double(std::nextafter(static_cast<float>(value), static_cast<float>(far)));
+  }
+
+  bool is_double_;
+  End low_{-HUGE_VAL, true}, high_{HUGE_VAL, true};
+};
 
 // Ranges are [begin, begin + count) of the source. Numbers in and out are in the compute type; a buffer that receives
-// what is inside has room for kTopkWord more.
+// or gives what is inside has room for kTopkWord more. Bits of a range begin at a word.
 struct TopkKernels {
   bool (*has_nan[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count);
-  // Copies scores out; whether there was NaN among them.
-  bool (*read[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, void* out);
   // `number` scores spread over [0, size), the same for the same size; whether there was NaN among them.
   bool (*sample[kTopkKinds][4])(const TopkSource&, int64_t size, int64_t number, void* out);
-  void (*classify[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, double low, double high,
-                                  void* inside, TopkCounts*);
-  // Keeps scores > threshold, and the first `ties` of those equal to it. Returns how many ties are left.
-  int64_t (*keep[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, double threshold, int64_t ties,
-                                 const TopkTarget&);
-  // Keeps the n largest of every m neighbours; count is a multiple of m.
-  void (*keep_blocks[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, int n, int m, const TopkTarget&);
+  // Scores above the bracket and inside of it: how many, bits of both, and the numbers inside.
+  TopkCounts (*classify[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t count, const TopkBracket&,
+                                        void* inside, uint64_t* bits, uint64_t* bits_inside);
+  // The k largest of each of some rows of n <= INT32_MAX, the first of them at `begin`; 1 <= k <= n. Whether there was
+  // NaN, and then the bits are of no use. Rows follow each other in `source`, and each begins a word of `bits`.
+  bool (*choose_rows[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t rows, int64_t n, int64_t k,
+                                     void* scratch, uint64_t* bits);
+  // As choose_rows, of rows of `columns`: the n largest of every m neighbours, the last of which may be fewer.
+  bool (*choose_blocks[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t rows, int64_t columns, int n, int m,
+                                       uint64_t* bits);
+  // The bracket of the k-th largest of n numbers, given a sample of them, `deviations` wide to each side.
+  TopkBracket (*bracket[2])(const void* sample, int64_t size, int64_t n, int64_t k, double deviations, void* scratch);
   // The k-th largest of numbers[0 .. n), 1 <= k <= n, without NaN; they stay as they are.
   TopkRank (*select[2])(const void* numbers, int64_t n, int64_t k, void* scratch);
   // How many numbers equal the value.
   int64_t (*count_equal[2])(const void* numbers, int64_t n, double value);
+  // Adds to the bits those inside that are > threshold, and the first `ties` of those equal to it. No numbers: all are.
+  void (*settle[2])(uint64_t* bits, const uint64_t* bits_inside, int64_t words, const void* numbers, double threshold,
+                    int64_t ties);
+  void (*apply)(const uint64_t* bits, int64_t count, const TopkTarget&);
   // x = mask ? x : 0
   void (*zero_outside)(const TopkTarget&, int64_t count);
 };

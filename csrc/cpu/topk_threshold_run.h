@@ -16,6 +16,7 @@ struct TopkTask {
   const void* data;   // scores, or x itself
   const void* scale;  // [columns] in the compute type, kind scaled only
   int64_t columns;
+  bool passes_cache;  // whether to write the mask past the caches: it is large, and aligned to 64 bytes
 };
 
 // x is [rows, n]; k of each row are kept. Raises ValueError on NaN, with nothing changed.

@@ -15,6 +15,7 @@ class RankedWord {
     for (int64_t i = 0; i < kTopkWord; ++i) numbers_[i] = 0;
   }
   A& operator[](int64_t i) { return numbers_[i]; }
+  int64_t size() const { return n_; }
 
   void rank() {
     for (int64_t j = 0; j < n_; j += kLanes<A>) {
@@ -30,10 +31,11 @@ class RankedWord {
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n_; ++i) most = above_[i] < k && above_[i] > most ? above_[i] : most;
     A value = -A(__builtin_inf());
-    int64_t equal = 0;
+    Count equal = 0;
+#pragma omp simd reduction(max : value) reduction(+ : equal)
     for (int64_t i = 0; i < n_; ++i) {
       const bool found = above_[i] == most;
-      value = found ? numbers_[i] : value;
+      value = found && numbers_[i] > value ? numbers_[i] : value;
       equal += found;
     }
     return {double(value), k - int64_t(most), equal};
@@ -46,34 +48,48 @@ class RankedWord {
   alignas(64) Count above_[kTopkWord];
 };
 
-template <class S>
-static void classify_scores(const S& scores, int64_t count, double low_, double high_, typename S::A* out,
-                            TopkCounts* counts) {
+// A pass over scores against a bracket. Bits are written if there is where to.
+template <bool kBits, class S>
+static TopkCounts classify_scores(const S& scores, int64_t count, const TopkBracket& bracket, typename S::A* out,
+                                  uint64_t* bits_above, uint64_t* bits_inside) {
   using A = typename S::A;
   constexpr int64_t lanes = kLanes<A>;
-  const Vec<A> low(static_cast<A>(low_)), high(static_cast<A>(high_));
-  const bool copies = low_ != high_;  // equal numbers are only counted
-  Tally<A> above;
-  int64_t inside = 0;
+  const Vec<A> low(static_cast<A>(bracket.low)), high(static_cast<A>(bracket.high));
+  const bool copies = bracket.low != bracket.high;  // equal numbers are only counted
+  Tally<A> tally;
+  int64_t above = 0, inside = 0;
   uint64_t nan = 0;
-  const auto body = [&](const auto& word, int64_t, uint64_t there) {
+  const auto body = [&](const auto& word, int64_t i, uint64_t there) {
+    nan |= word_nan<A>(word);
+    uint64_t word_above = 0, word_inside = 0;
     for (int64_t j = 0; j < kTopkWord; j += lanes) {
       const Vec<A> v = word.vector(j);
-      above.add_greater(v, high);
-      nan |= compare<Order::unordered>(v, v);
-      const uint64_t not_below = compare<Order::greater_or_equal>(v, low) & ~compare<Order::greater>(v, high);
-      const uint64_t bits = not_below & (there >> j);
+      const uint64_t greater = compare<Order::greater>(v, high);
+      const uint64_t bits = compare<Order::greater_or_equal>(v, low) & ~greater & (there >> j);
+      if constexpr (kBits) {
+        word_above |= greater << j;
+        word_inside |= bits << j;
+      } else {
+        tally.add_greater(v, high);
+      }
       if (kHasCompress || bits) {
         if (copies) compress(out + inside, v, bits);
         inside += count_bits(bits);
       }
     }
+    if constexpr (kBits) {
+      bits_above[i / kTopkWord] = word_above;
+      bits_inside[i / kTopkWord] = word_inside;
+      above += count_bits(word_above);
+    }
   };
-  for_words(scores, count, body, static_cast<A>(low_));
-  std::conditional_t<sizeof(A) == 8, int64_t, int32_t> tally[lanes];
-  above.store(tally);
-  *counts = {0, inside, nan != 0};
-  for (int64_t i = 0; i < lanes; ++i) counts->above += tally[i];
+  for_words(scores, count, body, static_cast<A>(bracket.low));
+  if constexpr (!kBits) {
+    std::conditional_t<sizeof(A) == 8, int64_t, int32_t> number[lanes];
+    tally.store(number);
+    for (int64_t i = 0; i < lanes; ++i) above += number[i];
+  }
+  return {above, inside, nan != 0};
 }
 
 template <class A>
@@ -87,27 +103,64 @@ static int64_t count_equal(const void* numbers, int64_t n, double value) {
 template <class A>
 static TopkRank select(const void* numbers, int64_t n, int64_t k, void* scratch);
 
-// A bracket of the k-th largest of n > 64 numbers: from 32 or 64 of them, of many more from as many as pay.
+// Ends at two ranks of a sample, from 1 for the largest, that enclose the k-th largest of n but for `deviations`.
+// find(rank) is the sample's number of that rank, with how many equal it.
+template <class A, class Find>
+static TopkBracket bracket_between(int64_t size, int64_t n, int64_t k, double deviations, const Find& find) {
+  constexpr int64_t kHeavy = 32;  // 1 of so many is many
+  const double share = (double(k) - 0.5) / double(n), middle = share * double(size);
+  const double slack = deviations * std::sqrt(middle * (1 - share)) + 0.5;
+  const auto high = static_cast<int64_t>(middle - slack), low = static_cast<int64_t>(middle + slack + 1) + 1;
+  TopkBracket out(sizeof(A) == 8);
+  if (high >= 1) {
+    const TopkRank end = find(high);
+    out.set_high(end.value, end.equal > size / kHeavy);
+  }
+  if (low <= size) {
+    const TopkRank end = find(low);
+    out.set_low(end.value, end.equal > size / kHeavy);
+  }
+  out.begin();
+  return out;
+}
+
 template <class A>
-static void bracket(const A* numbers, int64_t n, int64_t k, A* scratch, double& low, double& high) {
+static TopkBracket bracket(const void* sample, int64_t size, int64_t n, int64_t k, double deviations, void* scratch) {
+  return bracket_between<A>(size, n, k, deviations, [&](int64_t rank) {
+    TopkRank end = select<A>(sample, size, rank, scratch);
+    end.equal = count_equal<A>(sample, size, end.value);
+    return end;
+  });
+}
+
+template <class A>
+static TopkBracket bracket(const RankedWord<A>& sample, int64_t n, int64_t k) {
+  return bracket_between<A>(sample.size(), n, k, 2, [&](int64_t rank) { return sample.find(rank); });
+}
+
+// From 32 or 64 of the numbers, of many more from as many as pay.
+template <class A>
+static TopkBracket draw_bracket(const A* numbers, int64_t n, int64_t k, A* scratch) {
   constexpr int64_t kFew = 1024, kMany = 16384;
-  constexpr double kDeviations = 2;
-  low = -__builtin_inf(), high = __builtin_inf();
   const int64_t size = n <= kFew ? kTopkWord / 2 : n <= kMany ? kTopkWord : topk_sample_size(n);
   const int64_t step = n / size;
-  const TopkRanks ranks = topk_bracket(n, k, size, n <= kMany ? kDeviations : 2 * kDeviations);
   if (n > kMany) {
-    A* const rest = scratch + size + kTopkWord;
     for (int64_t i = 0; i < size; ++i) scratch[i] = numbers[i * step + topk_jitter(i, step)];
-    if (ranks.high >= 1) high = select<A>(scratch, size, ranks.high, rest).value;
-    if (ranks.low <= size) low = select<A>(scratch, size, ranks.low, rest).value;
-    return;
+    return bracket<A>(scratch, size, n, k, 4, scratch + size + kTopkWord);
   }
   RankedWord<A> sample(size);
   for (int64_t i = 0; i < size; ++i) sample[i] = numbers[i * step + topk_jitter(i, step)];
   sample.rank();
-  if (ranks.high >= 1) high = sample.find(ranks.high).value;
-  if (ranks.low <= size) low = sample.find(ranks.low).value;
+  return bracket(sample, n, k);
+}
+
+// For numbers that no bracket divides: such as zeros, where denormal numbers count as zero.
+template <class A>
+static TopkRank select_sorting(A* numbers, int64_t n, int64_t k) {
+  std::nth_element(numbers, numbers + (k - 1), numbers + n, std::greater<A>());
+  const A value = numbers[k - 1];
+  const int64_t above = std::count_if(numbers, numbers + n, [&](A number) { return number > value; });
+  return {double(value), k - above, count_equal<A>(numbers, n, double(value))};
 }
 
 template <class A>
@@ -117,31 +170,17 @@ static TopkRank select(const void* numbers_, int64_t n, int64_t k, void* scratch
   A* const halves[2] = {scratch, scratch + n + kTopkWord};
   A* const rest = scratch + 2 * (n + kTopkWord);
   for (int turn = 0; n > kTopkWord; turn ^= 1) {
-    double low, high;
-    bracket(numbers, n, k, rest, low, high);
-    A* const inside = halves[turn];
+    TopkBracket bracket = draw_bracket(numbers, n, k, rest);
+    const Scores<A, TopkKind::given> scores({numbers, nullptr, 0}, 0);
     TopkCounts counts;
-    const TopkSource source{numbers, nullptr, 0};
     do {
-      classify_scores(Scores<A, TopkKind::given>(source, 0), n, low, high, inside, &counts);
-    } while (topk_miss(counts, k, low, high));
+      counts = classify_scores<false>(scores, n, bracket, halves[turn], nullptr, nullptr);
+    } while (bracket.missed(counts, k));
     k -= counts.above;
-    if (low == high) return {high, k, counts.inside};
-    numbers = inside;
-    if (counts.inside <= n - n / 4) {
-      n = counts.inside;
-      continue;
-    }
-    // Hardly fewer: many equal the bracket's ends.
-    const int64_t at_high = count_equal<A>(inside, counts.inside, high);
-    const int64_t at_low = count_equal<A>(inside, counts.inside, low);
-    if (k <= at_high) return {high, k, at_high};
-    if (k > counts.inside - at_low) return {low, k - (counts.inside - at_low), at_low};
-    k -= at_high;
-    n = 0;
-    for (int64_t i = 0; i < counts.inside; ++i) {
-      if (inside[i] < static_cast<A>(high) && inside[i] > static_cast<A>(low)) inside[n++] = inside[i];
-    }
+    if (bracket.low == bracket.high) return {bracket.high, k, counts.inside};
+    if (counts.inside == n) return select_sorting(halves[turn], n, k);
+    numbers = halves[turn];
+    n = counts.inside;
   }
   RankedWord<A> word(n);
   for (int64_t i = 0; i < n; ++i) word[i] = numbers[i];

@@ -94,6 +94,12 @@ void check(const Call& call) {
   check_k(call);
 }
 
+// Large masks would only push out of the caches what is needed there.
+bool passes_cache(const at::Tensor& mask) {
+  constexpr int64_t kLarge = 4 << 20, kLine = 64;
+  return mask.numel() >= kLarge && reinterpret_cast<uintptr_t>(mask.const_data_ptr()) % kLine == 0;
+}
+
 // x and mask contiguous; scores contiguous or undefined; scale [columns] in the compute type or undefined.
 void run(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale, const at::Tensor& mask, int64_t rows,
          const std::vector<int64_t>& k) {
@@ -114,7 +120,8 @@ void run(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale,
                            cpu::dtype_index(source.scalar_type()),
                            source.const_data_ptr(),
                            scale.defined() ? scale.const_data_ptr() : nullptr,
-                           columns};
+                           columns,
+                           passes_cache(mask)};
   if (k.size() == 2) {
     cpu::topk_blocks(task, x.numel() / columns, columns, static_cast<int>(k[0]), static_cast<int>(k[1]));
   } else {

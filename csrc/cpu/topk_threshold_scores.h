@@ -1,0 +1,85 @@
+// Scores, a word of them after another. Included once per instruction set, after topk_threshold_lanes.h (no include
+// guard on purpose).
+
+namespace sparse_accel {
+inline namespace CPU_CAPABILITY {
+
+// From element `begin` of a source on; what lies `ahead` bytes ahead is fetched, as the hardware stops at page ends.
+template <class T, TopkKind kind>
+class Scores {
+ public:
+  using A = Acc<T>;
+  Scores(const TopkSource& source, int64_t begin, int64_t ahead = kTopkAhead)
+      : data_(static_cast<const T*>(source.data) + begin),
+        scale_(static_cast<const A*>(source.scale)),
+        place_(kind == TopkKind::scaled ? begin % source.period : 0),
+        period_(source.period),
+        ahead_(ahead) {}
+
+  Vec<T> vector(int64_t i) const {
+    Vec<T> v = load_vec<T>(data_ + i);
+    if constexpr (kind != TopkKind::given) v = v.abs();
+    if constexpr (kind == TopkKind::scaled) v = v * Vec<T>::loadu(scale_ + place_ + i);
+    return v;
+  }
+  A scalar(int64_t i) const {
+    A value = static_cast<A>(data_[i]);
+    if constexpr (kind != TopkKind::given) value = value < A(0) ? -value : value;
+    if constexpr (kind == TopkKind::scaled) value = value * scale_[place_ + i];
+    return value;
+  }
+  void next() {
+    for (int64_t at = 0; at < kTopkWord * int64_t(sizeof(T)); at += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(data_) + ahead_ + at);
+    }
+    data_ += kTopkWord;
+    if constexpr (kind == TopkKind::scaled) {
+      place_ += kTopkWord;
+      if (place_ >= period_) place_ -= period_;
+    }
+  }
+
+ private:
+  const T* data_;
+  const A* scale_;
+  int64_t place_, period_, ahead_;
+};
+
+template <class A>
+struct Tail {
+  A numbers[kTopkWord];
+  Vec<A> vector(int64_t i) const { return Vec<A>::loadu(numbers + i); }
+};
+
+// body(word, first element of it, bits of the elements that are there): whole words, then one tail with `filler`.
+template <class S, class Body>
+inline void for_words(S scores, int64_t count, const Body& body, typename S::A filler = 0) {
+  int64_t i = 0;
+  for (; i + kTopkWord <= count; i += kTopkWord, scores.next()) body(scores, i, ~uint64_t(0));
+  if (i == count) return;
+  Tail<typename S::A> tail;
+  for (int64_t j = 0; j < kTopkWord; ++j) tail.numbers[j] = j < count - i ? scores.scalar(j) : filler;
+  body(tail, i, (uint64_t(1) << (count - i)) - 1);
+}
+
+// Bits of a word's elements for which the order holds against `other`.
+template <Order order, class Word, class V>
+inline uint64_t word_bits(const Word& word, const V& other) {
+  uint64_t bits = 0;
+  for (int64_t j = 0; j < kTopkWord; j += V::size()) bits |= compare<order>(word.vector(j), other) << j;
+  return bits;
+}
+
+// Not zero if there is NaN: of two numbers that can be ordered, none is.
+template <class A, class Word>
+inline uint64_t word_nan(const Word& word) {
+  static_assert(kTopkWord % (2 * kLanes<A>) == 0);
+  uint64_t nan = 0;
+  for (int64_t j = 0; j < kTopkWord; j += 2 * kLanes<A>) {
+    nan |= compare<Order::unordered>(word.vector(j), word.vector(j + kLanes<A>));
+  }
+  return nan;
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace sparse_accel
