@@ -2,7 +2,8 @@
 
     python -m bench.bench_topk [--device cuda] [--dtype float64] [--json FILE]
 
-Bytes are those that cannot be avoided: x read and written, scores read where they are given, the mask written. The
+Bytes are those that cannot be avoided: the scores read, which are x itself where none are given, then x read and
+written and the mask written. All scores are read before the first write, as scores with NaN must leave x as it was. The
 peer is ``torch.topk`` with a scatter into the mask and a masked fill. The matrices are layers that sparse solvers meet,
 so ``--workloads`` has no say but for ``tiny``. By scaled magnitude x is its own score, ``|x| scale``, and half of it is
 zero from the first call on.
@@ -64,7 +65,7 @@ def _case(
     rivals: tuple[Callable[[], object], Callable[[], object]],
     scores: Tensor | None = None,
 ) -> harness.Case:
-    moved = x.numel() * (2 * x.element_size() + 1 + (0 if scores is None else scores.element_size()))
+    moved = x.numel() * (2 * x.element_size() + 1 + (x if scores is None else scores).element_size())
     twin, peer = rivals
     plain = twin if x.numel() <= PLAIN else None
     return harness.Case(name, workload, run, moved, twin=plain, peer=peer, peer_name="topk + scatter")

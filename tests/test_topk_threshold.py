@@ -124,6 +124,49 @@ def test_large(kind: str, dtype: torch.dtype) -> None:
         check(torch.ones(3, size), torch.stack([x, x.flip(0), x]), k, "row") if dtype == torch.float32 else None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rows_that_are_half_zero(dtype: torch.dtype) -> None:
+    """The threshold lies at zero or next to it, where a sample has nothing to say: what pruning twice looks like."""
+    for seed in range(6):
+        x = randn((150, 1500), dtype, torch.device("cpu"), seed)
+        sa.topk_threshold_(x, None, 750, by="row")
+        for k in (700, 749, 750, 751, 800):
+            check(x, None, k, "row")
+        check(x, None, 150 * 750 + 1)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_rows_of_uneven_numbers(flush: bool) -> None:
+    device = torch.device("cpu")
+    x = randn((1, 2500), torch.float32, device)
+    powers = torch.arange(2500.0).remainder(250) - 125
+    rows = [
+        (x * 12).exp().clamp(max=1e30),
+        torch.exp2(powers)[None],
+        torch.where(powers > 100, torch.exp2(powers), powers * 1e-42)[None],
+        torch.cat([x[:, :2000] * 1e-30 + 1, x[:, 2000:] * 1e30], 1),
+        (x * 1e-45).abs(),
+    ]
+    torch.set_flush_denormal(flush)
+    try:
+        for row in rows:
+            for k in (1, 300, 1250, 2000, 2499):
+                mask = sa.topk_threshold_(torch.ones(1, 2500), row, k, by="row")
+                assert int(mask.sum()) == k
+                assert float(row[mask].min()) >= float(row[~mask].max())
+                if not flush:
+                    check(torch.ones(1, 2500), row, k, "row")
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_masks_larger_than_the_cache() -> None:
+    x = randn((4100, 1025), torch.float32, torch.device("cpu"))
+    for k, by in ((2_000_000, "tensor"), (300, "row"), ((2, 4), "row"), ((3, 5), "row")):
+        check(x, None, k, by)
+    check(x.bfloat16(), x, (4, 8))
+
+
 def test_threads_give_the_same() -> None:
     x = (randn((500, 1001), torch.float32, torch.device("cpu")) * 50).round()
     scale = randn((1001,), torch.float32, torch.device("cpu"), 1).abs()

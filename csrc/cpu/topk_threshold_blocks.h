@@ -63,8 +63,8 @@ class PowerBlocks final : public Blocks<A> {
   }
 };
 
-// Any m. Elements are compared with those r behind, a word at a time; integers of a few bits per element, one bit of all
-// elements in a word, count.
+// Any m. Elements are compared with those r behind, a word at a time; integers of a few bits per element, one bit of
+// all elements in a word, count.
 template <class A>
 class AnyBlocks final : public Blocks<A> {
  public:
@@ -163,8 +163,9 @@ static bool choose_blocks(const TopkSource& source, int64_t begin, int64_t rows,
   alignas(64) A numbers[(kBlockWords + 1) * kTopkWord];
   uint64_t chosen[kBlockWords], nan = 0;
   const auto store = [&](const auto& word, int64_t i, uint64_t) {
-    nan |= word_nan<A>(word);
-    for (int64_t j = 0; j < kTopkWord; j += kLanes<A>) word.vector(j).store(numbers + i + j);
+    const Numbers<A> own(word);
+    nan |= own.nan();
+    for (int64_t j = 0; j < own.kParts; ++j) own.part[j].store(numbers + i + j * kLanes<A>);
   };
   for (int64_t i = room * kTopkWord; i < (room + 1) * kTopkWord; ++i) numbers[i] = kLeast;
   for (int64_t r = 0; r < rows; ++r, begin += columns) {

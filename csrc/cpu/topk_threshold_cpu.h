@@ -7,7 +7,7 @@ template <class T, TopkKind kind>
 static bool has_nan(const TopkSource& source, int64_t begin, int64_t count) {
   uint64_t nan = 0;
   for_words(Scores<T, kind>(source, begin), count,
-            [&](const auto& word, int64_t, uint64_t) { nan |= word_nan<Acc<T>>(word); });
+            [&](const auto& word, int64_t, uint64_t) { nan |= Numbers<Acc<T>>(word).nan(); });
   return nan != 0;
 }
 
@@ -104,6 +104,8 @@ static bool choose_rows(const TopkSource& source, int64_t begin, int64_t rows, i
   using A = Acc<T>;
   A* const inside = static_cast<A*>(scratch);
   const RowSample<T, kind> sample(source, n);
+  // While a row is read, the next one is fetched: numbers that are drawn lie all over it.
+  const int64_t ahead = std::clamp<int64_t>(n * int64_t(sizeof(T)), kTopkAhead, kTopkMostAhead);
   for (int64_t r = 0; r < rows; ++r, begin += n, bits += topk_words(n)) {
     RankedWord<A> word(sample.size());
     if (sample.draw(static_cast<const T*>(source.data) + begin, word)) return true;
@@ -114,15 +116,14 @@ static bool choose_rows(const TopkSource& source, int64_t begin, int64_t rows, i
       TopkBracket around = bracket(word, n, k);
       TopkCounts counts;
       do {
-        counts = classify_scores<false>(Scores<T, kind>(source, begin), n, around, inside, nullptr, nullptr);
+        counts = classify_scores<false>(Scores<T, kind>(source, begin, ahead), n, around, inside, nullptr, nullptr);
         if (counts.has_nan) return true;
       } while (around.missed(counts, k));
       const int64_t left = k - counts.above;
       rank = around.low == around.high ? TopkRank{around.high, left, counts.inside}
-                                       : select<A>(inside, counts.inside, left, inside + n + kTopkWord);
+                                       : select_in(around, inside, counts.inside, left, inside + n + kTopkWord);
     }
-    // This row is in the cache now: while it is read, the next one is fetched.
-    choose_scores(Scores<T, kind>(source, begin, n * int64_t(sizeof(T))), n, rank.value, rank.ties(), bits);
+    choose_scores(Scores<T, kind>(source, begin, ahead), n, rank.value, rank.ties(), bits);
   }
   return false;
 }

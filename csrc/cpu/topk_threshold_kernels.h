@@ -1,9 +1,9 @@
 #pragma once
 // What the three instruction-set builds of the kernels of topk_threshold_ export.
 //
-// Elements are chosen first, which leaves a bit of each, 64 to a word, and changes nothing: scores that cannot be ordered
-// are refused in time. Then the bits are applied: they become the mask, and x is zero where they are not set. So memory
-// is passed twice, once for the scores and once for x and the mask.
+// Elements are chosen first, which leaves a bit of each, 64 to a word, and changes nothing: scores that cannot be
+// ordered are refused in time. Then the bits are applied: they become the mask, and x is zero where they are not set.
+// So memory is passed twice, once for the scores and once for x and the mask.
 #include <cmath>
 #include <cstdint>
 
@@ -30,7 +30,8 @@ struct TopkTarget {
 };
 
 constexpr int64_t kTopkAhead = 4096;  // how far ahead memory is fetched, in bytes
-constexpr int64_t kTopkWord = 64;     // elements that are looked at together
+constexpr int64_t kTopkMostAhead = 1 << 17;
+constexpr int64_t kTopkWord = 64;  // elements that are looked at together
 constexpr int64_t kTopkMostBlock = 32;
 
 constexpr int64_t topk_words(int64_t n) { return (n + kTopkWord - 1) / kTopkWord; }

@@ -54,8 +54,8 @@ TopkCounts LongRow::classify(const TopkBracket& bracket) {
     for (int64_t c = lo; c < hi; ++c) {
       const int64_t word = c * kChunkWords;
       Chunk& chunk = chunks_[static_cast<size_t>(c)];
-      chunk.counts = run_.classify(c * kChunk, count(c), bracket, inside_.at(place), bits_.at(word),
-                                   bits_inside_.at(word));
+      chunk.counts =
+          run_.classify(c * kChunk, count(c), bracket, inside_.at(place), bits_.at(word), bits_inside_.at(word));
       chunk.inside = place;
       place += chunk.counts.inside;
     }

@@ -70,16 +70,25 @@ inline uint64_t word_bits(const Word& word, const V& other) {
   return bits;
 }
 
-// Not zero if there is NaN: of two numbers that can be ordered, none is.
-template <class A, class Word>
-inline uint64_t word_nan(const Word& word) {
-  static_assert(kTopkWord % (2 * kLanes<A>) == 0);
-  uint64_t nan = 0;
-  for (int64_t j = 0; j < kTopkWord; j += 2 * kLanes<A>) {
-    nan |= compare<Order::unordered>(word.vector(j), word.vector(j + kLanes<A>));
+// A word's numbers, read once.
+template <class A>
+struct Numbers {
+  static constexpr int64_t kParts = kTopkWord / kLanes<A>;
+  static_assert(kParts % 2 == 0);
+
+  template <class Word>
+  explicit Numbers(const Word& word) {
+    for (int64_t i = 0; i < kParts; ++i) part[i] = word.vector(i * kLanes<A>);
   }
-  return nan;
-}
+  // Not zero if there is NaN: of two numbers that can be ordered, none is.
+  uint64_t nan() const {
+    uint64_t nan = 0;
+    for (int64_t i = 0; i < kParts; i += 2) nan |= compare<Order::unordered>(part[i], part[i + 1]);
+    return nan;
+  }
+
+  Vec<A> part[kParts];
+};
 
 }  // namespace CPU_CAPABILITY
 }  // namespace sparse_accel

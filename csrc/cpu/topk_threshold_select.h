@@ -18,11 +18,16 @@ class RankedWord {
   int64_t size() const { return n_; }
 
   void rank() {
-    for (int64_t j = 0; j < n_; j += kLanes<A>) {
-      const Vec<A> own = Vec<A>::loadu(numbers_ + j);
-      Tally<A> above;
-      for (int64_t i = 0; i < n_; ++i) above.add_greater(Vec<A>(numbers_[i]), own);
+    for (int64_t j = 0; j < n_; j += 2 * kLanes<A>) {
+      const Vec<A> own = Vec<A>::loadu(numbers_ + j), next = Vec<A>::loadu(numbers_ + j + kLanes<A>);
+      Tally<A> above, above_next;
+      for (int64_t i = 0; i < n_; ++i) {
+        const Vec<A> other(numbers_[i]);
+        above.add_greater(other, own);
+        above_next.add_greater(other, next);
+      }
       above.store(above_ + j);
+      above_next.store(above_ + j + kLanes<A>);
     }
   }
 
@@ -49,21 +54,21 @@ class RankedWord {
 };
 
 // A pass over scores against a bracket. Bits are written if there is where to.
-template <bool kBits, class S>
-static TopkCounts classify_scores(const S& scores, int64_t count, const TopkBracket& bracket, typename S::A* out,
-                                  uint64_t* bits_above, uint64_t* bits_inside) {
+template <bool kBits, bool kCopies, class S>
+static TopkCounts classify_pass(const S& scores, int64_t count, const TopkBracket& bracket, typename S::A* out,
+                                uint64_t* bits_above, uint64_t* bits_inside) {
   using A = typename S::A;
   constexpr int64_t lanes = kLanes<A>;
   const Vec<A> low(static_cast<A>(bracket.low)), high(static_cast<A>(bracket.high));
-  const bool copies = bracket.low != bracket.high;  // equal numbers are only counted
   Tally<A> tally;
   int64_t above = 0, inside = 0;
   uint64_t nan = 0;
   const auto body = [&](const auto& word, int64_t i, uint64_t there) {
-    nan |= word_nan<A>(word);
+    const Numbers<A> numbers(word);
+    nan |= numbers.nan();
     uint64_t word_above = 0, word_inside = 0;
     for (int64_t j = 0; j < kTopkWord; j += lanes) {
-      const Vec<A> v = word.vector(j);
+      const Vec<A> v = numbers.part[j / lanes];
       const uint64_t greater = compare<Order::greater>(v, high);
       const uint64_t bits = compare<Order::greater_or_equal>(v, low) & ~greater & (there >> j);
       if constexpr (kBits) {
@@ -73,7 +78,7 @@ static TopkCounts classify_scores(const S& scores, int64_t count, const TopkBrac
         tally.add_greater(v, high);
       }
       if (kHasCompress || bits) {
-        if (copies) compress(out + inside, v, bits);
+        if constexpr (kCopies) compress(out + inside, v, bits);
         inside += count_bits(bits);
       }
     }
@@ -90,6 +95,15 @@ static TopkCounts classify_scores(const S& scores, int64_t count, const TopkBrac
     for (int64_t i = 0; i < lanes; ++i) above += number[i];
   }
   return {above, inside, nan != 0};
+}
+
+template <bool kBits, class S>
+static TopkCounts classify_scores(const S& scores, int64_t count, const TopkBracket& bracket, typename S::A* out,
+                                  uint64_t* bits_above, uint64_t* bits_inside) {
+  if (bracket.low == bracket.high) {  // equal numbers are only counted
+    return classify_pass<kBits, false>(scores, count, bracket, out, bits_above, bits_inside);
+  }
+  return classify_pass<kBits, true>(scores, count, bracket, out, bits_above, bits_inside);
 }
 
 template <class A>
@@ -163,22 +177,43 @@ static TopkRank select_sorting(A* numbers, int64_t n, int64_t k) {
   return {double(value), k - above, count_equal<A>(numbers, n, double(value))};
 }
 
+// Where the k-th largest of n numbers is, if they lie evenly in the bracket they are from.
 template <class A>
-static TopkRank select(const void* numbers_, int64_t n, int64_t k, void* scratch_) {
-  const A* numbers = static_cast<const A*>(numbers_);
-  A* const scratch = static_cast<A*>(scratch_);
+static TopkBracket divide(const TopkBracket& from, int64_t n, int64_t k) {
+  constexpr double kDeviations = 2.5, kUneven = 0.015;
+  const double share = (double(k) - 0.5) / double(n), length = from.high - from.low;
+  const double middle = from.high - share * length;
+  const double slack = (kDeviations * std::sqrt(share * (1 - share) / double(n)) + kUneven) * length;
+  TopkBracket out(sizeof(A) == 8);
+  out.low = std::max(from.low, double(static_cast<A>(middle - slack)));
+  out.high = std::min(from.high, double(static_cast<A>(middle + slack)));
+  return out;
+}
+
+// The numbers are those of a bracket.
+template <class A>
+static TopkRank select_in(const TopkBracket& within, const A* numbers, int64_t n, int64_t k, A* scratch) {
   A* const halves[2] = {scratch, scratch + n + kTopkWord};
   A* const rest = scratch + 2 * (n + kTopkWord);
+  TopkBracket bracket = within;
+  bool divides = true;
   for (int turn = 0; n > kTopkWord; turn ^= 1) {
-    TopkBracket bracket = draw_bracket(numbers, n, k, rest);
     const Scores<A, TopkKind::given> scores({numbers, nullptr, 0}, 0);
-    TopkCounts counts;
-    do {
+    divides = divides && std::isfinite(bracket.low) && std::isfinite(bracket.high);
+    bracket = divides ? divide<A>(bracket, n, k) : draw_bracket(numbers, n, k, rest);
+    TopkCounts counts = classify_scores<false>(scores, n, bracket, halves[turn], nullptr, nullptr);
+    if (divides && bracket.missed(counts, k)) {
+      bracket = draw_bracket(numbers, n, k, rest);
       counts = classify_scores<false>(scores, n, bracket, halves[turn], nullptr, nullptr);
-    } while (bracket.missed(counts, k));
+    }
+    while (bracket.missed(counts, k)) {
+      counts = classify_scores<false>(scores, n, bracket, halves[turn], nullptr, nullptr);
+    }
     k -= counts.above;
     if (bracket.low == bracket.high) return {bracket.high, k, counts.inside};
-    if (counts.inside == n) return select_sorting(halves[turn], n, k);
+    const bool shrinks = counts.inside < n;
+    if (!shrinks && !divides) return select_sorting(halves[turn], n, k);
+    divides = shrinks;
     numbers = halves[turn];
     n = counts.inside;
   }
@@ -186,6 +221,11 @@ static TopkRank select(const void* numbers_, int64_t n, int64_t k, void* scratch
   for (int64_t i = 0; i < n; ++i) word[i] = numbers[i];
   word.rank();
   return word.find(k);
+}
+
+template <class A>
+static TopkRank select(const void* numbers, int64_t n, int64_t k, void* scratch) {
+  return select_in(TopkBracket(sizeof(A) == 8), static_cast<const A*>(numbers), n, k, static_cast<A*>(scratch));
 }
 
 }  // namespace CPU_CAPABILITY

@@ -73,7 +73,8 @@ class Run {
 
   // What the bits of [begin, begin + count) say.
   void apply(const uint64_t* bits, int64_t begin, int64_t count) const {
-    kernels_.apply(bits, count, {element(begin), task_.x_bytes, task_.mask + begin, task_.passes_cache && begin % kTopkWord == 0});
+    kernels_.apply(bits, count,
+                   {element(begin), task_.x_bytes, task_.mask + begin, task_.passes_cache && begin % kTopkWord == 0});
   }
   void fill(int64_t begin, int64_t count, bool value) const;
 
