@@ -59,7 +59,10 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
 def make_block(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> Block:
     """A block with random weights and statistics, and activations of uneven sizes."""
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *size: torch.randn(size, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
     channels = shape[1]
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False, dtype=dtype)
     norm = nn.BatchNorm2d(channels, dtype=dtype)

@@ -62,7 +62,10 @@ class Row:
 def made_layer(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Weight [R, C] and Hessian [C, C] of correlated inputs, float32."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
     spectrum = torch.arange(1, columns + 1).float().pow(-0.5)
     mixed = (draw(2 * columns, columns) * spectrum) @ draw(columns, columns)
     inputs = (mixed + 0.3 * mixed.std() * draw(2 * columns, columns)) * (0.5 * draw(columns)).exp()

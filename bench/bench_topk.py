@@ -95,7 +95,10 @@ def _refit(shape: tuple[int, int], workload: str, settings: harness.Settings) ->
     """Bytes: those of the vector parts, 7 accesses and a mask per element and step; the products come on top."""
     generator = torch.Generator().manual_seed(1)
     dtype = settings.torch_dtype if settings.torch_dtype == torch.float64 else torch.float32
-    draw = lambda *sizes: torch.randn(sizes, generator=generator).to(settings.device, dtype)  # noqa: E731
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator).to(settings.device, dtype)
+
     w, inputs = draw(*shape), draw(2 * shape[1], shape[1])
     mask, h = draw(*shape) > 0, inputs.T @ inputs / len(inputs)
     run = partial(sa.masked_cg, w, mask, h, STEPS)

@@ -192,7 +192,10 @@ HEADINGS = ("case", "workload", "µs", "MB", "GB/s", "% of copy", "time / twin",
 
 def format_row(row: Row) -> tuple[str, ...]:
     """A row's cells, in the order of ``HEADINGS``."""
-    ratio = lambda value: "–" if value is None else f"{value:.3f}"  # noqa: E731
+
+    def ratio(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
     return (
         row.case,
         row.workload,

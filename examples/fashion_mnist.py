@@ -74,7 +74,10 @@ def load_images(directory: Path, device: str) -> Images:
                 raise FileNotFoundError(f"{stem}[.gz] is missing")
             tensors.append(read_idx(paths[0]).to(device))
     train_x, train_y, test_x, test_y = tensors
-    normalize = lambda x: ((x.float() / 255 - MEAN) / STD).unsqueeze(1)  # noqa: E731
+
+    def normalize(x: Tensor) -> Tensor:
+        return ((x.float() / 255 - MEAN) / STD).unsqueeze(1)
+
     return Images(normalize(train_x), train_y.long(), normalize(test_x), test_y.long())
 
 

@@ -36,7 +36,10 @@ SIZE, BATCH, TARGET = 100, 10, 0.01
 def make_problem(family: str, condition: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features ``[p, p]`` with singular values from 1 / condition to 1, targets, and the truth."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
     left, right = (torch.linalg.qr(draw(SIZE, SIZE))[0] for _ in range(2))
     features = left * torch.linspace(1 / condition, 1, SIZE, dtype=torch.float64) @ right
     truth = draw(SIZE)

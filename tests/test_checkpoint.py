@@ -88,7 +88,10 @@ def test_memory_order_is_kept(tmp_path: Path) -> None:
 
 
 def test_created_biases_come_back(tmp_path: Path) -> None:
-    build = lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))  # noqa: E731
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
+
     model = randomize(build())
     silent(model[0], (0, 2), bias=1.5)
     result = compact(model, torch.randn(2, 4))

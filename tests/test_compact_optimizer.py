@@ -50,7 +50,10 @@ def assert_kept_equal(dense: nn.Module, result: CompactResult, tolerance: float 
 def batches(case: str, outputs: int, count: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     shape = CASES[case].example().shape
-    make = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def make(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
     return [(make(*shape), make(shape[0], outputs)) for _ in range(count)]
 
 

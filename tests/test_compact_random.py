@@ -115,7 +115,10 @@ STEPS = st.lists(
 def plant(model: nn.Module, seed: int, share: float) -> None:
     """Zero random input channels, and random filters with a zero, negative or positive bias."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *size: torch.rand(*size, generator=generator)  # noqa: E731
+
+    def draw(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator)
+
     with torch.no_grad():
         for module in model.modules():
             if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):

@@ -430,7 +430,10 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("in_place", [False, True])
 def test_residual_blocks(in_place, caplog):
     net, x = nn.Sequential(*[Residual(in_place) for _ in range(4)]), correlated(40, 6)
-    data = lambda: [part.clone() for part in x.split(10)]  # noqa: E731
+
+    def data() -> list[torch.Tensor]:
+        return [part.clone() for part in x.split(10)]
+
     plain = CurvatureIHT(net, 0.5, activation_memory=0).run(data).model
     with caplog.at_level("INFO", "sparse_accel"):
         other = CurvatureIHT(net, 0.5).run(data).model

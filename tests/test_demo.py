@@ -76,7 +76,10 @@ def test_default_demo_meets_its_targets(tmp_path, capsys):
 def test_same_seed_same_figures_and_random_state_untouched():
     images = digits.load_digits()
     state = torch.get_rng_state()
-    ignore = lambda label, figures: None  # noqa: E731
+
+    def ignore(label: str, figures: object) -> None:
+        del label, figures
+
     first, _, history = demo.train_sparse(images, 1, 3, ignore)
     second, _, again = demo.train_sparse(images, 1, 3, ignore)
     assert torch.equal(torch.get_rng_state(), state)

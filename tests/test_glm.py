@@ -22,7 +22,10 @@ LRS = [10.0**k for k in range(-6, 7, 2)]
 def problem(family: str, rows: int, columns: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """z, features with a zero row, targets of the family with its edges among them; float64."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
     features, z = draw(rows, columns) * scale, draw(columns)
     if rows > 1:
         features[rows // 2] = 0

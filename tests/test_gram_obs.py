@@ -18,7 +18,10 @@ def problem(problems: int, units: int, block: int, outputs: int, seed: int = 0) 
     """The inverse of a correlated, damped Gram matrix and weights, float64."""
     generator = torch.Generator().manual_seed(seed)
     n = units * block
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
     hidden = draw(problems, n, n) @ draw(problems, n, n + 3)
     gram = hidden @ hidden.mT
     damping = 1e-3 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(n, dtype=torch.float64)

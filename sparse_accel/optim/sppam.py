@@ -17,15 +17,12 @@ from sparse_accel.penalties import Penalty
 from . import _inner
 from ._base import ProximalOptimizer
 from ._batch import state_dtype
+from ._closure import ClosureProblem, number, real
 from ._exact import Block, GlmLoss, Quadratic
 
 __all__ = ["SPPAM"]
 
 _SHORTEST_START = 1e-3  # of the inner solver's first step: a kink at the end of the last problem is no news of the next
-
-
-def _number(loss: Any) -> float:
-    return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
 
 class SPPAM(ProximalOptimizer):
@@ -243,13 +240,9 @@ class SPPAM(ProximalOptimizer):
 
     # ------------------------------------------------------------------ how
 
-    @staticmethod
-    def _real(param: Tensor) -> Tensor:
-        return torch.view_as_real(param.detach()) if param.is_complex() else param.detach()
-
     def _extrapolated(self, param: Tensor, momentum: float) -> Tensor:
         """z, in the dtype of the state and the strides of the parameter (as real numbers)."""
-        x = self._real(param)
+        x = real(param)
         x = x.to(state_dtype(param), copy=True)
         previous = self.state.get(param, {}).get("previous")
         if previous is None or momentum == 0:
@@ -267,11 +260,11 @@ class SPPAM(ProximalOptimizer):
         if "step" not in state:
             state.update(self._new_scalars(param))
         state["step"] += 1
-        state["previous"] = self._real(before).to(state_dtype(param), copy=True)
+        state["previous"] = real(before).to(state_dtype(param), copy=True)
         if averaging is None:
             return
         count = float(state["step"]) - averaging
-        now = self._real(param).to(state_dtype(param), copy=True)
+        now = real(param).to(state_dtype(param), copy=True)
         if count <= 1 or "average" not in state:
             state["average"] = now
         else:
@@ -307,7 +300,7 @@ class SPPAM(ProximalOptimizer):
             for group in self.param_groups:
                 for param in dict.fromkeys(group["params"]):
                     if group["momentum"] != 0 and "previous" in self.state.get(param, {}):
-                        self._real(param).copy_(self._extrapolated(param, group["momentum"]))
+                        real(param).copy_(self._extrapolated(param, group["momentum"]))
         with torch.enable_grad():
             first = closure()
         with torch.no_grad():
@@ -316,16 +309,13 @@ class SPPAM(ProximalOptimizer):
 
     def _solve(self, closure: Callable[[], Any], first: Any, saved: dict[Tensor, Tensor]) -> None:
         """From z in the parameters, with the gradients of the first call, to the new iterate and state."""
-        params: list[Tensor] = []
-        pieces: list[_inner.Piece] = []
         averaging: dict[Tensor, int | None] = {}
-        sign = -1.0 if self.param_groups[0]["maximize"] else 1.0
+        problem = ClosureProblem(closure, -1.0 if self.param_groups[0]["maximize"] else 1.0)
         if any(group["maximize"] != self.param_groups[0]["maximize"] for group in self.param_groups):
             raise ValueError("SPPAM: expected one value of maximize for all groups")
         for group in self.param_groups:
-            batches = self._gather(group, need_grad=True)
             lr = float(group["lr"])
-            for batch in batches:
+            for batch in self._gather(group, need_grad=True):
                 for param, work, layout, strength in zip(
                     batch.params, batch.work, batch.layouts, batch.strengths, strict=True
                 ):
@@ -334,64 +324,33 @@ class SPPAM(ProximalOptimizer):
                         continue  # the proximal operator is the identity: z it is
                     z = work.detach().to(state_dtype(work), copy=True)
                     decay = float(group["weight_decay"])
-                    pieces.append(_inner.Piece(z, lr, decay, layout, strength, self._prox_name(group)))
-                    params.append(param)
+                    problem.pieces.append(_inner.Piece(z, lr, decay, layout, strength, self._prox_name(group)))
+                    problem.params.append(param)
         for param, value in saved.items():
             if param not in averaging:
                 param.copy_(value)  # no gradient, no step
-        loss = sign * _number(first)
-        if not math.isfinite(loss):
-            raise ValueError(f"SPPAM: the closure returned {loss}: the proximal problem has no start")
-
-        def gradients() -> list[Tensor]:
-            grads = []
-            for param, piece in zip(params, pieces, strict=True):
-                if param.grad is None:
-                    grads.append(torch.zeros_like(piece.z))
-                    continue
-                grad = param.grad.resolve_conj().resolve_neg()
-                grad = torch.view_as_real(grad) if param.is_complex() else grad
-                grads.append(torch.empty_like(piece.z).copy_(grad).mul_(sign))
-            return grads
-
-        def evaluate(points: Any) -> tuple[float, list[Tensor], list[Tensor]]:
-            held = []
-            for param, point in zip(params, points, strict=True):
-                self._real(param).copy_(point)
-                held.append(torch.empty_like(point).copy_(self._real(param)))
-            with torch.enable_grad():
-                value = _number(closure())
-            return sign * value, gradients(), held
-
+        if not math.isfinite(number(first)):
+            raise ValueError(f"SPPAM: the closure returned {number(first)}: the proximal problem has no start")
         self.inner_calls = 0
-        if pieces:
-            group = self.param_groups[0]
-            solution = _inner.solve(
-                pieces,
-                [piece.z for piece in pieces],
-                loss,
-                gradients(),
-                evaluate,
-                length=group["inner_length"],
-                tolerance=group["tolerance"],
-                max_calls=int(group["max_inner"]),
-                rounding=4 * torch.finfo(first.dtype if isinstance(first, Tensor) else torch.float64).eps,
-            )
-            for param, point in zip(params, solution.points, strict=True):
-                self._real(param).copy_(point)
-            self.inner_calls = solution.calls
-            for group in self.param_groups:
-                group["inner_length"] = max(solution.length, _SHORTEST_START)
-            if not solution.converged:
-                warnings.warn(
-                    f"SPPAM: the inner solver stopped after {solution.calls} closure calls with the proximal gradient "
-                    f"at {solution.relative:.1e} of its start, tolerance {group['tolerance']:.1e}: raise max_inner "
-                    "(or tolerance), or lower lr; at a kink, as ReLU has, no gradient vanishes",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+        if problem.pieces:
+            self._solve_problem(problem, first)
         for param in averaging:
             self._advance(param, saved[param], averaging[param])
+
+    def _solve_problem(self, problem: ClosureProblem, first: Any) -> None:
+        group = self.param_groups[0]
+        solution = problem.solve(first, group["inner_length"], group["tolerance"], int(group["max_inner"]))
+        self.inner_calls = solution.calls
+        for group in self.param_groups:
+            group["inner_length"] = max(solution.length, _SHORTEST_START)
+        if not solution.converged:
+            warnings.warn(
+                f"SPPAM: the inner solver stopped after {solution.calls} closure calls with the proximal gradient "
+                f"at {solution.relative:.1e} of its start, tolerance {group['tolerance']:.1e}: raise max_inner "
+                "(or tolerance), or lower lr; at a kink, as ReLU has, no gradient vanishes",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     # ------------------------------------------------------------------ the mean of the iterates
 
@@ -403,4 +362,4 @@ class SPPAM(ProximalOptimizer):
                     continue
                 if backup is not None:
                     backup[param] = param.detach().clone()
-                self._real(param).copy_(average)
+                real(param).copy_(average)
