@@ -9,6 +9,7 @@ from sparse_accel.prune.layerwise_problem import LayerProblem
 from sparse_accel.prune.targets import Projection
 
 LADDER = (0.4, 1.05)  # of rho
+LATE_START = 0.55  # of rho, where supports settle slowly: n:m patterns, and dense ones of wide layers
 SETTLED = 0.003  # share of the support that moves in a step when it is time to stop
 RELAX, RELAX_FROM = 0.85, 0.4  # of the dual step, from this density on
 
@@ -37,8 +38,9 @@ def curvature_iht(problem: LayerProblem, target: Projection, iterations: int) ->
     hessian = problem.hessian / metric / metric[:, None]
     weight = problem.weight * metric
     relax = RELAX if target.density >= RELAX_FROM else 1.0
-    ratio = (LADDER[1] / LADDER[0]) ** (1 / max(1, -(-iterations // rung) - 1))
-    rho = LADDER[0]
+    slow = target.density >= RELAX_FROM and (target.run > 0 or columns > rows)
+    rho = LATE_START if slow else LADDER[0]
+    ratio = (LADDER[1] / rho) ** (1 / max(1, -(-iterations // rung) - 1))
     kept = weight.clone()
     mask = target.keep_(kept)
     dual = weight - kept
