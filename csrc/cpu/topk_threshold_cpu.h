@@ -172,7 +172,7 @@ static void zero_outside(const TopkTarget& target, int64_t count) {
 
 // x = 0 where bits are not set, for 64 elements.
 template <class Word>
-inline void keep_word(uint64_t bits, Word* x, [[maybe_unused]] const bool* mask) {
+inline void keep_word([[maybe_unused]] uint64_t bits, Word* x, [[maybe_unused]] const bool* mask) {
 #if defined(CPU_CAPABILITY_AVX512)
   for (int64_t i = 0; i < kTopkWord; i += 64 / int64_t(sizeof(Word)), bits >>= 64 / sizeof(Word) % 64) {
     if constexpr (sizeof(Word) == 2) {
