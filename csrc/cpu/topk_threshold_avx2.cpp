@@ -3,12 +3,7 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define CPU_CAPABILITY AVX2
 #define CPU_CAPABILITY_AVX2
-#include "lanes.h"
-#include "topk_threshold_lanes.h"
-#include "topk_threshold_scores.h"
-#include "topk_threshold_select.h"
-#include "topk_threshold_blocks.h"
-#include "topk_threshold_cpu.h"
+#include "topk_threshold_set.h"
 namespace sparse_accel {
 const TopkKernels* const topk_kernels_avx2 = &CPU_CAPABILITY::topk_table;
 }

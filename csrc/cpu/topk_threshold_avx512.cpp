@@ -6,12 +6,7 @@
 #endif
 #define CPU_CAPABILITY AVX512
 #define CPU_CAPABILITY_AVX512
-#include "lanes.h"
-#include "topk_threshold_lanes.h"
-#include "topk_threshold_scores.h"
-#include "topk_threshold_select.h"
-#include "topk_threshold_blocks.h"
-#include "topk_threshold_cpu.h"
+#include "topk_threshold_set.h"
 namespace sparse_accel {
 const TopkKernels* const topk_kernels_avx512 = &CPU_CAPABILITY::topk_table;
 }

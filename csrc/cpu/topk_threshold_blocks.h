@@ -1,12 +1,27 @@
 // The n largest of every m neighbours. Included once per instruction set (no include guard on purpose).
 //
-// An element's rank in its block is how many of the block come before it: those that are larger, and those equal with a
-// lower index. Each two elements of a block are compared once.
+// 64 blocks are looked at together, turned so that a lane is a block and a vector one element of each. What is chosen
+// comes as bits in lanes or as a vector's, and is turned back.
+
+#include <algorithm>
+#include <memory>
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 
-constexpr int64_t kBlockWords = 32;  // that are looked at together, at most; also the largest m
+// Blocks of `bytes` that are needed soon: fetched now and then, as a processor waits for only some lines at a time.
+class Ahead {
+ public:
+  Ahead(const void* begin, int64_t bytes) : at_(static_cast<const char*>(begin)), bytes_(bytes) {}
+  void fetch(int64_t blocks) {
+    const char* const end = at_ + blocks * bytes_;
+    for (; at_ < end; at_ += 64) __builtin_prefetch(at_);
+  }
+
+ private:
+  const char* at_;
+  int64_t bytes_;
+};
 
 template <class A>
 class Blocks {
@@ -15,34 +30,35 @@ class Blocks {
   Blocks(const Blocks&) = delete;
   virtual ~Blocks() = default;
 
-  virtual int64_t words() const = 0;  // how many words to choose from at a time: whole blocks
-  // Bits of the n largest in each block of words() words; 64 numbers more may be read.
-  virtual void choose(const A* numbers, int n, uint64_t* out) = 0;
+  // Bits of the n largest in each of up to 64 blocks of m; vectors beyond the last one may be read, and m words
+  // written.
+  virtual void choose(const A* numbers, int64_t blocks, Ahead& ahead, uint64_t* out) = 0;
 };
 
-// m a power of two. As many blocks as a vector has lanes are turned, so that a lane is a block and a vector one element
-// of each; ranks are counted in lanes, too.
+// m = 2, 4 or 8. An element's rank in its block is how many of the block come before it: those that are larger, and
+// those equal with a lower index. Each two elements of a block are compared once, ranks are counted in lanes.
 template <class A, int m>
-class PowerBlocks final : public Blocks<A> {
+class RankedBlocks final : public Blocks<A> {
  public:
-  int64_t words() const override { return m; }
+  explicit RankedBlocks(int n) : n_(n) {}
 
-  void choose(const A* numbers, int n, uint64_t* out) override {
-    uint64_t kept[m] = {};  // of each element, a bit for each block
-    for (int64_t b = 0; b < kTopkWord; b += kLanes<A>) {
+  void choose(const A* numbers, int64_t blocks, Ahead& ahead, uint64_t* out) override {
+    uint64_t kept[m] = {};
+    for (int64_t b = 0; b < blocks; b += kLanes<A>) {
+      ahead.fetch(kLanes<A>);
       Vec<A> v[m];
       for (int i = 0; i < m; ++i) v[i] = Vec<A>::loadu(numbers + b * m + i * kLanes<A>);
       turn<m>(v);
       Tally<A> rank[m];
       for (int i = 0; i < m; ++i) rank[i] = Tally<A>(i);
-#pragma GCC unroll 32
+#pragma GCC unroll 8
       for (int i = 0; i < m; ++i) {
-#pragma GCC unroll 32
+#pragma GCC unroll 8
         for (int j = i + 1; j < m; ++j) Tally<A>::order(rank[i], rank[j], v[i], v[j]);
       }
-      for (int i = 0; i < m; ++i) kept[i] |= rank[i].less_than(n) << b;
+      for (int i = 0; i < m; ++i) kept[i] |= rank[i].less_than(n_) << b;
     }
-    constexpr uint64_t first = ~uint64_t(0) / ((uint64_t(1) << m) - 1);  // the bits of element 0
+    constexpr uint64_t first = repeat_bits(1, m);  // the bits of element 0
     for (int64_t w = 0; w < m; ++w) {
       out[w] = 0;
       for (int64_t i = 0; i < m; ++i) out[w] |= deposit_bits(kept[i] >> (w * kTopkWord / m), first << i);
@@ -50,130 +66,149 @@ class PowerBlocks final : public Blocks<A> {
   }
 
  private:
-  // Vectors one after another in memory, from [block][element] to [element][block].
-  template <int size>
-  static void turn(Vec<A>* v) {
-    if constexpr (size > 1) {
-      Vec<A> even[size / 2], odd[size / 2];
-      for (int i = 0; i < size / 2; ++i) std::tie(even[i], odd[i]) = at::vec::deinterleave2(v[2 * i], v[2 * i + 1]);
-      turn<size / 2>(even);
-      turn<size / 2>(odd);
-      for (int i = 0; i < size / 2; ++i) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
-    }
-  }
+  int n_;
 };
 
-// Any m. Elements are compared with those r behind, a word at a time; integers of a few bits per element, one bit of
-// all elements in a word, count.
-template <class A>
-class AnyBlocks final : public Blocks<A> {
+// Any m up to `room`. The n-th largest of each block is found among its sorted halves.
+template <class A, int room>
+class NetworkBlocks final : public Blocks<A> {
  public:
-  explicit AnyBlocks(int m) : m_(m), words_(kBlockWords / m * m) {
-    while ((1 << digits_) < m) ++digits_;
-    Words last = {};  // elements that lie in the block's last r
-    for (int64_t r = 1; r < m; ++r) {
-      for (int64_t i = m - r; i < words_ * kTopkWord; i += m) last[i / kTopkWord] |= uint64_t(1) << (i % kTopkWord);
-      for (int64_t w = 0; w < words_; ++w) within_[r][w] = ~last[w];
-    }
-  }
+  NetworkBlocks(int n, int m) : n_(n), m_(m) {}
 
-  int64_t words() const override { return words_; }
-
-  void choose(const A* numbers, int n, uint64_t* out) override {
-    for (int64_t w = 0; w < words_; ++w) compare_word(numbers + w * kTopkWord, w);
-    for (int d = 0; d < digits_; ++d) {
-      for (int64_t w = 0; w < kBlockWords; ++w) digit_[d][w] = 0;
+  void choose(const A* numbers, int64_t blocks, Ahead& ahead, uint64_t* out) override {
+    blocks = (blocks + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+    for (int64_t b = 0; b < blocks; b += kLanes<A>) {
+      ahead.fetch(kLanes<A> / 4);
+      Vec<A>* const v = turned_[b / kLanes<A>];
+      load(numbers + b * m_, v);
+      for (int i = m_; i < room; ++i) v[i] = Vec<A>(kLeast<A>);
+      ahead.fetch(kLanes<A> / 4);
+      last_[b / kLanes<A>] = select(v, ahead);
     }
-    for (int64_t r = 1; r < m_; ++r) {
-      Words before, after;
-      uint64_t first[kBlockWords + 1] = {};  // of two elements, the first comes before the other
-#pragma omp simd
-      for (int64_t w = 0; w < kBlockWords; ++w) {
-        before[w] = smaller_[r][w] & within_[r][w];
-        first[w + 1] = ~smaller_[r][w] & within_[r][w];
-      }
-#pragma omp simd
-      for (int64_t w = 0; w < kBlockWords; ++w) after[w] = first[w + 1] << r | first[w] >> (kTopkWord - r);
-      count(before);
-      count(after);
-    }
-    less_than(n, out);
+    uint32_t kept[kTopkWord] = {};
+    compare_with_last<Order::greater_or_equal>(blocks, kept);
+    int64_t number = 0;
+    for (int64_t b = 0; b < blocks; ++b) number += count_bits(kept[b]);
+    if (number > n_ * blocks) leave_ties(blocks, kept);
+    join_bits(kept, blocks, m_, out);
   }
 
  private:
-  using Words = uint64_t[kBlockWords];
+  static constexpr int kPower = room > 16 ? 32 : room > 8 ? 16 : room > 4 ? 8 : 4;
+  static constexpr int kHalf = kPower / 2, kRest = room - kHalf;
 
-  void compare_word(const A* numbers, int64_t w) {
-    for (int64_t r = 1; r < m_; ++r) {
-      uint64_t bits = 0;
-      for (int64_t j = 0; j < kTopkWord; j += kLanes<A>) {
-        const A* const p = numbers + j;
-        bits |= compare<Order::greater>(Vec<A>::loadu(p + r), Vec<A>::loadu(p)) << j;
-      }
-      smaller_[r][w] = bits;
+  // The first of `room` elements to a block, of a vector's worth of blocks.
+  void load(const A* numbers, Vec<A>* out) const {
+    Vec<A> v[kPower];
+    if constexpr (kPower < kLanes<A>) {
+      constexpr int each = kLanes<A> / kPower;
+      const uint64_t places = repeat_bits((uint64_t(1) << m_) - 1, kPower);
+      for (int i = 0; i < kPower; ++i) v[i] = expand(numbers + i * each * m_, places & ((uint64_t(1) << kLanes<A>)-1));
+    } else {
+      constexpr int parts = kPower / kLanes<A>;
+#pragma GCC unroll 32
+      for (int i = 0; i < kPower; ++i) v[i] = Vec<A>::loadu(numbers + i / parts * m_ + i % parts * kLanes<A>);
+    }
+    turn<kPower>(v);
+#pragma GCC unroll 32
+    for (int i = 0; i < room; ++i) out[i] = v[i];
+  }
+
+  // The n-th largest of each lane.
+  Vec<A> select(const Vec<A>* v, Ahead& ahead) const {
+    Vec<A> sorted[room];
+#pragma GCC unroll 32
+    for (int i = 0; i < room; ++i) sorted[i] = v[i];
+    sort<kHalf>(sorted);
+    ahead.fetch(kLanes<A> / 4);
+    sort<kRest>(sorted + kHalf);
+    ahead.fetch(kLanes<A> / 4);
+    A first[kHalf][kLanes<A>], second[kRest][kLanes<A>];
+#pragma GCC unroll 16
+    for (int i = 0; i < kHalf; ++i) sorted[i].store(first[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRest; ++i) sorted[kHalf + i].store(second[i]);
+    // Of n numbers i are from the first half: the largest choice of the smaller of both ends.
+    Vec<A> best(kLeast<A>);
+    if (n_ <= kHalf) best = Vec<A>::loadu(first[n_ - 1]);
+    if (n_ <= kRest) best = at::vec::clamp_min(best, Vec<A>::loadu(second[n_ - 1]));
+    for (int i = std::max(1, n_ - kRest); i <= std::min(n_ - 1, kHalf); ++i) {
+      const Vec<A> end = at::vec::clamp_max(Vec<A>::loadu(first[i - 1]), Vec<A>::loadu(second[n_ - i - 1]));
+      best = at::vec::clamp_min(best, end);
+    }
+    return best;
+  }
+
+  // The bits of each block.
+  template <Order order>
+  void compare_with_last(int64_t blocks, uint32_t* out) const {
+    for (int64_t b = 0; b < blocks; b += kLanes<A>) {
+      LaneBits<A> bits;
+      for (int i = 0; i < m_; ++i) bits.template add<order>(turned_[b / kLanes<A>][i], last_[b / kLanes<A>]);
+      bits.store(out + b);
     }
   }
 
-  void count(Words& carry) {
-    for (int d = 0; d < digits_; ++d) {
-#pragma omp simd
-      for (int64_t w = 0; w < kBlockWords; ++w) {
-        const uint64_t old = digit_[d][w];
-        digit_[d][w] = old ^ carry[w];
-        carry[w] &= old;
-      }
+  // Of those that equal the n-th largest, the first ones stay.
+  void leave_ties(int64_t blocks, uint32_t* kept) const {
+    uint32_t equal[kTopkWord];
+    compare_with_last<Order::equal>(blocks, equal);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const uint64_t greater = kept[b] & ~equal[b];
+      const uint64_t first = (uint64_t(1) << (n_ - count_bits(greater))) - 1;
+      kept[b] = static_cast<uint32_t>(greater | deposit_bits(first, equal[b]));
     }
   }
 
-  void less_than(int n, uint64_t* out) const {
-    for (int64_t w = 0; w < words_; ++w) {
-      uint64_t less = 0, equal = ~uint64_t(0);
-      for (int d = digits_ - 1; d >= 0; --d) {  // from the highest digit down
-        const uint64_t bit = (n >> d) & 1 ? ~uint64_t(0) : 0;
-        less |= equal & bit & ~digit_[d][w];
-        equal &= ~(bit ^ digit_[d][w]);
-      }
-      out[w] = less;
-    }
-  }
-
-  int64_t m_, words_;
-  int digits_ = 0;
-  alignas(64) Words within_[kBlockWords] = {};   // [r]: elements with another of their block r behind
-  alignas(64) Words smaller_[kBlockWords] = {};  // [r]: elements that are smaller than the one r behind
-  alignas(64) Words digit_[5] = {};
+  int n_, m_;
+  Vec<A> turned_[kTopkWord / kLanes<A>][room], last_[kTopkWord / kLanes<A>];
 };
 
 template <class A>
-static std::unique_ptr<Blocks<A>> blocks_of(int m) {
-  if (m == 2) return std::make_unique<PowerBlocks<A, 2>>();
-  if (m == 4) return std::make_unique<PowerBlocks<A, 4>>();
-  if (m == 8) return std::make_unique<PowerBlocks<A, 8>>();
-  if (m == 16) return std::make_unique<PowerBlocks<A, 16>>();
-  return std::make_unique<AnyBlocks<A>>(m);
+static std::unique_ptr<Blocks<A>> blocks_of(int n, int m) {
+  if (m == 2) return std::make_unique<RankedBlocks<A, 2>>(n);
+  if (m == 4) return std::make_unique<RankedBlocks<A, 4>>(n);
+  if (m == 8) return std::make_unique<RankedBlocks<A, 8>>(n);
+  switch ((m + 3) / 4) {
+    case 1:
+      return std::make_unique<NetworkBlocks<A, 4>>(n, m);
+    case 2:
+      return std::make_unique<NetworkBlocks<A, 8>>(n, m);
+    case 3:
+      return std::make_unique<NetworkBlocks<A, 12>>(n, m);
+    case 4:
+      return std::make_unique<NetworkBlocks<A, 16>>(n, m);
+    case 5:
+      return std::make_unique<NetworkBlocks<A, 20>>(n, m);
+    case 6:
+      return std::make_unique<NetworkBlocks<A, 24>>(n, m);
+    case 7:
+      return std::make_unique<NetworkBlocks<A, 28>>(n, m);
+    default:
+      return std::make_unique<NetworkBlocks<A, 32>>(n, m);
+  }
 }
 
 template <class T, TopkKind kind>
 static bool choose_blocks(const TopkSource& source, int64_t begin, int64_t rows, int64_t columns, int n, int m,
                           uint64_t* bits) {
   using A = Acc<T>;
-  constexpr A kLeast = -A(__builtin_inf());
-  const std::unique_ptr<Blocks<A>> blocks = blocks_of<A>(m);
-  const int64_t room = blocks->words();
-  alignas(64) A numbers[(kBlockWords + 1) * kTopkWord];
-  uint64_t chosen[kBlockWords], nan = 0;
+  const std::unique_ptr<Blocks<A>> blocks = blocks_of<A>(n, m);
+  alignas(64) A numbers[(kTopkMostBlock + 1) * kTopkWord] = {};
+  uint64_t chosen[kTopkMostBlock], nan = 0;
+  const T* const data = static_cast<const T*>(source.data);
   const auto store = [&](const auto& word, int64_t i, uint64_t) {
     const Numbers<A> own(word);
     nan |= own.nan();
     for (int64_t j = 0; j < own.kParts; ++j) own.part[j].store(numbers + i + j * kLanes<A>);
   };
-  for (int64_t i = room * kTopkWord; i < (room + 1) * kTopkWord; ++i) numbers[i] = kLeast;
   for (int64_t r = 0; r < rows; ++r, begin += columns) {
     for (int64_t done = 0; done < columns;) {
-      const int64_t own = std::min(room * kTopkWord, columns - done), words = topk_words(own);
-      for_words(Scores<T, kind>(source, begin + done), own, store, kLeast);
-      for (int64_t i = words * kTopkWord; i < room * kTopkWord; ++i) numbers[i] = kLeast;
-      blocks->choose(numbers, n, chosen);
+      const int64_t own = std::min(m * kTopkWord, columns - done), words = topk_words(own);
+      for_words(Scores<T, kind>(source, begin + done, 0), own, store, kLeast<A>);
+      for (int64_t i = words * kTopkWord; i < words * kTopkWord + m; ++i) numbers[i] = kLeast<A>;
+      Ahead ahead(data + begin + done + own, m * int64_t(sizeof(T)));
+      blocks->choose(numbers, (own + m - 1) / m, ahead, chosen);
       for (int64_t w = 0; w < words; ++w) *bits++ = chosen[w];
       done += own;
     }

@@ -128,31 +128,6 @@ static bool choose_rows(const TopkSource& source, int64_t begin, int64_t rows, i
   return false;
 }
 
-template <class A>
-static void settle(uint64_t* bits, const uint64_t* bits_inside, int64_t words, const void* numbers_, double threshold_,
-                   int64_t ties) {
-  const A* numbers = static_cast<const A*>(numbers_);
-  const Vec<A> threshold(static_cast<A>(threshold_));
-  for (int64_t w = 0; w < words; ++w) {
-    const uint64_t inside = bits_inside[w];
-    if (!inside) continue;
-    uint64_t above = 0, equal = numbers ? 0 : inside;
-    for (int64_t j = 0; numbers && j < kTopkWord; j += kLanes<A>) {
-      const uint64_t own = (inside >> j) & ((uint64_t(1) << kLanes<A>)-1);
-      const Vec<A> v = expand(numbers, own);
-      above |= (compare<Order::greater>(v, threshold) & own) << j;
-      equal |= (compare<Order::equal>(v, threshold) & own) << j;
-      numbers += count_bits(own);
-    }
-    if (ties == kAllTies) {
-      above |= equal;
-    } else {  // the lowest indices
-      for (; equal && ties > 0; --ties, equal &= equal - 1) above |= equal & -equal;
-    }
-    bits[w] |= above;
-  }
-}
-
 template <class Word>
 static void zero_words(Word* x, const bool* mask, int64_t count) {
   const auto* const flag = reinterpret_cast<const uint8_t*>(mask);
@@ -227,6 +202,7 @@ static const TopkKernels topk_table = {SPARSE_ACCEL_TOPK(has_nan),
                                        SPARSE_ACCEL_TOPK(classify),
                                        SPARSE_ACCEL_TOPK(choose_rows),
                                        SPARSE_ACCEL_TOPK(choose_blocks),
+                                       SPARSE_ACCEL_TOPK(choose_groups),
                                        {&bracket<float>, &bracket<double>},
                                        {&select<float>, &select<double>},
                                        {&count_equal<float>, &count_equal<double>},

@@ -60,6 +60,26 @@ constexpr int64_t topk_scratch(int64_t n) { return 2 * (n + kTopkWord) + n + 102
 // And those that `choose_rows` needs.
 constexpr int64_t topk_row_scratch(int64_t n) { return n + kTopkWord + topk_scratch(n); }
 
+// Neighbouring groups, each of which has `inner` elements, one after another, in each row of memory.
+struct TopkStripe {
+  int64_t begin, end;  // elements of the source: the stripe's first, and where memory ends
+  int64_t rows, row;   // rows of memory, and elements of one
+  int64_t column;      // of a row, at which the stripe begins
+  int64_t groups, inner;
+  int64_t words;  // from the bits of a row to those of the next
+
+  int64_t n() const { return rows * inner; }  // elements of a group
+  int64_t columns() const { return groups * inner; }
+};
+
+// From 64 columns to the next: not a power of two, at which they would displace each other in the caches.
+constexpr int64_t topk_stripe_block(int64_t rows) { return (rows + 9) * kTopkWord; }
+
+// Bytes that `choose_groups` needs.
+inline int64_t topk_stripe_scratch(const TopkStripe& stripe) {
+  return topk_words(stripe.columns()) * topk_stripe_block(stripe.rows);
+}
+
 // How many of n numbers are drawn to bracket one of them: half of n^(2/3) balances drawing against what is left inside.
 inline int64_t topk_sample_size(int64_t n) {
   const double root = std::cbrt(double(n));
@@ -145,6 +165,8 @@ struct TopkKernels {
   // As choose_rows, of rows of `columns`: the n largest of every m neighbours, the last of which may be fewer.
   bool (*choose_blocks[kTopkKinds][4])(const TopkSource&, int64_t begin, int64_t rows, int64_t columns, int n, int m,
                                        uint64_t* bits);
+  // As choose_rows, the k largest of each group of a stripe; bits are those of its columns.
+  bool (*choose_groups[kTopkKinds][4])(const TopkSource&, const TopkStripe&, int64_t k, void* scratch, uint64_t* bits);
   // The bracket of the k-th largest of n numbers, given a sample of them, `deviations` wide to each side.
   TopkBracket (*bracket[2])(const void* sample, int64_t size, int64_t n, int64_t k, double deviations, void* scratch);
   // The k-th largest of numbers[0 .. n), 1 <= k <= n, without NaN; they stay as they are.

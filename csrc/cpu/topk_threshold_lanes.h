@@ -1,27 +1,27 @@
-// Comparisons of vectors as bits, and what is made of bits. Included once per instruction set, after lanes.h (no
-// include guard on purpose).
+// Vectors and bits: comparisons, counts, numbers moved together and apart. Included once per instruction set, after
+// lanes.h (no include guard on purpose).
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 #include <immintrin.h>
 #endif
 
-#include <algorithm>
 #include <cstdint>
-#include <functional>
-#include <memory>
-#include <tuple>
+#include <type_traits>
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 
 enum class Order { greater, greater_or_equal, equal, unordered };
 
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 // An immediate operand, so a constant even where nothing is inlined.
 template <Order order>
 constexpr int kCompareCode = order == Order::greater            ? _CMP_GT_OQ
                              : order == Order::greater_or_equal ? _CMP_GE_OQ
                              : order == Order::equal            ? _CMP_EQ_OQ
                                                                 : _CMP_UNORD_Q;
+#endif
+
+#if defined(CPU_CAPABILITY_AVX512)
 template <Order order>
 inline uint64_t compare(Vec<float> a, Vec<float> b) {
   return _mm512_cmp_ps_mask(a, b, kCompareCode<order>);
@@ -67,6 +67,33 @@ class Tally {
   __m512i number_;
 };
 
+// Some bits in each lane.
+template <class A>
+class LaneBits {
+ public:
+  // Bits are added from the lowest on: whether a compares so with b.
+  template <Order order>
+  void add(Vec<A> a, Vec<A> b) {
+    if constexpr (sizeof(A) == 4) {
+      bits_ = _mm512_mask_or_epi32(bits_, static_cast<__mmask16>(compare<order>(a, b)), bits_, next_);
+      next_ = _mm512_slli_epi32(next_, 1);
+    } else {
+      bits_ = _mm512_mask_or_epi64(bits_, static_cast<__mmask8>(compare<order>(a, b)), bits_, next_);
+      next_ = _mm512_slli_epi64(next_, 1);
+    }
+  }
+  void store(uint32_t* out) const {
+    if constexpr (sizeof(A) == 4) {
+      _mm512_storeu_si512(out, bits_);
+    } else {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi64_epi32(bits_));
+    }
+  }
+
+ private:
+  __m512i bits_ = _mm512_setzero_si512(), next_ = sizeof(A) == 4 ? _mm512_set1_epi32(1) : _mm512_set1_epi64(1);
+};
+
 // Lanes of set bits, moved together, at out; writes a whole vector.
 inline void compress(float* out, Vec<float> v, uint64_t bits) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v));
@@ -76,7 +103,7 @@ inline void compress(double* out, Vec<double> v, uint64_t bits) {
 }
 constexpr bool kHasCompress = true;
 
-// Numbers that lie together, moved to the lanes of set bits; reads a whole vector.
+// Numbers that lie together, moved to the lanes of set bits; what the others hold is of no use. Reads a whole vector.
 inline Vec<float> expand(const float* p, uint64_t bits) {
   return _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(p));
 }
@@ -84,25 +111,7 @@ inline Vec<double> expand(const double* p, uint64_t bits) {
   return _mm512_maskz_expand_pd(static_cast<__mmask8>(bits), _mm512_loadu_pd(p));
 }
 
-// 64 bits as 64 bytes of 0 or 1; past the caches `out` is a multiple of 64.
-inline void spread_bits(uint64_t bits, bool* out, bool passes_cache) {
-  const __m512i bytes = _mm512_maskz_set1_epi8(static_cast<__mmask64>(bits), 1);
-  if (passes_cache) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), bytes);
-  } else {
-    _mm512_storeu_si512(out, bytes);
-  }
-}
-
-#else
-
-#if defined(CPU_CAPABILITY_AVX2)
-// An immediate operand, so a constant even where nothing is inlined.
-template <Order order>
-constexpr int kCompareCode = order == Order::greater            ? _CMP_GT_OQ
-                             : order == Order::greater_or_equal ? _CMP_GE_OQ
-                             : order == Order::equal            ? _CMP_EQ_OQ
-                                                                : _CMP_UNORD_Q;
+#elif defined(CPU_CAPABILITY_AVX2)
 template <Order order>
 inline uint64_t compare(Vec<float> a, Vec<float> b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, kCompareCode<order>)));
@@ -147,6 +156,51 @@ class Tally {
 
   __m256i number_;
 };
+template <class A>
+class LaneBits {
+ public:
+  template <Order order>
+  void add(Vec<A> a, Vec<A> b) {
+    if constexpr (sizeof(A) == 4) {
+      const __m256 found = _mm256_cmp_ps(a, b, kCompareCode<order>);
+      bits_ = _mm256_or_si256(bits_, _mm256_and_si256(_mm256_castps_si256(found), next_));
+      next_ = _mm256_slli_epi32(next_, 1);
+    } else {
+      const __m256d found = _mm256_cmp_pd(a, b, kCompareCode<order>);
+      bits_ = _mm256_or_si256(bits_, _mm256_and_si256(_mm256_castpd_si256(found), next_));
+      next_ = _mm256_slli_epi64(next_, 1);
+    }
+  }
+  void store(uint32_t* out) const {
+    alignas(32) uint32_t all[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(all), bits_);
+    for (int i = 0; i < kLanes<A>; ++i) out[i] = all[i * sizeof(A) / 4];
+  }
+
+ private:
+  __m256i bits_ = _mm256_setzero_si256(), next_ = sizeof(A) == 4 ? _mm256_set1_epi32(1) : _mm256_set1_epi64x(1);
+};
+
+// Lane i of the entry for 8 bits is how many bits are set below bit i.
+struct ExpandTable {
+  alignas(32) uint32_t lanes[256][8];
+  constexpr ExpandTable() : lanes() {
+    for (int bits = 0; bits < 256; ++bits) {
+      for (int i = 0; i < 7; ++i) lanes[bits][i + 1] = lanes[bits][i] + ((bits >> i) & 1);
+    }
+  }
+};
+static constexpr ExpandTable expand_table;
+
+inline Vec<float> expand(const float* p, uint64_t bits) {
+  const auto* const lanes = reinterpret_cast<const __m256i*>(expand_table.lanes[bits]);
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), _mm256_load_si256(lanes));
+}
+inline Vec<double> expand(const double* p, uint64_t bits) {
+  const auto* const halves = reinterpret_cast<const __m256i*>(expand_table.lanes[_pdep_u64(bits, 0x55) * 3]);
+  return _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(_mm256_loadu_pd(p)), _mm256_load_si256(halves)));
+}
+
 #else
 template <Order order, class V>
 inline uint64_t compare(V a, V b) {
@@ -193,15 +247,21 @@ class Tally {
   using Count = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
   Count number_[kSize];
 };
-#endif
+template <class A>
+class LaneBits {
+ public:
+  template <Order order>
+  void add(Vec<A> a, Vec<A> b) {
+    const uint64_t found = compare<order>(a, b);
+    for (int i = 0; i < kLanes<A>; ++i) bits_[i] |= uint32_t((found >> i) & 1) << number_;
+    ++number_;
+  }
+  void store(uint32_t* out) const { __builtin_memcpy(out, bits_, sizeof bits_); }
 
-template <class V>
-inline void compress(typename V::value_type* out, V v, uint64_t bits) {
-  typename V::value_type lanes[V::size()];
-  v.store(lanes);
-  for (; bits; bits &= bits - 1) *out++ = lanes[__builtin_ctzll(bits)];
-}
-constexpr bool kHasCompress = false;
+ private:
+  uint32_t bits_[kLanes<A>] = {};
+  int number_ = 0;
+};
 
 template <class A>
 inline Vec<A> expand(const A* p, uint64_t bits) {
@@ -209,35 +269,17 @@ inline Vec<A> expand(const A* p, uint64_t bits) {
   for (; bits; bits &= bits - 1) lanes[__builtin_ctzll(bits)] = *p++;
   return Vec<A>::loadu(lanes);
 }
-
-// Byte b of the entry for 8 bits is bit b.
-struct SpreadTable {
-  uint64_t bytes[256];
-  constexpr SpreadTable() : bytes() {
-    for (int bits = 0; bits < 256; ++bits) {
-      for (int b = 0; b < 8; ++b) bytes[bits] |= uint64_t((bits >> b) & 1) << (8 * b);
-    }
-  }
-};
-static constexpr SpreadTable spread_table;
-
-inline void spread_bits(uint64_t bits, bool* out, bool) {
-  for (int b = 0; b < 8; ++b) __builtin_memcpy(out + 8 * b, &spread_table.bytes[(bits >> (8 * b)) & 255], 8);
-}
 #endif
 
-// The lowest bits, moved to those of `places`.
-inline uint64_t deposit_bits(uint64_t bits, uint64_t places) {
-#if defined(__BMI2__)
-  return _pdep_u64(bits, places);
-#else
-  uint64_t out = 0;
-  for (; places; places &= places - 1, bits >>= 1) out |= bits & 1 ? places & -places : 0;
-  return out;
-#endif
+#if !defined(CPU_CAPABILITY_AVX512)
+template <class V>
+inline void compress(typename V::value_type* out, V v, uint64_t bits) {
+  typename V::value_type lanes[V::size()];
+  v.store(lanes);
+  for (; bits; bits &= bits - 1) *out++ = lanes[__builtin_ctzll(bits)];
 }
-
-inline int64_t count_bits(uint64_t bits) { return __builtin_popcountll(bits); }
+constexpr bool kHasCompress = false;
+#endif
 
 }  // namespace CPU_CAPABILITY
 }  // namespace sparse_accel

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstring>
 #include <deque>
+#include <numeric>
 
 #include "topk_threshold_long.h"
 #include "topk_threshold_task.h"
@@ -23,6 +24,12 @@ void look_for_nan(const Run& run, int64_t count) {
     if (run.has_nan(lo, hi - lo)) found = true;
   });
   refuse_nan(found);
+}
+
+// All of x stays, or nothing.
+void fill(const Run& run, int64_t count, bool value) {
+  look_for_nan(run, count);
+  at::parallel_for(0, count, kGrain, [&](int64_t lo, int64_t hi) { run.fill(lo, hi - lo, value); });
 }
 
 // Applies the bits of rows, each of which begins a word.
@@ -62,11 +69,7 @@ void topk_rows(const TopkTask& task, int64_t rows, int64_t n, int64_t k) {
     if (k > 0 && k < n) return run_long_rows(task, rows, n, k);
   }
   const Run run(task);
-  if (k == 0 || k == n) {
-    look_for_nan(run, rows * n);
-    at::parallel_for(0, rows * n, kGrain, [&](int64_t lo, int64_t hi) { run.fill(lo, hi - lo, k != 0); });
-    return;
-  }
+  if (k == 0 || k == n) return fill(run, rows * n, k != 0);
   const int64_t words = topk_words(n);
   const Bits bits(rows * words);
   std::atomic<bool> found{false};
@@ -98,6 +101,30 @@ void topk_blocks(const TopkTask& task, int64_t rows, int64_t columns, int n, int
   }
   refuse_nan(found);
   apply(run, bits, rows, columns);
+}
+
+void topk_within(const TopkTask& task, int64_t blocks, int64_t outer, int64_t groups, int64_t inner, int64_t k) {
+  const Run run(task);
+  const int64_t row = groups * inner, words = topk_words(row), n = outer * inner;
+  if (k == 0 || k == n) return fill(run, blocks * outer * row, k != 0);
+  const Bits bits(blocks * outer * words);
+  const int64_t width = kTopkWord / std::gcd(kTopkWord, inner);  // groups of a stripe: whole words of columns
+  const int64_t stripes = (groups + width - 1) / width;
+  std::atomic<bool> found{false};
+  at::parallel_for(0, blocks * stripes, 1, [&](int64_t lo, int64_t hi) {
+    TopkStripe stripe{0, blocks * outer * row, outer, row, 0, width, inner, words};
+    const Buffer scratch(topk_stripe_scratch(stripe), 1);
+    for (int64_t i = lo; i < hi; ++i) {
+      const int64_t block = i / stripes, group = i % stripes * width;
+      stripe.column = group * inner;
+      stripe.begin = block * outer * row + stripe.column;
+      stripe.groups = std::min(width, groups - group);
+      uint64_t* const own = bits.at(block * outer * words + stripe.column / kTopkWord);
+      if (run.choose_groups(stripe, k, scratch.at(0), own)) found = true;
+    }
+  });
+  refuse_nan(found);
+  apply(run, bits, blocks * outer, row);
 }
 
 void topk_groups(void* x, int64_t x_bytes, bool* mask, const bool* keep, int64_t blocks, int64_t outer, int64_t groups,

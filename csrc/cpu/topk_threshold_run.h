@@ -26,6 +26,9 @@ void topk_rows(const TopkTask& task, int64_t rows, int64_t n, int64_t k);
 // each block n are kept.
 void topk_blocks(const TopkTask& task, int64_t rows, int64_t columns, int n, int m);
 
+// x is [blocks, outer, groups, inner]; k of each group [b, :, g, :] are kept. `columns` are groups * inner.
+void topk_within(const TopkTask& task, int64_t blocks, int64_t outer, int64_t groups, int64_t inner, int64_t k);
+
 // x is [blocks, outer, groups, inner]; keep [blocks, groups] becomes the mask of all its elements.
 void topk_groups(void* x, int64_t x_bytes, bool* mask, const bool* keep, int64_t blocks, int64_t outer, int64_t groups,
                  int64_t inner);

@@ -10,9 +10,12 @@ class Scores {
  public:
   using A = Acc<T>;
   Scores(const TopkSource& source, int64_t begin, int64_t ahead = kTopkAhead)
+      : Scores(source, begin, kind == TopkKind::scaled ? begin % source.period : 0, ahead) {}
+  // `place` is the element's in its period.
+  Scores(const TopkSource& source, int64_t begin, int64_t place, int64_t ahead)
       : data_(static_cast<const T*>(source.data) + begin),
         scale_(static_cast<const A*>(source.scale)),
-        place_(kind == TopkKind::scaled ? begin % source.period : 0),
+        place_(place),
         period_(source.period),
         ahead_(ahead) {}
 

@@ -4,6 +4,11 @@
 // A bracket that misses, which a sample allows now and then, tells on which side to look: the result is exact for any
 // input, and which numbers are drawn depends on how many there are only.
 
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <utility>
+
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 
@@ -117,14 +122,19 @@ static int64_t count_equal(const void* numbers, int64_t n, double value) {
 template <class A>
 static TopkRank select(const void* numbers, int64_t n, int64_t k, void* scratch);
 
-// Ends at two ranks of a sample, from 1 for the largest, that enclose the k-th largest of n but for `deviations`.
-// find(rank) is the sample's number of that rank, with how many equal it.
+// Two ranks of a sample, from 1 for the largest, that enclose the k-th largest of n but for `deviations`; they may lie
+// beyond the sample.
+inline std::pair<int64_t, int64_t> enclosing_ranks(int64_t size, int64_t n, int64_t k, double deviations) {
+  const double share = (double(k) - 0.5) / double(n), middle = share * double(size);
+  const double slack = deviations * std::sqrt(middle * (1 - share)) + 0.5;
+  return {static_cast<int64_t>(middle - slack), static_cast<int64_t>(middle + slack + 1) + 1};
+}
+
+// Ends at those ranks; find(rank) is the sample's number of that rank, with how many equal it.
 template <class A, class Find>
 static TopkBracket bracket_between(int64_t size, int64_t n, int64_t k, double deviations, const Find& find) {
   constexpr int64_t kHeavy = 32;  // 1 of so many is many
-  const double share = (double(k) - 0.5) / double(n), middle = share * double(size);
-  const double slack = deviations * std::sqrt(middle * (1 - share)) + 0.5;
-  const auto high = static_cast<int64_t>(middle - slack), low = static_cast<int64_t>(middle + slack + 1) + 1;
+  const auto [high, low] = enclosing_ranks(size, n, k, deviations);
   TopkBracket out(sizeof(A) == 8);
   if (high >= 1) {
     const TopkRank end = find(high);
@@ -226,6 +236,31 @@ static TopkRank select_in(const TopkBracket& within, const A* numbers, int64_t n
 template <class A>
 static TopkRank select(const void* numbers, int64_t n, int64_t k, void* scratch) {
   return select_in(TopkBracket(sizeof(A) == 8), static_cast<const A*>(numbers), n, k, static_cast<A*>(scratch));
+}
+
+template <class A>
+static void settle(uint64_t* bits, const uint64_t* bits_inside, int64_t words, const void* numbers_, double threshold_,
+                   int64_t ties) {
+  const A* numbers = static_cast<const A*>(numbers_);
+  const Vec<A> threshold(static_cast<A>(threshold_));
+  for (int64_t w = 0; w < words; ++w) {
+    const uint64_t inside = bits_inside[w];
+    if (!inside) continue;
+    uint64_t above = 0, equal = numbers ? 0 : inside;
+    for (int64_t j = 0; numbers && j < kTopkWord; j += kLanes<A>) {
+      const uint64_t own = (inside >> j) & ((uint64_t(1) << kLanes<A>)-1);
+      const Vec<A> v = expand(numbers, own);
+      above |= (compare<Order::greater>(v, threshold) & own) << j;
+      equal |= (compare<Order::equal>(v, threshold) & own) << j;
+      numbers += count_bits(own);
+    }
+    if (ties == kAllTies) {
+      above |= equal;
+    } else {  // the lowest indices
+      for (; equal && ties > 0; --ties, equal &= equal - 1) above |= equal & -equal;
+    }
+    bits[w] |= above;
+  }
 }
 
 }  // namespace CPU_CAPABILITY

@@ -13,17 +13,21 @@ namespace sparse_accel::cpu {
 // The kernels for this machine (honours ATEN_CPU_CAPABILITY).
 const TopkKernels& topk_kernels();
 
-// Memory whose pages are touched only where it is used.
+// Memory whose pages are touched only where it is used, and which begins a line of the caches.
 class Buffer {
  public:
   Buffer(int64_t elements, int64_t size)
-      : memory_(static_cast<char*>(std::malloc(static_cast<size_t>(elements * size))), &std::free), size_(size) {
+      : memory_(static_cast<char*>(std::malloc(static_cast<size_t>(elements * size + kLine))), &std::free),
+        size_(size) {
     TORCH_CHECK(memory_, "topk_threshold_: no memory for ", elements * size, " bytes");
+    data_ = memory_.get() + (kLine - reinterpret_cast<uintptr_t>(memory_.get()) % kLine) % kLine;
   }
-  char* at(int64_t element) const { return memory_.get() + element * size_; }
+  char* at(int64_t element) const { return data_ + element * size_; }
 
  private:
+  static constexpr uintptr_t kLine = 64;
   std::unique_ptr<char, decltype(&std::free)> memory_;
+  char* data_;
   int64_t size_;
 };
 
@@ -56,6 +60,9 @@ class Run {
   }
   bool choose_blocks(int64_t begin, int64_t rows, int64_t columns, int n, int m, uint64_t* bits) const {
     return kernels_.choose_blocks[kind_][task_.dtype](source_, begin, rows, columns, n, m, bits);
+  }
+  bool choose_groups(const TopkStripe& stripe, int64_t k, void* scratch, uint64_t* bits) const {
+    return kernels_.choose_groups[kind_][task_.dtype](source_, stripe, k, scratch, bits);
   }
   TopkBracket bracket(const void* sample, int64_t size, int64_t n, int64_t k, void* scratch) const {
     return kernels_.bracket[size_ == 8](sample, size, n, k, 4, scratch);

@@ -100,6 +100,22 @@ bool passes_cache(const at::Tensor& mask) {
   return mask.numel() >= kLarge && reinterpret_cast<uintptr_t>(mask.const_data_ptr()) % kLine == 0;
 }
 
+// On the CPU; x, scores and mask in the same memory order, scale [columns] in the compute type or undefined.
+cpu::TopkTask make_task(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale, const at::Tensor& mask,
+                        int64_t columns) {
+  const at::Tensor& source = scores.defined() ? scores : x;
+  const TopkKind kind = scores.defined() ? TopkKind::given : scale.defined() ? TopkKind::scaled : TopkKind::magnitude;
+  return {x.mutable_data_ptr(),
+          static_cast<int64_t>(x.element_size()),
+          mask.mutable_data_ptr<bool>(),
+          kind,
+          cpu::dtype_index(source.scalar_type()),
+          source.const_data_ptr(),
+          scale.defined() ? scale.const_data_ptr() : nullptr,
+          columns,
+          passes_cache(mask)};
+}
+
 // x and mask contiguous; scores contiguous or undefined; scale [columns] in the compute type or undefined.
 void run(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale, const at::Tensor& mask, int64_t rows,
          const std::vector<int64_t>& k) {
@@ -111,17 +127,7 @@ void run(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale,
     return;
   }
 #endif
-  const at::Tensor& source = scores.defined() ? scores : x;
-  const TopkKind kind = scores.defined() ? TopkKind::given : scale.defined() ? TopkKind::scaled : TopkKind::magnitude;
-  const cpu::TopkTask task{x.mutable_data_ptr(),
-                           static_cast<int64_t>(x.element_size()),
-                           mask.mutable_data_ptr<bool>(),
-                           kind,
-                           cpu::dtype_index(source.scalar_type()),
-                           source.const_data_ptr(),
-                           scale.defined() ? scale.const_data_ptr() : nullptr,
-                           columns,
-                           passes_cache(mask)};
+  const cpu::TopkTask task = make_task(x, scores, scale, mask, columns);
   if (k.size() == 2) {
     cpu::topk_blocks(task, x.numel() / columns, columns, static_cast<int>(k[0]), static_cast<int>(k[1]));
   } else {
@@ -164,7 +170,25 @@ at::Tensor grouped(const at::Tensor& t, const std::vector<int64_t>& l) {
   return t.as_strided({l[3], l[0], l[1], l[2]}, {l[0] * l[1] * l[2], l[1] * l[2], l[2], 1});
 }
 
+// A factor for each element of a row of memory, where every row has the same: the scale, over and over.
+at::Tensor row_scale(const Call& call) {
+  const int64_t row = call.layout[1] * call.layout[2];
+  if (!call.scale.has_value() || !call.x.is_contiguous() || row % call.columns() != 0) return {};
+  return call.scale->to(compute_type(call.x.scalar_type())).repeat({row / call.columns()});
+}
+
+at::Tensor topk_apart(const Call& call) {
+  const auto& l = call.layout;
+  at::Tensor mask = at::empty_like(call.x, call.x.options().dtype(at::kBool));
+  if (call.x.numel() == 0) return mask;
+  const at::Tensor scale = row_scale(call), scores = scale.defined() ? at::Tensor() : element_scores(call);
+  cpu::topk_within(make_task(call.x, scores, scale, mask, l[1] * l[2]), l[3], l[0], l[1], l[2], call.k[0]);
+  return mask;
+}
+
 at::Tensor topk_within(const Call& call) {
+  const auto& l = call.layout;
+  if (call.x.is_cpu() && l[0] > 1 && l[1] > 1) return topk_apart(call);
   const auto rows_of = [&](const at::Tensor& t) { return grouped(t, call.layout).permute({0, 2, 1, 3}); };
   at::Tensor mask = at::empty_like(call.x, call.x.options().dtype(at::kBool));
   const at::Tensor element = element_scores(call), view = rows_of(call.x), mask_view = rows_of(mask);
