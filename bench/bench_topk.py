@@ -1,4 +1,4 @@
-"""``topk_threshold_``: half of a matrix kept, in place and with its mask; and ``masked_cg``, a refit of ten steps.
+"""``topk_threshold_``: part of a matrix kept, in place and with its mask; and ``masked_cg``, a refit of ten steps.
 
     python -m bench.bench_topk [--device cuda] [--dtype float64] [--json FILE]
 
@@ -12,25 +12,36 @@ zero from the first call on.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import sparse_accel as sa
 from sparse_accel import reference_topk
+from sparse_accel.groups import group_layout
 
 from . import harness
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (1024, 1024), (4096, 4096))
 CG_SHAPES = ((1536, 384), (384, 1536))
+PATTERNS = ((2, 4), (4, 8), (16, 32), (3, 7))
 STEPS = 10
 PLAIN = 1 << 21  # elements up to which the twin, which sorts, is run
 
 
+class Target(NamedTuple):
+    """What is kept."""
+
+    name: str
+    k: int | tuple[int, int]
+    by: str = "tensor"
+
+
 def cases(settings: harness.Settings) -> Iterator[harness.Case]:
-    """Tensor, row, 2:4 and 4:8, by given scores and by scaled magnitude; then the refit."""
+    """Every target, by given scores and by scaled magnitude; then the refit."""
     tiny = tuple(settings.workloads) == ("tiny",)
     for shape in ((12, 16),) if tiny else SHAPES:
         generator = torch.Generator().manual_seed(0)
@@ -38,57 +49,57 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
         scale = (torch.rand(shape[1], generator=generator) + 0.5).to(settings.device)
         x, scores = x.to(settings.device, settings.torch_dtype), noise.abs().to(settings.device, settings.torch_dtype)
         name = "tiny" if tiny else f"{shape[0]} x {shape[1]}"
-        for case, k, by in _targets(*shape):
-            given = _rivals(x, scores, k, by)
-            yield _case(f"{case}, scores", name, partial(sa.topk_threshold_, x, scores, k, by=by), x, given, scores)
-        for case, k, by in _targets(*shape):
-            run = partial(sa.topk_threshold_, x, None, k, by=by, scale=scale)
-            yield _case(f"{case}, |x| scale", name, run, x, _rivals(x, None, k, by, scale))
+        for target in _targets(*shape):
+            yield _case(f"{target.name}, scores", name, target, x, scores, None)
+        for target in _targets(*shape):
+            yield _case(f"{target.name}, |x| scale", name, target, x, None, scale)
     for shape in ((12, 16),) if tiny else CG_SHAPES:
         yield _refit(shape, "tiny" if tiny else f"{shape[0]} x {shape[1]}", settings)
 
 
-def _targets(rows: int, columns: int) -> list[tuple[str, int | tuple[int, int], str]]:
+def _targets(rows: int, columns: int) -> list[Target]:
     return [
-        ("half", rows * columns // 2, "tensor"),
-        ("half of rows", columns // 2, "row"),
-        ("2:4", (2, 4), "row"),
-        ("4:8", (4, 8), "row"),
+        Target("half", rows * columns // 2),
+        Target("half of rows", columns // 2, "row"),
+        Target("half of columns", rows // 2, "within"),
+        Target("half the columns", columns // 2, "group"),
+        *(Target(f"{n}:{m}", (n, m), "row") for n, m in PATTERNS),
     ]
 
 
 def _case(
-    name: str,
-    workload: str,
-    run: Callable[[], object],
-    x: Tensor,
-    rivals: tuple[Callable[[], object], Callable[[], object]],
-    scores: Tensor | None = None,
+    name: str, workload: str, target: Target, x: Tensor, scores: Tensor | None, scale: Tensor | None
 ) -> harness.Case:
+    layout = group_layout(x, "input") if target.by in ("within", "group") else None
+    run = partial(sa.topk_threshold_, x, scores, target.k, by=target.by, layout=layout, scale=scale)
     moved = x.numel() * (2 * x.element_size() + 1 + (x if scores is None else scores).element_size())
-    twin, peer = rivals
+    k = [target.k] if isinstance(target.k, int) else list(target.k)
+    twin = partial(reference_topk.topk_threshold_, x, scores, k, target.by, list(layout or []), scale)
     plain = twin if x.numel() <= PLAIN else None
+    peer = partial(_topk_scatter, x, scores, target, scale)
     return harness.Case(name, workload, run, moved, twin=plain, peer=peer, peer_name="topk + scatter")
 
 
-def _rivals(
-    x: Tensor, scores: Tensor | None, k: int | tuple[int, int], by: str, scale: Tensor | None = None
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    numbers = [k] if isinstance(k, int) else list(k)
-    twin = partial(reference_topk.topk_threshold_, x, scores, numbers, by, [], scale)
-    return twin, partial(_topk_scatter, x, scores, k, by, scale)
-
-
-def _topk_scatter(x: Tensor, scores: Tensor | None, k: int | tuple[int, int], by: str, scale: Tensor | None) -> Tensor:
+def _topk_scatter(x: Tensor, scores: Tensor | None, target: Target, scale: Tensor | None) -> Tensor:
     values = scores if scores is not None else x.abs() if scale is None else x.abs() * scale
-    if isinstance(k, tuple):
-        values, number = values.view(-1, k[1]), k[0]
+    if isinstance(target.k, tuple):
+        whole = x.shape[-1] // target.k[1] * target.k[1]  # what is left of a row stays
+        mask = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+        blocks = values[:, :whole].reshape(-1, target.k[1])
+        mask[:, :whole] = _chosen(blocks, target.k[0], -1).view(len(x), whole)
+    elif target.by == "group":
+        mask = _chosen(values.square().sum(0), target.k, 0).expand(x.shape).contiguous()
+    elif target.by == "tensor":
+        mask = _chosen(values.flatten(), target.k, 0).view(x.shape)
     else:
-        values, number = (values.view(1, -1), k) if by == "tensor" else (values, k)
-    chosen = torch.topk(values, number, dim=-1, sorted=False).indices
-    mask = torch.zeros(values.shape, dtype=torch.bool, device=x.device).scatter_(-1, chosen, True).view(x.shape)
+        mask = _chosen(values, target.k, -1 if target.by == "row" else 0)
     x.masked_fill_(~mask, 0)
     return mask
+
+
+def _chosen(values: Tensor, k: int, dim: int) -> Tensor:
+    places = torch.topk(values, k, dim=dim, sorted=False).indices
+    return torch.zeros(values.shape, dtype=torch.bool, device=values.device).scatter_(dim, places, True)
 
 
 def _refit(shape: tuple[int, int], workload: str, settings: harness.Settings) -> harness.Case:

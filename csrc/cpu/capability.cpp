@@ -1,19 +1,12 @@
-#include <ATen/Version.h>
 #include <c10/util/Exception.h>
 
-#include <string>
-
+#include "choose_kernels.h"
 #include "schedule.h"
 
 namespace sparse_accel::cpu {
 
 const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
-    const std::string capability = at::get_cpu_capability();
-    if (capability == "AVX512" && kernels_avx512) return *kernels_avx512;
-    if ((capability == "AVX512" || capability == "AVX2") && kernels_avx2) return *kernels_avx2;
-    return *kernels_default;
-  }();
+  static const Kernels& chosen = choose_kernels(kernels_default, kernels_avx2, kernels_avx512);
   return chosen;
 }
 

@@ -1,12 +1,12 @@
 #include "gram_obs_panel.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
+
+#include "choose_kernels.h"
 
 namespace sparse_accel::cpu {
 namespace {
@@ -14,12 +14,8 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // multiplications below which a thread costs more than it gives
 
 const GramObsKernels& gram_obs_kernels() {
-  static const GramObsKernels& chosen = []() -> const GramObsKernels& {
-    const std::string capability = at::get_cpu_capability();
-    if (capability == "AVX512" && gram_obs_kernels_avx512) return *gram_obs_kernels_avx512;
-    if ((capability == "AVX512" || capability == "AVX2") && gram_obs_kernels_avx2) return *gram_obs_kernels_avx2;
-    return *gram_obs_kernels_default;
-  }();
+  static const GramObsKernels& chosen =
+      choose_kernels(gram_obs_kernels_default, gram_obs_kernels_avx2, gram_obs_kernels_avx512);
   return chosen;
 }
 

@@ -1,11 +1,11 @@
 #include "masked_cg_run.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 
 #include <algorithm>
 #include <atomic>
-#include <string>
+
+#include "choose_kernels.h"
 
 namespace sparse_accel::cpu {
 namespace {
@@ -13,12 +13,7 @@ namespace {
 constexpr int64_t kGrain = 16384;  // elements that are worth a thread
 
 const CgKernels& cg_kernels() {
-  static const CgKernels& chosen = []() -> const CgKernels& {
-    const std::string capability = at::get_cpu_capability();
-    if (capability == "AVX512" && cg_kernels_avx512) return *cg_kernels_avx512;
-    if ((capability == "AVX512" || capability == "AVX2") && cg_kernels_avx2) return *cg_kernels_avx2;
-    return *cg_kernels_default;
-  }();
+  static const CgKernels& chosen = choose_kernels(cg_kernels_default, cg_kernels_avx2, cg_kernels_avx512);
   return chosen;
 }
 

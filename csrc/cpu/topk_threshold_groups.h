@@ -1,30 +1,17 @@
 // The k largest of each group, where groups lie apart in memory. Included once per instruction set (no include guard on
 // purpose).
 //
-// Memory is read once, row by row. A byte is kept of each number: which of 256 steps between two numbers of a sample of
-// its group it has reached. So many bytes stay in the caches, where they are counted against pivots, a column to a
-// lane: what has passed the step of the k-th largest is in, and only numbers on that very step are looked at again. A
-// larger number has no smaller byte, so the result is exact for any sample.
+// Memory is read once, row by row. A byte is kept of each number: which of 256 steps it has reached, around a number
+// where a sample of its group suggests the k-th largest. So many bytes stay in the caches, where they are counted
+// against pivots, a column to a lane: what has passed the step of the k-th largest is in, and numbers on that very step
+// are looked at again, unless they are all equal. A larger number has no smaller byte, so the result is exact for any
+// sample.
 
 #include <limits>
 #include <vector>
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
-
-// Which byte a number becomes: rising with it, from 0 up to 255. NaN has no meaning.
-template <class A>
-struct Steps {
-  A low = 0, per_unit = 0;
-
-  // One step up to `low`, and the last one from about `high` on.
-  Steps(const std::vector<A>& first, const std::vector<A>& last, int64_t group) {
-    constexpr A kMost = std::numeric_limits<A>::max() / 4, kSteepest = A(1e30);
-    low = std::clamp(first[static_cast<size_t>(group)], -kMost, kMost);
-    const A length = std::clamp(last[static_cast<size_t>(group)], -kMost, kMost) - low;
-    per_unit = std::min(A(253) / std::max(length, std::numeric_limits<A>::min()), kSteepest);
-  }
-};
 
 template <class T, TopkKind kind>
 class Stripe {
@@ -37,10 +24,10 @@ class Stripe {
         blocks_(topk_words(stripe.columns())),
         codes_(static_cast<uint8_t*>(scratch)),
         groups_(static_cast<size_t>(stripe.groups)),
-        low_(static_cast<size_t>(blocks_ * kTopkWord)),
-        per_unit_(low_.size()),
-        pivot_(low_.size()),
-        count_(low_.size()) {}
+        middle_(static_cast<size_t>(blocks_ * kTopkWord)),
+        per_unit_(middle_.size()),
+        pivot_(middle_.size()),
+        count_(middle_.size()) {}
 
   // Whether there was NaN.
   bool choose(int64_t k, uint64_t* out) {
@@ -55,10 +42,14 @@ class Stripe {
   struct Group {
     int64_t reached, passed;
     int step;
+    int64_t left;  // of those on the step, to be in
 
-    bool is_open(int64_t k) const { return reached != k; }
+    bool all_in() const { return reached == passed + left; }
+    bool ties() const { return !all_in() && step == kMiddleStep; }
+    bool mixed() const { return !all_in() && step != kMiddleStep; }
   };
-  static constexpr int64_t kAhead = 16;  // rows
+  static constexpr int64_t kAhead = 16;         // rows
+  static constexpr int64_t kMostCounted = 255;  // rows, of which a byte can count
   static constexpr double kDeviations = 3;
 
   // Scores of a row of memory, from the stripe's first column on.
@@ -92,7 +83,6 @@ class Stripe {
       for (int64_t g = 0; g < stripe_.groups; ++g) out[g] = own.scalar(g * stripe_.inner + column);
     }
     const auto [high, low] = enclosing_ranks(size, n, k, kDeviations);
-    std::vector<A> first(static_cast<size_t>(width)), last(first);
     uint64_t nan = 0;
     for (int64_t g = 0; g < stripe_.groups; g += kLanes<A>) {
       Vec<A> v[kTopkWord];
@@ -101,12 +91,29 @@ class Stripe {
         nan |= compare<Order::unordered>(v[i], v[i]);
       }
       sort_word(v);
-      v[std::min(low, size) - 1].store(first.data() + g);
-      v[std::max<int64_t>(high, 1) - 1].store(last.data() + g);
+      for (int64_t i = 0; i < size; ++i) v[i].store(numbers.data() + i * width + g);
     }
-    for_columns(low_, [&](const Group&, int64_t g) { return Steps<A>(first, last, g).low; });
-    for_columns(per_unit_, [&](const Group&, int64_t g) { return Steps<A>(first, last, g).per_unit; });
+    const int64_t first = std::max<int64_t>(high, 1) - 1, last = std::min(low, size) - 1;
+    std::vector<Steps<A>> steps;
+    for (int64_t g = 0; g < stripe_.groups; ++g) {
+      const A* const sorted = numbers.data() + g;
+      const int64_t middle = likely_rank(sorted, width, first, std::min(k * size / n, last), last);
+      steps.emplace_back(sorted[last * width], sorted[middle * width], sorted[first * width]);
+    }
+    for_columns(middle_, [&](const Group&, int64_t g) { return steps[static_cast<size_t>(g)].middle; });
+    for_columns(per_unit_, [&](const Group&, int64_t g) { return steps[static_cast<size_t>(g)].per_unit; });
     return nan == 0;
+  }
+
+  // Where the k-th largest is likely, of a sorted sample: in the middle, but that many equal numbers are more likely.
+  static int64_t likely_rank(const A* sorted, int64_t step, int64_t first, int64_t middle, int64_t last) {
+    int64_t best = middle, most = 1, run = 1;
+    for (int64_t i = first + 1; i <= last; ++i) {
+      run = sorted[i * step] == sorted[(i - 1) * step] ? run + 1 : 1;
+      if (run > 1 && sorted[i * step] == sorted[middle * step]) return middle;
+      if (run > most) best = i, most = run;
+    }
+    return best;
   }
 
   // The bytes of all numbers. False if there is NaN.
@@ -138,18 +145,17 @@ class Stripe {
 
   // Not zero if there is NaN.
   uint64_t encode_vector(Vec<A> v, int64_t column, uint8_t* out) const {
-    const Vec<A> above = v - Vec<A>::loadu(low_.data() + column);
-    const Vec<A> steps = at::vec::fmadd(above, Vec<A>::loadu(per_unit_.data() + column), Vec<A>(1));
-    store_bytes(out, at::vec::clamp(steps, Vec<A>(0), Vec<A>(255)).ceil());
+    store_steps(out, v, Vec<A>::loadu(middle_.data() + column), Vec<A>::loadu(per_unit_.data() + column));
     return compare<Order::unordered>(v, v);
   }
 
   // The step that the k-th largest of each group has reached, one of its digits after another.
   void search(int64_t k) {
-    for (Group& group : groups_) group = {stripe_.n(), 0, 0};
+    for (Group& group : groups_) group = {stripe_.n(), 0, 0, 0};
     for (int digit = 128; digit; digit /= 2) {
       for_columns(pivot_, [&](const Group& group, int64_t) { return static_cast<uint8_t>(group.step | digit); });
-      for (int64_t b = 0; b < blocks_; ++b) count(b);
+      count(0, stripe_.rows,
+            [](const Bytes& own, const Bytes& pivot) { return reinterpret_cast<Bytes>(own >= pivot); });
       size_t column = 0;
       for (Group& group : groups_) {
         int64_t reached = 0;
@@ -162,44 +168,81 @@ class Stripe {
         }
       }
     }
+    for (Group& group : groups_) group.left = k - group.passed;
   }
 
-  // How many of a block's bytes reach the pivots.
-  void count(int64_t block) {
-    constexpr int64_t kMost = 255;
-    int64_t* const out = count_.data() + block * kTopkWord;
-    std::fill_n(out, kTopkWord, 0);
-    const Bytes pivot = load_bytes(pivot_.data() + block * kTopkWord);
-    for (int64_t row = 0; row < stripe_.rows; row += kMost) {
-      const uint8_t* p = codes(block, row);
-      Bytes number = {};
-      for (int64_t r = std::min(kMost, stripe_.rows - row); r > 0; --r, p += kTopkWord) {
-        number -= reinterpret_cast<Bytes>(load_bytes(p) >= pivot);
+  // How many bytes of each column match the pivots, in some rows.
+  template <class Match>
+  void count(int64_t begin, int64_t end, const Match& match) {
+    for (int64_t b = 0; b < blocks_; ++b) {
+      int64_t* const out = count_.data() + b * kTopkWord;
+      std::fill_n(out, kTopkWord, 0);
+      const Bytes pivot = load_bytes(pivot_.data() + b * kTopkWord);
+      for (int64_t row = begin; row < end; row += kMostCounted) {
+        const uint8_t* p = codes(b, row);
+        Bytes number = {};
+        for (int64_t r = std::min(kMostCounted, end - row); r > 0; --r, p += kTopkWord)
+          number -= match(load_bytes(p), pivot);
+        for (int64_t i = 0; i < kTopkWord; ++i) out[i] += number[i];
       }
-      for (int64_t i = 0; i < kTopkWord; ++i) out[i] += number[i];
     }
+  }
+
+  // A bit for each column of the groups that satisfy.
+  template <class Satisfies>
+  std::vector<uint64_t> column_bits(const Satisfies& satisfies) const {
+    std::vector<uint64_t> out(static_cast<size_t>(blocks_));
+    for (int64_t c = 0; c < stripe_.columns(); ++c) {
+      const bool bit = satisfies(groups_[static_cast<size_t>(c / stripe_.inner)]);
+      out[static_cast<size_t>(c / kTopkWord)] |= uint64_t(bit) << (c % kTopkWord);
+    }
+    return out;
   }
 
   // Bits of what has passed its group's step, and of as many as belong to the k largest on it.
   void write(int64_t k, uint64_t* out) {
-    // Where all on the step are in, they have passed the one before.
-    for_columns(pivot_,
-                [&](const Group& group, int64_t) { return static_cast<uint8_t>(group.step - !group.is_open(k)); });
-    std::vector<uint64_t> open(static_cast<size_t>(blocks_));
-    for (int64_t c = 0; c < stripe_.columns(); ++c) {
-      const bool is_open = groups_[static_cast<size_t>(c / stripe_.inner)].is_open(k);
-      open[static_cast<size_t>(c / kTopkWord)] |= uint64_t(is_open) << (c % kTopkWord);
-    }
+    for_columns(pivot_, [](const Group& group, int64_t) { return static_cast<uint8_t>(group.step); });
+    const std::vector<uint64_t> mixed = column_bits([](const Group& group) { return group.mixed(); });
+    const bool has_ties = std::any_of(groups_.begin(), groups_.end(), [](const Group& group) { return group.ties(); });
+    std::vector<uint64_t> all = column_bits([](const Group& group) { return group.all_in(); }), first(mixed.size());
     Leftover left(*this, k);
-    for (int64_t row = 0; row < stripe_.rows; ++row) {
-      for (int64_t b = 0; b < blocks_; ++b) {
-        const uint8_t *const own = codes(b, row), *const pivot = pivot_.data() + b * kTopkWord;
-        out[row * stripe_.words + b] = greater_bytes(own, pivot);
-        uint64_t equal = equal_bytes(own, pivot) & open[static_cast<size_t>(b)];
-        for (; equal; equal &= equal - 1) left.add(row, b * kTopkWord + __builtin_ctzll(equal));
+    for (int64_t begin = 0; begin < stripe_.rows; begin += kMostCounted) {
+      const int64_t end = std::min(begin + kMostCounted, stripe_.rows);
+      if (has_ties) share_ties(begin, end, all, first);
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t b = 0; b < blocks_; ++b) {
+          const auto block = static_cast<size_t>(b);
+          const uint8_t *const own = codes(b, row), *const pivot = pivot_.data() + b * kTopkWord;
+          const uint64_t equal = equal_bytes(own, pivot);
+          uint64_t bits = greater_bytes(own, pivot) | (equal & all[block]);
+          for (uint64_t some = equal & first[block]; some; some &= some - 1) {
+            Group& group = groups_[static_cast<size_t>((b * kTopkWord + __builtin_ctzll(some)) / stripe_.inner)];
+            if (group.left-- > 0) bits |= some & -some;
+          }
+          for (uint64_t some = equal & mixed[block]; some; some &= some - 1) {
+            left.add(row, b * kTopkWord + __builtin_ctzll(some));
+          }
+          out[row * stripe_.words + b] = bits;
+        }
       }
     }
     left.settle(out);
+  }
+
+  // Of groups with ties, those of which all in these rows are in, and those of which the first ones are.
+  void share_ties(int64_t begin, int64_t end, std::vector<uint64_t>& all, std::vector<uint64_t>& first) {
+    count(begin, end, [](const Bytes& own, const Bytes& pivot) { return reinterpret_cast<Bytes>(own == pivot); });
+    std::vector<int64_t> number(groups_.size());
+    for (int64_t c = 0; c < stripe_.columns(); ++c)
+      number[static_cast<size_t>(c / stripe_.inner)] += count_[static_cast<size_t>(c)];
+    const auto fits = [&](const Group& group) {
+      return group.left >= number[static_cast<size_t>(&group - groups_.data())];
+    };
+    all = column_bits([&](const Group& group) { return group.all_in() || (group.ties() && fits(group)); });
+    first = column_bits([&](const Group& group) { return group.ties() && !fits(group) && group.left > 0; });
+    for (Group& group : groups_) {
+      if (group.ties() && fits(group)) group.left -= number[static_cast<size_t>(&group - groups_.data())];
+    }
   }
 
   // Places of numbers on the step of their group, in the order of memory.
@@ -209,7 +252,7 @@ class Stripe {
       int64_t total = 0;
       for (const Group& group : stripe.groups_) {
         begin_.push_back(total);
-        if (group.is_open(k)) total += group.reached - group.passed;
+        if (group.mixed()) total += group.reached - group.passed;
       }
       end_ = begin_;
       places_.resize(static_cast<size_t>(total));
@@ -256,7 +299,7 @@ class Stripe {
   const int64_t blocks_;  // of 64 columns
   uint8_t* const codes_;  // [block][row][column]
   std::vector<Group> groups_;
-  std::vector<A> low_, per_unit_;  // of each column
+  std::vector<A> middle_, per_unit_;  // of each column
   std::vector<uint8_t> pivot_;
   std::vector<int64_t> count_;
 };

@@ -30,6 +30,7 @@ template <Order order>
 inline uint64_t compare(Vec<double> a, Vec<double> b) {
   return _mm512_cmp_pd_mask(a, b, kCompareCode<order>);
 }
+
 // A count in each lane.
 template <class A>
 class Tally {

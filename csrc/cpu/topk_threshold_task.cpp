@@ -1,10 +1,9 @@
 #include "topk_threshold_task.h"
 
-#include <ATen/Version.h>  // get_cpu_capability
-
 #include <algorithm>
 #include <cstring>
-#include <string>
+
+#include "choose_kernels.h"
 
 namespace sparse_accel::cpu {
 namespace {
@@ -33,13 +32,8 @@ std::vector<char> repeat_scale(const TopkTask& task, int64_t size) {
 }  // namespace
 
 const TopkKernels& topk_kernels() {
-  static const TopkKernels& chosen = []() -> const TopkKernels& {
-    const std::string capability = at::get_cpu_capability();
-    if (!has_bmi2()) return *topk_kernels_default;
-    if (capability == "AVX512" && topk_kernels_avx512) return *topk_kernels_avx512;
-    if ((capability == "AVX512" || capability == "AVX2") && topk_kernels_avx2) return *topk_kernels_avx2;
-    return *topk_kernels_default;
-  }();
+  static const TopkKernels& chosen =
+      has_bmi2() ? choose_kernels(topk_kernels_default, topk_kernels_avx2, topk_kernels_avx512) : *topk_kernels_default;
   return chosen;
 }
 

@@ -165,6 +165,14 @@ at::Tensor element_scores(const Call& call) {
   return call.x.to(compute_type(call.x.scalar_type())).abs().mul_(*call.scale);
 }
 
+// The same but for their signs, which norms do not see.
+at::Tensor signed_scores(const Call& call) {
+  if (call.scores.has_value()) return element_scores(call);
+  if (!call.scale.has_value()) return call.x;
+  const at::ScalarType type = compute_type(call.x.scalar_type());
+  return call.x.to(type).mul(call.scale->to(type));
+}
+
 // [blocks, outer, groups, inner] of a dense tensor's memory.
 at::Tensor grouped(const at::Tensor& t, const std::vector<int64_t>& l) {
   return t.as_strided({l[3], l[0], l[1], l[2]}, {l[0] * l[1] * l[2], l[1] * l[2], l[2], 1});
@@ -205,8 +213,7 @@ at::Tensor topk_groups(const Call& call) {
   if (call.scores.has_value() && call.scores->dim() == 1 && call.scores->numel() == call.num_groups()) {
     scores = call.scores->contiguous();
   } else {
-    const at::Tensor element = element_scores(call);
-    scores = group_score({element.defined() ? element : call.x}, l, "l2", false)[0];
+    scores = group_score({signed_scores(call)}, l, "l2", false)[0];
   }
   TORCH_CHECK_VALUE(!scores.isnan().any().item<bool>(), kOp, ": scores: expected numbers that can be ordered, got NaN");
   const at::Tensor keep = group_topk({scores}, call.k[0])[0];
