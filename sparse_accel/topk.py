@@ -16,6 +16,13 @@ ops._LIBRARY.define(
 ops._LIBRARY.define("masked_cg(Tensor w, Tensor mask, Tensor h, int iters, Tensor? start) -> Tensor")
 
 
+def _is_row_major_within(x: Tensor, by: str) -> bool:
+    """Whether each group's elements lie in memory in row-major order, so that ties go by it."""
+    own = {"input": (1,), "output": (0,), "kernel": (0, 1)}.get(by, ())
+    strides = [stride for d, stride in enumerate(x.stride()) if d not in own and x.size(d) > 1]
+    return strides == sorted(strides, reverse=True)
+
+
 def topk_threshold_(
     x: Tensor,
     scores: Tensor | None,
@@ -46,8 +53,8 @@ def topk_threshold_(
         k: 0 to all of them, or (n, m) with 1 <= n < m <= 32.
         by: see above.
         layout: the groups: a :class:`GroupLayout` of the memory of ``x``, or ``"input"``, ``"output"``, ``"kernel"``.
-        scale: one number for each column (last dimension); scores are then ``|x| * scale``, never formed in memory.
-            Only where ``scores`` is None.
+        scale: one number for each column (last dimension); scores are then ``|x| * scale``, formed in memory only for
+            whole groups, and within groups of a tensor that is not contiguous. Only where ``scores`` is None.
 
     Returns:
         What was kept: a boolean tensor of the shape and strides of ``x``.
@@ -74,7 +81,7 @@ def topk_threshold_(
     if not isinstance(layout, str):
         return _topk_threshold(x, scores, numbers, by, list(layout), scale)
     found, of_own_memory = layout_of(x, layout)
-    if of_own_memory and (by == "group" or x.is_contiguous()):
+    if of_own_memory and (by == "group" or _is_row_major_within(x, layout)):
         return _topk_threshold(x, scores, numbers, by, list(found), scale)
     contiguous = x.clone(memory_format=torch.contiguous_format)
     kept = _topk_threshold(contiguous, scores, numbers, by, list(layout_of(contiguous, layout)[0]), scale)

@@ -210,14 +210,17 @@ def test_groups(backend: Any, by: str, shape: tuple[int, ...]) -> None:
             check(x, randn((groups,), torch.float16, backend.device), groups // 2, "group", layout=layout)
 
 
-def test_within_groups_in_any_memory_order(backend: Any) -> None:
+@pytest.mark.parametrize(
+    ("by", "k", "dims"), [("input", 20, (0, 2, 3)), ("output", 17, (1, 2, 3)), ("kernel", 4, (2, 3))]
+)
+def test_within_groups_in_any_memory_order(backend: Any, by: str, k: int, dims: tuple[int, ...]) -> None:
     x = (randn((8, 6, 3, 3), torch.float32, backend.device) * 2).round()
     expected = x.clone()
-    mask = sa.topk_threshold_(expected, None, 20, by="within", layout="input")
-    assert mask.sum((0, 2, 3)).tolist() == [20] * 6
+    mask = sa.topk_threshold_(expected, None, k, by="within", layout=by)
+    assert set(mask.sum(dims).flatten().tolist()) == {k}
     for other in memory_orders(x).values():
         y = other.clone()
-        found = sa.topk_threshold_(y, None, 20, by="within", layout="input")
+        found = sa.topk_threshold_(y, None, k, by="within", layout=by)
         assert torch.equal(found, mask)
         assert torch.equal(y, expected)
 

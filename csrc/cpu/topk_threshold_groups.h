@@ -90,7 +90,7 @@ class Stripe {
         v[i] = i < size ? Vec<A>::loadu(numbers.data() + i * width + g) : Vec<A>(kLeast<A>);
         nan |= compare<Order::unordered>(v[i], v[i]);
       }
-      sort_word(v);
+      sort_word(v, size);
       for (int64_t i = 0; i < size; ++i) v[i].store(numbers.data() + i * width + g);
     }
     const int64_t first = std::max<int64_t>(high, 1) - 1, last = std::min(low, size) - 1;

@@ -68,6 +68,9 @@ void topk_rows(const TopkTask& task, int64_t rows, int64_t n, int64_t k) {
   if (n > kInCacheMany || (n > kInCache && rows < at::get_num_threads())) {
     if (k > 0 && k < n) return run_long_rows(task, rows, n, k);
   }
+  if (n <= kTopkMostBlock && k > 0 && k < n) {
+    return topk_blocks(task, rows, n, static_cast<int>(k), static_cast<int>(n));
+  }
   const Run run(task);
   if (k == 0 || k == n) return fill(run, rows * n, k != 0);
   const int64_t words = topk_words(n);

@@ -61,10 +61,14 @@ C10_ALWAYS_INLINE void sort(V* v) {
   }
 }
 
-// The same for a word of vectors: too many for registers, and so for one copy at each call.
+// The same for as many as `number`, of the 64 that are there: too many for registers, and so for a copy at each call.
 template <class V>
-__attribute__((noinline)) static void sort_word(V* v) {
-  sort<kTopkWord>(v);
+__attribute__((noinline)) static void sort_word(V* v, int64_t number) {
+  if (number <= 16) {
+    sort<16>(v);
+  } else {
+    sort<kTopkWord>(v);
+  }
 }
 
 }  // namespace CPU_CAPABILITY
