@@ -57,10 +57,8 @@ inline uint64_t gather_bits(uint64_t bits, uint64_t places) {
 #endif
 }
 
-// The lowest `each` bits, over and over; `each` divides 64.
-constexpr uint64_t repeat_bits(uint64_t bits, int each) {
-  return each == 64 ? bits : ~uint64_t(0) / ((uint64_t(1) << each) - 1) * bits;
-}
+// The lowest `each` bits, over and over; `each` divides 32.
+constexpr uint64_t repeat_bits(uint64_t bits, int each) { return ~uint64_t(0) / ((uint64_t(1) << each) - 1) * bits; }
 
 inline int64_t count_bits(uint64_t bits) { return __builtin_popcountll(bits); }
 

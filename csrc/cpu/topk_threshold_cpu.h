@@ -22,13 +22,12 @@ static bool sample(const TopkSource& source, int64_t size, int64_t number, void*
   bool nan = false;
   for (int64_t i = 0; i < number; ++i) {
     const int64_t at = i * step + topk_jitter(i, step);
-    A value = static_cast<A>(data[at]);
-    if constexpr (kind != TopkKind::given) value = value < A(0) ? -value : value;
+    int64_t place = 0;
     if constexpr (kind == TopkKind::scaled) {
-      int64_t place = at - static_cast<int64_t>(double(at) * per_period) * source.period;  // at % period, but for one
+      place = at - static_cast<int64_t>(double(at) * per_period) * source.period;  // at % period, but for one
       place += place < 0 ? source.period : place >= source.period ? -source.period : 0;
-      value = value * scale[place];
     }
+    const A value = score_of<kind>(data[at], kind == TopkKind::scaled ? scale + place : nullptr);
     nan |= value != value;
     out[i] = value;
   }
@@ -81,9 +80,7 @@ class RowSample {
   bool draw(const T* row, RankedWord<A>& word) const {
     bool nan = false;
     for (int64_t i = 0; i < size_; ++i) {
-      A value = static_cast<A>(row[at_[i]]);
-      if constexpr (kind != TopkKind::given) value = value < A(0) ? -value : value;
-      if constexpr (kind == TopkKind::scaled) value = value * factor_[i];
+      const A value = score_of<kind>(row[at_[i]], factor_ + i);
       nan |= value != value;
       word[i] = value;
     }

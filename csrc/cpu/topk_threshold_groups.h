@@ -33,7 +33,7 @@ class Stripe {
   bool choose(int64_t k, uint64_t* out) {
     if (!draw(k) || !encode()) return true;
     search(k);
-    write(k, out);
+    write(out);
     return false;
   }
 
@@ -58,8 +58,9 @@ class Stripe {
     return codes_ + block * topk_stripe_block(stripe_.rows) + row * kTopkWord;
   }
 
-  void prefetch(int64_t row, int64_t column) const {
-    __builtin_prefetch(static_cast<const T*>(source_.data) + stripe_.begin + row * stripe_.row + column);
+  // A number as it lies in memory, or beyond.
+  const T* raw(int64_t row, int64_t column) const {
+    return static_cast<const T*>(source_.data) + stripe_.begin + row * stripe_.row + column;
   }
 
   // The value of a group for each of its columns.
@@ -121,12 +122,11 @@ class Stripe {
     uint64_t nan = 0;
     for (int64_t row = 0; row < stripe_.rows; ++row) {
       const Scores<T, kind> own = scores(row);
-      const T* const data = static_cast<const T*>(source_.data) + stripe_.begin + row * stripe_.row;
       const int64_t left = stripe_.end - (stripe_.begin + row * stripe_.row);
       for (int64_t b = 0; b < blocks_; ++b) {
         const int64_t first = b * kTopkWord;
         for (int64_t at = 0; at < kTopkWord * int64_t(sizeof(T)); at += 64) {
-          __builtin_prefetch(reinterpret_cast<const char*>(data + kAhead * stripe_.row + first) + at, 0, 2);
+          __builtin_prefetch(reinterpret_cast<const char*>(raw(row + kAhead, first)) + at, 0, 2);
         }
         uint8_t* const out = codes(b, row);
         if (first + kTopkWord <= left) {
@@ -200,12 +200,12 @@ class Stripe {
   }
 
   // Bits of what has passed its group's step, and of as many as belong to the k largest on it.
-  void write(int64_t k, uint64_t* out) {
+  void write(uint64_t* out) {
     for_columns(pivot_, [](const Group& group, int64_t) { return static_cast<uint8_t>(group.step); });
     const std::vector<uint64_t> mixed = column_bits([](const Group& group) { return group.mixed(); });
     const bool has_ties = std::any_of(groups_.begin(), groups_.end(), [](const Group& group) { return group.ties(); });
     std::vector<uint64_t> all = column_bits([](const Group& group) { return group.all_in(); }), first(mixed.size());
-    Leftover left(*this, k);
+    Leftover left(*this);
     for (int64_t begin = 0; begin < stripe_.rows; begin += kMostCounted) {
       const int64_t end = std::min(begin + kMostCounted, stripe_.rows);
       if (has_ties) share_ties(begin, end, all, first);
@@ -248,7 +248,7 @@ class Stripe {
   // Places of numbers on the step of their group, in the order of memory.
   class Leftover {
    public:
-    Leftover(const Stripe& stripe, int64_t k) : stripe_(stripe), k_(k) {
+    explicit Leftover(const Stripe& stripe) : stripe_(stripe) {
       int64_t total = 0;
       for (const Group& group : stripe.groups_) {
         begin_.push_back(total);
@@ -260,7 +260,7 @@ class Stripe {
 
     void add(int64_t row, int64_t column) {
       places_[static_cast<size_t>(end_[static_cast<size_t>(column / stripe_.stripe_.inner)]++)] = {row, column};
-      stripe_.prefetch(row, column);
+      __builtin_prefetch(stripe_.raw(row, column));
     }
 
     void settle(uint64_t* out) const {
@@ -272,8 +272,7 @@ class Stripe {
         numbers.resize(std::max(numbers.size(), n + kTopkWord));
         for (size_t i = 0; i < n; ++i) numbers[i] = stripe_.scores(places[i].row).scalar(places[i].column);
         scratch.resize(std::max(scratch.size(), static_cast<size_t>(topk_scratch(int64_t(n)))));
-        const int64_t left = k_ - stripe_.groups_[g].passed;
-        const TopkRank rank = select<A>(numbers.data(), int64_t(n), left, scratch.data());
+        const TopkRank rank = select<A>(numbers.data(), int64_t(n), stripe_.groups_[g].left, scratch.data());
         const auto last = static_cast<A>(rank.value);
         int64_t ties = rank.ties();
         for (size_t i = 0; i < n; ++i) {
@@ -289,7 +288,6 @@ class Stripe {
       int64_t row, column;
     };
     const Stripe& stripe_;
-    const int64_t k_;
     std::vector<int64_t> begin_, end_;  // of each group
     std::vector<Place> places_;
   };

@@ -4,6 +4,15 @@
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 
+// One score; the factor is read where there is one.
+template <TopkKind kind, class T>
+inline Acc<T> score_of(T number, const Acc<T>* factor) {
+  auto value = static_cast<Acc<T>>(number);
+  if constexpr (kind != TopkKind::given) value = value < Acc<T>(0) ? -value : value;
+  if constexpr (kind == TopkKind::scaled) value = value * *factor;
+  return value;
+}
+
 // From element `begin` of a source on; what lies `ahead` bytes ahead is fetched, as the hardware stops at page ends.
 template <class T, TopkKind kind>
 class Scores {
@@ -26,10 +35,7 @@ class Scores {
     return v;
   }
   A scalar(int64_t i) const {
-    A value = static_cast<A>(data_[i]);
-    if constexpr (kind != TopkKind::given) value = value < A(0) ? -value : value;
-    if constexpr (kind == TopkKind::scaled) value = value * scale_[place_ + i];
-    return value;
+    return score_of<kind>(data_[i], kind == TopkKind::scaled ? scale_ + place_ + i : nullptr);
   }
   void next() {
     for (int64_t at = 0; at < kTopkWord * int64_t(sizeof(T)); at += 64) {
