@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sparse_accel import reference_gram
-from sparse_accel.gram_obs import gram_obs
+from sparse_accel import reference
+from sparse_accel.ops.gram_obs import gram_obs
 
 from . import harness
 
@@ -40,7 +40,7 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
             name,
             partial(gram_obs, *arguments),
             (inverse.numel() + weight.numel()) * 8,
-            twin=partial(reference_gram.gram_obs, *arguments) if units <= TWIN_UNITS else None,
+            twin=partial(reference.gram_obs, *arguments) if units <= TWIN_UNITS else None,
             peer=partial(inverted, gram),
             peer_name="Cholesky, inverse",
         )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import sparse_accel as sa
-from sparse_accel import reference_topk
+from sparse_accel import reference
 from sparse_accel.groups import group_layout
 
 from . import harness
@@ -74,7 +74,7 @@ def _case(
     run = partial(sa.topk_threshold_, x, scores, target.k, by=target.by, layout=layout, scale=scale)
     moved = x.numel() * (2 * x.element_size() + 1 + (x if scores is None else scores).element_size())
     k = [target.k] if isinstance(target.k, int) else list(target.k)
-    twin = partial(reference_topk.topk_threshold_, x, scores, k, target.by, list(layout or []), scale)
+    twin = partial(reference.topk_threshold_, x, scores, k, target.by, list(layout or []), scale)
     plain = twin if x.numel() <= PLAIN else None
     peer = partial(_topk_scatter, x, scores, target, scale)
     return harness.Case(name, workload, run, moved, twin=plain, peer=peer, peer_name="topk + scatter")
@@ -113,7 +113,7 @@ def _refit(shape: tuple[int, int], workload: str, settings: harness.Settings) ->
     w, inputs = draw(*shape), draw(2 * shape[1], shape[1])
     mask, h = draw(*shape) > 0, inputs.T @ inputs / len(inputs)
     run = partial(sa.masked_cg, w, mask, h, STEPS)
-    twin = partial(reference_topk.masked_cg, w, mask, h, STEPS, None)
+    twin = partial(reference.masked_cg, w, mask, h, STEPS, None)
     products = partial(_products, w, h)
     moved = STEPS * w.numel() * (7 * w.element_size() + 1)
     return harness.Case(f"masked_cg, {STEPS} steps", workload, run, moved, twin, products, "the products alone")

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 import sparse_accel as sa
-from sparse_accel import reference_glm
+from sparse_accel.reference import glm as reference_glm
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

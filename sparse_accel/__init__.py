@@ -7,15 +7,16 @@ _compat.check()
 from . import _build_info, ops, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
-from .checkpoint import CheckpointError, load, load_optimizer, save
-from .compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .diagnostics import SparsityReport, sparsity
-from .glm import glm_epoch, glm_prox
 from .groups import Grouping, GroupLayout, group_layout, param_groups
+from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RMDA, SPPAM, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
-from .prune.targets import GroupSparsity, Rows
-from .topk import masked_cg, topk_threshold_
+from .prune.layerwise.targets import GroupSparsity, Rows
+from .removal.checkpoint import load, save
+from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
+from .removal.files import CheckpointError
+from .removal.optimizer_checkpoint import load_optimizer
 
 __version__ = _build_info.version
 __all__ = [

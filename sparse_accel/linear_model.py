@@ -23,8 +23,8 @@ except ImportError as error:
         "sparse_accel.linear_model needs scikit-learn 1.6 or newer: pip install 'sparse-accel[sklearn]'"
     ) from error
 
-from .glm import glm_epoch
-from .optim._exact import with_column
+from sparse_accel.ops import glm_epoch
+from sparse_accel.optim._exact import with_column
 
 __all__ = ["SPPAMClassifier", "SPPAMPoissonRegressor", "SPPAMRegressor"]
 

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import ops
-from .groups import BY, Grouping, GroupLayout, layout_of
+from sparse_accel import ops
+from sparse_accel.groups import BY, Grouping, GroupLayout, layout_of
 
 
 @functools.lru_cache(maxsize=8192)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparse_accel.prune.call import run_model
+from sparse_accel.channels.call import run_model
 
 logger = logging.getLogger(__name__)
 

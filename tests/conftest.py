@@ -22,8 +22,8 @@ class Backend(NamedTuple):
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Each backend in turn. ``cuda-emulated``: the CUDA kernels, run on CPU tensors by the emulator."""
     name: str = request.param
-    if name == "cuda" and not (torch.cuda.is_available() and ops._C.has_cuda):
+    if name == "cuda" and not (torch.cuda.is_available() and ops._library._C.has_cuda):
         pytest.skip("no CUDA device, or sparse_accel was built without CUDA")
     if name == "cuda-emulated":
-        monkeypatch.setattr(ops, "_C", build.load())
+        monkeypatch.setattr(ops._library, "_C", build.load())
     return Backend(name, torch.device("cuda" if name == "cuda" else "cpu"))

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from sparse_accel.checkpoint import load, save
-from sparse_accel.compact import compact
-from sparse_accel.diagnostics import sparsity
+from sparse_accel.diagnostics.sparsity import sparsity
 from sparse_accel.groups import param_groups
 from sparse_accel.optim import RMDA
 from sparse_accel.optim.lr_scheduler import MultiStageLR
 from sparse_accel.penalties import GroupLasso
+from sparse_accel.removal.checkpoint import load, save
+from sparse_accel.removal.compact import compact
 
 from .digits import DigitsNet, load_digits
 from .progress import Advance, progress_bar

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_accel.diagnostics import sparsity
+from sparse_accel.diagnostics.sparsity import sparsity
 from sparse_accel.report import CompactReport, count_macs, format_table, plot_training
 
 from .training import Epoch, Images, accuracy, latencies_ms

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import update_bn
 
-from sparse_accel.diagnostics import sparsity
+from sparse_accel.diagnostics.sparsity import sparsity
 
 EVALUATION_BATCH = 500
 

@@ -1,4 +1,7 @@
-"""Optimizers that train to structured sparsity, and their schedules."""
+"""Optimizers that train to structured sparsity, and their schedules.
+
+Imports: :mod:`~sparse_accel.penalties`, :mod:`~sparse_accel.ops`, :mod:`~sparse_accel.groups`.
+"""
 
 from . import lr_scheduler
 from .prox_sgd import ProxSGD

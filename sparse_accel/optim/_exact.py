@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel import glm, reference_glm
+from sparse_accel.ops.glm import glm_loss, glm_prox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +59,13 @@ class GlmLoss:
             z = torch.cat([z, (bias.z * bias.damping / scale).unsqueeze(1)], 1)
         lr, new, iterations = weight.lr * weight.damping, torch.empty_like(z), 0
         for k in range(outputs):
-            found = glm.glm_prox(z[k], rows, targets[:, k], lr, self.family, self.mode, delta=self.delta)
+            found = glm_prox(z[k], rows, targets[:, k], lr, self.family, self.mode, delta=self.delta)
             new[k] = found[0]
             iterations = max(iterations, int(found[1]))
         predictors = self.features.detach() @ weight.param.detach().T
         if bias is not None:
             predictors = predictors + bias.param.detach()
-        loss = reference_glm.loss(self.family, predictors, targets.to(predictors), self.delta).mean(0).sum()
+        loss = glm_loss(self.family, predictors, targets.to(predictors), self.delta).mean(0).sum()
         values = [new[:, columns] * scale if block is bias else new[:, :columns] for block in blocks]
         return loss, values, iterations
 

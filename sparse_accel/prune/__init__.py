@@ -1,57 +1,52 @@
-"""What can be removed from a model, and the removal: channel graph, liveness, surgery.
+"""Pruning of trained models on calibration data: ISpaSP (units), CurvatureIHT (weights), and their parts.
 
-The channels are followed by an analysis of our own, :mod:`~sparse_accel.prune.trace`. The dependency graph of
-Torch-Pruning ties the same channels (the tests compare the two), but takes an operation that it does not know for an
-elementwise one and knows nothing of values, of zero padding or of who reads what: enough to prune with a loss, not to
-prove that outputs stay the same.
+Imports: :mod:`~sparse_accel.removal`, :mod:`~sparse_accel.calibration`, :mod:`~sparse_accel.report` and what lies below
+them. ``select`` works on plain arrays, ``layerwise`` on one layer, ``structured`` and ``unstructured`` on networks.
 """
 
-from __future__ import annotations
+from sparse_accel.calibration.data import Calibration
+from sparse_accel.channels.widths import Consumer, Width, Widths
+from sparse_accel.prune.layerwise.solve import LayerInfo, layerwise_solve
+from sparse_accel.prune.layerwise.targets import GroupSparsity, Rows
+from sparse_accel.prune.select.gram import GramSelection, energy_select, gram_cosamp, gram_obs, refit
+from sparse_accel.prune.select.ispasp import ISpaSPSelection, batchnorm_affine, ispasp_select
+from sparse_accel.prune.structured.pruner import ISpaSP, PruneError
+from sparse_accel.prune.structured.report import StructuredReport, StructuredResult
+from sparse_accel.prune.unstructured.masks import Masks
+from sparse_accel.prune.unstructured.pruner import CurvatureIHT
+from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport
+from sparse_accel.prune.unstructured.result import CurvatureIHTResult, export_sparse, load_sparse
+from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
 
-import importlib
-from typing import Any
-
-# Public name -> module of this package; imported at first use, because compact() needs this package's leaves.
-_PUBLIC: dict[str, str] = {
-    "Calibration": "calibration",
-    "Consumer": "widths",
-    "CurvatureIHT": "curvature_iht",
-    "CurvatureIHTReport": "curvature_iht_report",
-    "CurvatureIHTResult": "curvature_iht_result",
-    "GramSelection": "gram",
-    "GroupSparsity": "targets",
-    "ISpaSP": "structured",
-    "ISpaSPSelection": "ispasp",
-    "LayerInfo": "layerwise",
-    "LayerReport": "curvature_iht_report",
-    "Masks": "masks",
-    "PruneError": "structured",
-    "RemovalResult": "remove",
-    "Rows": "targets",
-    "StructuredReport": "structured_report",
-    "StructuredResult": "structured_report",
-    "Width": "widths",
-    "Widths": "widths",
-    "batchnorm_affine": "ispasp",
-    "energy_select": "gram",
-    "export_sparse": "curvature_iht_result",
-    "find_widths": "remove",
-    "gram_cosamp": "gram",
-    "gram_obs": "gram",
-    "ispasp_select": "ispasp",
-    "layerwise_solve": "layerwise",
-    "load_sparse": "curvature_iht_result",
-    "refit": "gram",
-    "remove_units": "remove",
-}
-__all__ = sorted(_PUBLIC)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+__all__ = [
+    "Calibration",
+    "Consumer",
+    "CurvatureIHT",
+    "CurvatureIHTReport",
+    "CurvatureIHTResult",
+    "GramSelection",
+    "GroupSparsity",
+    "ISpaSP",
+    "ISpaSPSelection",
+    "LayerInfo",
+    "LayerReport",
+    "Masks",
+    "PruneError",
+    "RemovalResult",
+    "Rows",
+    "StructuredReport",
+    "StructuredResult",
+    "Width",
+    "Widths",
+    "batchnorm_affine",
+    "energy_select",
+    "export_sparse",
+    "find_widths",
+    "gram_cosamp",
+    "gram_obs",
+    "ispasp_select",
+    "layerwise_solve",
+    "load_sparse",
+    "refit",
+    "remove_units",
+]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_accel.topk import topk_threshold_
+from sparse_accel.ops import topk_threshold_
 
 from .objective import take_square
 

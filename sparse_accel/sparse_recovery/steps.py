@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_accel.topk import topk_threshold_
+from sparse_accel.ops import topk_threshold_
 
 from .curvature import REFIT_DAMPING, Curvature, Dense
 from .objective import View

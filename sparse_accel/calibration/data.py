@@ -1,0 +1,215 @@
+"""Calibration data, and the passes over it that feed statistics: inputs in, module inputs and outputs out.
+
+Pruning with second moments needs, of a few layers at a time, the inputs that a model sees. :func:`stream` runs the
+model over the data and hands every call of those layers to a visitor; nothing is stored, and each pass ends where the
+last of the layers has been called.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sparse_accel.channels.call import run_model, tree_tensors
+
+logger = logging.getLogger("sparse_accel")
+
+Visit = Callable[[str, Tensor, Any], None]
+
+
+class Calibration:
+    """The inputs on which a model's statistics are taken, to be passed over as often as need be.
+
+    Args:
+        inputs: one of
+
+            - a tensor ``[N, ...]``: split into batches along its first dimension;
+            - a mapping: one batch of keyword inputs;
+            - an iterable of model inputs (a list, a DataLoader): each a tensor, a tuple or list of positional inputs
+              or a mapping of keyword inputs. A one-shot iterator is read once and kept in memory;
+            - a function without arguments that returns such an iterable, called for every pass: fresh data;
+            - a ``Calibration``.
+        batch_size: of the batches that a tensor is split into.
+        select: takes an item of the iterable and returns the model's inputs: ``select=lambda item: item[0]`` for a
+            DataLoader of ``(images, labels)``.
+
+    Raises:
+        TypeError: ``inputs`` is none of these.
+
+    Example:
+        >>> [tuple(batch.shape) for batch in Calibration(torch.zeros(5, 3), batch_size=2).batches()]
+        [(2, 3), (2, 3), (1, 3)]
+    """
+
+    def __init__(self, inputs: Any, batch_size: int = 128, *, select: Callable[[Any], Any] | None = None) -> None:
+        if isinstance(inputs, Calibration):
+            inputs, batch_size, select = inputs.inputs, inputs.batch_size, select or inputs.select
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if isinstance(inputs, nn.Module) or not (callable(inputs) or isinstance(inputs, Iterable)):
+            raise TypeError(
+                "calibration: expected a tensor, an iterable of model inputs (tensors, tuples, mappings) or a "
+                f"function that returns one, got {type(inputs).__name__}"
+            )
+        if not isinstance(inputs, Tensor) and isinstance(inputs, Iterator):
+            inputs = list(inputs)
+        self.inputs: Any = inputs
+        self.batch_size = batch_size
+        self.select = select
+
+    def batches(self, device: torch.device | str | None = None) -> Iterator[Any]:
+        """The model's inputs, one batch after the other, their tensors on ``device``.
+
+        Raises:
+            TypeError: an item is not a tensor, tuple, list or mapping.
+            ValueError: there is no item.
+        """
+        empty = True
+        for item in self._items():
+            empty = False
+            batch = item if self.select is None else self.select(item)
+            if not isinstance(batch, (Tensor, tuple, list, Mapping)):
+                raise TypeError(
+                    f"calibration: expected tensors, tuples or mappings as model inputs, got {type(batch).__name__}"
+                )
+            yield batch if device is None else to_device(batch, torch.device(device))
+        if empty:
+            raise ValueError("calibration: expected at least one batch, got none")
+
+    def _items(self) -> Iterable[Any]:
+        inputs = self.inputs
+        if isinstance(inputs, Tensor):
+            return inputs.split(self.batch_size) if len(inputs) else ()
+        if isinstance(inputs, Mapping):
+            return (inputs,)
+        return inputs() if callable(inputs) and not isinstance(inputs, Iterable) else inputs
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """Nested tuples, lists and mappings with their tensors on ``device``."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, Mapping):
+        return {key: to_device(item, device) for key, item in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(to_device(item, device) for item in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(to_device(item, device) for item in tree)
+    return tree
+
+
+class _LastCall(BaseException):
+    """Ends a forward pass; not an Exception, so that a model's own handlers let it through."""
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, every module back in its own mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def stream(
+    model: nn.Module,
+    calibration: Calibration,
+    modules: Mapping[str, nn.Module],
+    visit: Visit,
+    *,
+    stop: bool = True,
+) -> int:
+    """Run the model over the data in eval mode, without gradients; show every call of some modules to a visitor.
+
+    Args:
+        model: runs under the caller's autocast, on the device of its first parameter or buffer.
+        calibration: the data.
+        modules: the modules to watch, by the name that the visitor gets.
+        visit: called as ``visit(name, x, y)`` after a call of a module, x its first tensor input, y its output. What
+            it raises reaches the caller.
+        stop: end each pass after the last call, as counted in the first pass: right for models that call the same
+            modules for every input.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        ValueError: a module is not called at all, or takes no tensor; the message names it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> stream(net, Calibration(torch.zeros(4, 2)), {"2": net[2]}, lambda name, x, y: print(name, tuple(x.shape)))
+        2 (4, 3)
+        1
+    """
+    calls = dict.fromkeys(modules, 0)
+    expected: int | None = None
+    seen = 0
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            nonlocal seen
+            x = next(tree_tensors((args, kwargs)), None)
+            if x is None:
+                raise ValueError(f"{name} ({type(module).__name__}): is called without a tensor")
+            visit(name, x, output)
+            calls[name] += 1
+            seen += 1
+            if seen == expected:
+                raise _LastCall
+
+        return hook
+
+    first = next(tree_tensors((list(model.parameters()), list(model.buffers()))), None)
+    device = None if first is None else first.device
+    count = 0
+    handles = [m.register_forward_hook(hook_of(name), with_kwargs=True) for name, m in modules.items()]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            for batch in calibration.batches(device):
+                seen = 0
+                with suppress(_LastCall):
+                    run_model(model, batch)
+                count += 1
+                idle = [name for name, number in calls.items() if not number]
+                if idle:
+                    kind = type(modules[idle[0]]).__name__
+                    raise ValueError(f"{idle[0]} ({kind}): the forward pass does not call this module")
+                if stop and expected is None:
+                    expected = seen
+    finally:
+        for handle in handles:
+            handle.remove()
+    return count
+
+
+def all_reduce_(tensors: Iterable[Tensor]) -> None:
+    """Sum tensors over the ranks of the default process group, in place; nothing to do without one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def require_memory(nbytes: int, limit: int | None, what: str) -> None:
+    """State how much memory is about to be taken; refuse more than ``limit``.
+
+    Args:
+        nbytes: bytes.
+        limit: bytes, or None for no limit.
+        what: takes them.
+
+    Raises:
+        ValueError: past the limit.
+    """
+    logger.info("%s: %.1f MB", what, nbytes / 1e6)
+    if limit is not None and nbytes > limit:
+        raise ValueError(f"max_memory: expected at least {nbytes} bytes for {what}, got {limit}")

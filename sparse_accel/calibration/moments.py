@@ -1,0 +1,221 @@
+"""Second moments of layer inputs, streamed: what a linear map sees, as columns, and their Gram matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse_accel.calibration.data import all_reduce_
+from sparse_accel.channels.graph import is_conv1d_linear
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+def column_count(module: nn.Module) -> tuple[int, int]:
+    """``(groups, D)`` of :func:`columns`.
+
+    Raises:
+        TypeError: the module is not a Linear, Conv1d, Conv2d, Conv3d or HF Conv1D.
+    """
+    if isinstance(module, nn.Linear):
+        return 1, module.in_features
+    if isinstance(module, _CONVS):
+        return module.groups, module.in_channels // module.groups * math.prod(module.kernel_size)
+    if is_conv1d_linear(module):
+        return 1, module.get_parameter("weight").shape[0]
+    raise TypeError(f"expected a Linear, Conv1d, Conv2d, Conv3d or Conv1D module, got {type(module).__name__}")
+
+
+def columns(module: nn.Module, x: Tensor) -> Tensor:
+    """What the rows of a layer's weight are multiplied with, ``[groups, D, N]``.
+
+    ``weight.reshape(groups, out / groups, D) @ columns(module, x)`` are the layer's outputs before the bias, one
+    column for each sample and position (im2col for convolutions, with their stride, padding, dilation and groups).
+
+    Args:
+        module: Linear, Conv1d, Conv2d, Conv3d, or the Conv1D of Hugging Face (whose weight is ``[D, out]``).
+        x: its input, ``[..., in_features]`` or ``[batch, in_channels, ...]`` (or without the batch).
+
+    Example:
+        >>> conv = nn.Conv2d(2, 4, 3, bias=False)
+        >>> x = torch.randn(1, 2, 5, 5)
+        >>> out = conv.weight.reshape(1, 4, -1) @ columns(conv, x)
+        >>> torch.allclose(out.reshape(4, 3, 3), conv(x)[0], atol=1e-5)
+        True
+    """
+    groups, features = column_count(module)
+    if not isinstance(module, _CONVS):
+        return x.reshape(1, -1, features).transpose(1, 2)
+    ndim = len(module.kernel_size)
+    if x.dim() == ndim + 1:
+        x = x[None]
+    pads = module._reversed_padding_repeated_twice
+    if any(pads):
+        x = F.pad(x, pads, mode=_PAD_MODES[module.padding_mode])
+    for dim, (size, stride, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        x = x.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    batch = x.shape[0]
+    x = x.reshape(batch, groups, x.shape[1] // groups, *x.shape[2:])
+    spatial = list(range(3, 3 + ndim))
+    taps = list(range(3 + ndim, 3 + 2 * ndim))
+    return x.permute(1, 2, *taps, 0, *spatial).reshape(groups, features, -1)
+
+
+def column_chunks(module: nn.Module, x: Tensor, max_bytes: int = 1 << 26) -> Iterator[tuple[Tensor, slice]]:
+    """:func:`columns` of a few samples at a time.
+
+    Args:
+        module: see :func:`columns`.
+        x: with a batch dimension for convolutions.
+        max_bytes: of one chunk, unless one sample takes more.
+
+    Yields:
+        Columns ``[groups, D, n]`` and the samples (of the flattened leading dimensions for linear layers) that they
+        belong to.
+    """
+    features = column_count(module)[1]
+    if isinstance(module, _CONVS):
+        if x.dim() == len(module.kernel_size) + 1:
+            x = x[None]
+        taps = math.prod(module.kernel_size) / math.prod(module.stride)
+        sample = math.ceil(math.prod(x.shape[1:]) * taps)
+    else:
+        x = x.reshape(-1, features)
+        sample = features
+    step = max(1, max_bytes // max(1, sample * x.element_size()))
+    for start in range(0, len(x), step):
+        chosen = slice(start, min(start + step, len(x)))
+        yield columns(module, x[chosen]), chosen
+
+
+class Gram:
+    """Streamed first and second moments of columns ``H`` and, if asked for, their products with targets ``T``.
+
+    Products are taken in the columns' precision (float32 at least) and summed in ``dtype``. With ``centred`` the
+    columns are shifted by their first batch's mean before the product, so that a large mean costs no digits.
+
+    Args:
+        groups: independent sets of columns (of a grouped convolution).
+        features: rows of the columns, D.
+        targets: rows of the targets, T; 0 for none.
+        centred: moments about the means, or about zero.
+        dtype: of the sums.
+        device: of the sums.
+
+    Attributes:
+        count: columns seen.
+
+    Example:
+        >>> gram = Gram(1, 2, centred=False)
+        >>> gram.update(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]))
+        >>> gram.gram[0].tolist()
+        [[5.0, 2.0], [2.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        groups: int,
+        features: int,
+        targets: int = 0,
+        *,
+        centred: bool = True,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.centred = centred
+        self.count = 0
+        self._shift: Tensor | None = None  # [g, D + T, 1]
+        self._features = features
+        self._sum = torch.zeros(groups, features + targets, dtype=dtype, device=device)
+        self._products = torch.zeros(groups, features + targets, features, dtype=dtype, device=device)
+
+    @staticmethod
+    def bytes_needed(groups: int, features: int, targets: int = 0, dtype: torch.dtype = torch.float64) -> int:
+        """Bytes that the sums of such a Gram take."""
+        return groups * (features + targets) * (features + 1) * dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return self._sum.nbytes + self._products.nbytes
+
+    def update(self, columns: Tensor, targets: Tensor | None = None) -> None:
+        """Add columns.
+
+        Args:
+            columns: [groups, D, N]
+            targets: [groups, T, N]
+        """
+        rows = columns if targets is None else torch.cat([columns, targets.to(columns.dtype)], 1)
+        if rows.dtype not in (torch.float32, torch.float64):
+            rows = rows.float()
+        expected = (*self._sum.shape, columns.shape[2])
+        if rows.shape != expected:
+            raise ValueError(f"columns and targets: expected shape {list(expected)} together, got {list(rows.shape)}")
+        if not rows.shape[2]:
+            return
+        if self.centred:
+            if self._shift is None:
+                self._shift = rows.mean(2, keepdim=True)
+            rows = rows - self._shift.to(rows.dtype)
+        self._sum += rows.sum(2, dtype=self._sum.dtype).to(self._sum.device)
+        with torch.autocast(rows.device.type, enabled=False):
+            self._products += (rows @ rows[:, : self._features].mT).to(self._products)
+        self.count += rows.shape[2]
+
+    def all_reduce_(self) -> None:
+        """Join the moments of all ranks: every rank then holds the same."""
+        if self.centred:
+            shift = torch.zeros_like(self._sum) if self._shift is None else self._shift[..., 0].to(self._sum)
+            mean = shift + self._sum / max(1, self.count)
+            centred = self._centred_products()
+            count = torch.tensor(float(self.count), dtype=torch.float64, device=self._sum.device)
+            total = mean * self.count
+            all_reduce_([count, total])
+            common = total / count.clamp(min=1)
+            offset = mean - common
+            centred += self.count * offset[:, :, None] * offset[:, None, : self._features]
+            all_reduce_([centred])
+            self._shift, self._sum, self._products = common[..., None], torch.zeros_like(self._sum), centred
+        else:
+            count = torch.tensor(float(self.count), dtype=torch.float64, device=self._sum.device)
+            all_reduce_([count, self._sum, self._products])
+        self.count = round(float(count))
+
+    def _centred_products(self) -> Tensor:
+        if not self.centred:
+            return self._products
+        mean = self._sum / max(1, self.count)
+        return self._products - self.count * mean[:, :, None] * mean[:, None, : self._features]
+
+    def _mean(self) -> Tensor:
+        mean = self._sum / max(1, self.count)
+        return mean if self._shift is None else mean + self._shift[..., 0].to(mean)
+
+    @property
+    def gram(self) -> Tensor:
+        """Sum of ``h hᵀ`` (about the mean if centred), symmetric, [groups, D, D]."""
+        square = self._centred_products()[:, : self._features]
+        return (square + square.mT) / 2
+
+    @property
+    def cross(self) -> Tensor:
+        """Sum of ``t hᵀ`` (about the means if centred), [groups, T, D]."""
+        return self._centred_products()[:, self._features :]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean column, [groups, D]."""
+        return self._mean()[:, : self._features]
+
+    @property
+    def target_mean(self) -> Tensor:
+        """Mean target, [groups, T]."""
+        return self._mean()[:, self._features :]

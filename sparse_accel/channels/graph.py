@@ -1,0 +1,188 @@
+"""The channels of a model and who reads them.
+
+:class:`ChannelGraph` is what :func:`sparse_accel.channels.trace.trace` finds by running the model once: the slots of
+every parameter axis, tied where removing one channel means removing the other, and one :class:`Read` for every
+linear or convolutional layer call. It holds no activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.channels.slots import PINNED, Slots
+
+GROUPED = -1  # axis number of the channels that a grouped convolution's weight holds in several blocks of rows
+
+
+class CompactError(RuntimeError):
+    """A model could not be compacted; the model itself is unchanged."""
+
+
+class UnsupportedModelError(CompactError):
+    """The forward pass cannot be analysed; the message names the module or the operation."""
+
+
+@dataclass
+class Read:
+    """One call of a linear map: which output channel reads which input channel.
+
+    Attributes:
+        module: name of the module whose ``forward`` made the call.
+        weight: name of the weight.
+        bias: name of the bias, or None.
+        inputs: slots of the input channels, [C].
+        outputs: slots of the output channels, [O].
+        nonzero: whether any weight from input to output is not zero, [groups, O / groups, C / groups].
+        foldable: input channels that hold one known constant, exact at every position of the output, [C].
+        values: those constants, float64 [C].
+        transposed: the weight is ``[C, O / groups, ...]``.
+        bias_ok: a constant can be absorbed for this call alone: by its bias, a new bias, or ``norm``.
+        norm: name of the running mean that alone takes the output, or None.
+    """
+
+    module: str
+    weight: str
+    bias: str | None
+    inputs: Tensor
+    outputs: Tensor
+    nonzero: Tensor
+    foldable: Tensor
+    values: Tensor
+    transposed: bool = False
+    bias_ok: bool = True
+    norm: str | None = None
+
+    @property
+    def groups(self) -> int:
+        """The convolution's ``groups``; 1 for linear layers."""
+        return self.nonzero.shape[0]
+
+    @property
+    def input_blocks(self) -> Tensor:
+        """Input slots by group, [groups, C / groups]."""
+        return self.inputs.reshape(self.groups, -1)
+
+    @property
+    def output_blocks(self) -> Tensor:
+        """Output slots by group, [groups, O / groups]."""
+        return self.outputs.reshape(self.groups, -1)
+
+    def constant_outputs(self) -> Tensor:
+        """Output channels that no varying input reaches: constant, equal to the bias plus the constants read, [O]."""
+        varying = ~self.foldable.reshape(self.groups, 1, -1)
+        return ~(self.nonzero & varying).any(2).reshape(-1)
+
+
+@dataclass
+class ChannelGraph:
+    """Slots, parameter axes and reads of one model.
+
+    Attributes:
+        slots: the union-find.
+        tensors: parameters and buffers of the traced copy, by name (a tied tensor by its first name).
+        axes: slots of a tensor's dimension, by (name, dimension); dimension ``GROUPED`` of a grouped
+            convolution's weight stands for the channels that its second dimension holds block by block.
+        blocks: ``groups`` of every weight that has a ``GROUPED`` axis.
+        reads: calls of linear maps, in order.
+        attributes: slots that an integer attribute of a module counts, by (module, attribute).
+        balanced: slot matrices [parts, n] of which every row must keep equally many channels.
+        heads: labels of the heads of every attention, [heads], with the module that computes it.
+        needed: attributes by which the forward pass asks for sizes.
+        frozen: attributes that it uses otherwise, and that therefore stay.
+        notes: why channels were kept although they may be prunable, in words.
+    """
+
+    tensors: dict[str, Tensor]
+    slots: Slots = field(default_factory=Slots)
+    axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    blocks: dict[str, int] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    attributes: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    balanced: list[Tensor] = field(default_factory=list)
+    heads: list[tuple[str, Tensor]] = field(default_factory=list)
+    needed: set[tuple[str, str]] = field(default_factory=set)
+    frozen: set[tuple[str, str]] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def axis(self, name: str, dim: int, blocks: int = 1) -> Tensor:
+        """Slots of a tensor's dimension, made at the first request.
+
+        Args:
+            name: the tensor.
+            dim: its dimension, or ``GROUPED`` for dimension 1 of a grouped convolution's weight.
+            blocks: the convolution's groups (``GROUPED`` only).
+        """
+        if (name, dim) not in self.axes:
+            shape = self.tensors[name].shape
+            self.axes[name, dim] = self.slots.new(shape[1] * blocks if dim == GROUPED else shape[dim])
+            if dim == GROUPED:
+                self.blocks[name] = blocks
+        return self.axes[name, dim]
+
+    def count(self, module: tuple[str, nn.Module], attribute: str, slots: Tensor) -> None:
+        """Remember that the module's attribute, where it has it, is the number of these slots."""
+        if isinstance(getattr(module[1], attribute, None), int):
+            self.attributes.setdefault((module[0], attribute), slots)
+
+    def count_size(self, module: str, attribute: str, slots: Tensor) -> None:
+        """Remember that the forward pass asks for the number of these slots by an attribute."""
+        known = self.attributes.setdefault((module, attribute), slots)
+        if known.numel() != slots.numel():
+            self.slots.pin(torch.cat([known, slots]))
+        elif known is not slots:
+            self.slots.unite(known, slots)
+        self.needed.add((module, attribute))
+
+    def settle_attributes(self) -> None:
+        """Forget the counts of frozen attributes; channels whose number the forward pass takes from one stay."""
+        for module, attribute in sorted(self.frozen & set(self.attributes)):
+            slots = self.attributes.pop((module, attribute))
+            if (module, attribute) in self.needed and not self.pinned(slots):
+                self.note(
+                    f"{module or 'model'}: computes with its attribute {attribute}: the channels it counts are kept"
+                )
+                self.slots.pin(slots)
+
+    def heads_known(self, labels: Tensor) -> bool:
+        """Whether these are the heads of an attention met before."""
+        roots = self.slots.roots(labels)
+        return any(
+            known.numel() == labels.numel() and bool((self.slots.roots(known) == roots).all())
+            for _, known in self.heads
+        )
+
+    def pin_tensor(self, name: str) -> None:
+        """Keep every axis of a parameter or buffer."""
+        for dim in range(min(self.tensors[name].dim(), 2)):
+            self.slots.pin(self.axis(name, dim))
+        if (name, GROUPED) in self.axes:
+            self.slots.pin(self.axes[name, GROUPED])
+
+    def pin_everything(self) -> None:
+        """Keep every channel seen so far."""
+        self.slots.pin(torch.arange(len(self.slots)))
+
+    def note(self, message: str) -> None:
+        """Record a reason once."""
+        if message not in self.notes:
+            self.notes.append(message)
+
+    def pinned(self, labels: Tensor) -> bool:
+        """Whether all of the slots must stay."""
+        return bool((self.slots.roots(labels) == PINNED).all())
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then buffers, by name; a tied tensor by its first name only."""
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    for name, buffer in model.named_buffers():
+        named.setdefault(name, buffer)
+    return named
+
+
+def is_conv1d_linear(module: nn.Module) -> bool:
+    """Whether a module is the ``Conv1D`` of Hugging Face's GPT-2: a linear layer with a transposed weight."""
+    return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0)).dim() == 2

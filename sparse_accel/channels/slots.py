@@ -1,0 +1,174 @@
+"""Channel identities: a union-find over slots, and values whose elements are labelled with slots.
+
+A *slot* is one channel as some parameter sees it, for example row 3 of ``conv1.weight``. Operations tie slots
+together (``conv1``'s row 3, its BatchNorm's entry 3, column 3 of every consumer); tied slots form one *class*,
+which is removed as a whole or kept. Slot 0 stands for everything that must stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PINNED = 0
+
+
+class Slots:
+    """Union-find over channel slots; the class of slot 0 is never removed.
+
+    Example:
+        >>> slots = Slots()
+        >>> rows = slots.new(2)
+        >>> slots.unite(rows[:1], rows[1:])
+        >>> slots.roots(rows).tolist()
+        [1, 1]
+    """
+
+    def __init__(self) -> None:
+        self._parent: list[int] = [PINNED]
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def new(self, count: int) -> Tensor:
+        """``count`` fresh slots, int64 ``[count]``."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return torch.arange(first, first + count)
+
+    def find(self, slot: int) -> int:
+        """The representative of the slot's class: its smallest member."""
+        parent = self._parent
+        root = slot
+        while parent[root] != root:
+            root = parent[root]
+        while parent[slot] != root:
+            parent[slot], slot = root, parent[slot]
+        return root
+
+    def unite(self, left: Tensor, right: Tensor) -> None:
+        """Tie ``left[i]`` to ``right[i]`` for every i (any shapes that broadcast)."""
+        left, right = torch.broadcast_tensors(left, right)
+        pairs = torch.stack([left.reshape(-1), right.reshape(-1)])
+        for a, b in zip(*torch.unique(pairs, dim=1).tolist(), strict=True):
+            a, b = self.find(a), self.find(b)
+            if a != b:
+                self._parent[max(a, b)] = min(a, b)
+
+    def pin(self, labels: Tensor) -> None:
+        """Mark every slot in ``labels`` as one that must stay."""
+        for slot in torch.unique(labels).tolist():
+            root = self.find(slot)
+            if root != PINNED:
+                self._parent[root] = PINNED
+
+    def roots(self, labels: Tensor | None = None) -> np.ndarray:
+        """The class of each slot in ``labels`` (of all slots without it), int64."""
+        slots = range(len(self._parent)) if labels is None else labels.reshape(-1).tolist()
+        return np.fromiter((self.find(slot) for slot in slots), dtype=np.int64, count=len(slots))
+
+
+def shrink(core: Tensor) -> Tensor:
+    """The tensor with every dimension along which it does not vary cut to size 1.
+
+    Example:
+        >>> shrink(torch.tensor([[1, 2], [1, 2]])).tolist()
+        [[1, 2]]
+    """
+    for dim, (size, stride) in enumerate(zip(core.shape, core.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            core = core.narrow(dim, 0, 1)
+    for dim, size in enumerate(core.shape):
+        if size > 1:
+            head = core.narrow(dim, 0, 1)
+            if bool((core == head).all()):
+                core = head
+    return core
+
+
+def tie_along(slots: Slots, labels: Tensor, dim: int) -> Tensor:
+    """Tie all slots along one dimension: they go together. The labels, that dimension cut to size 1.
+
+    Example:
+        >>> slots = Slots()
+        >>> labels = slots.new(4).reshape(2, 2)
+        >>> tie_along(slots, labels, 1).tolist(), slots.roots(labels).tolist()
+        ([[1], [3]], [1, 1, 3, 3])
+    """
+    first = labels.narrow(dim, 0, 1)
+    slots.unite(first, labels)
+    return first
+
+
+def along(vector: Tensor, dim: int, ndim: int) -> Tensor:
+    """``vector`` [n] as a tensor of ``ndim`` dimensions that varies along ``dim`` alone."""
+    shape = [1] * ndim
+    shape[dim] = vector.numel()
+    return vector.reshape(shape)
+
+
+@dataclass
+class Value:
+    """What is known of one tensor of the forward pass.
+
+    Attributes:
+        shape: the tensor's shape.
+        labels: slot of every element, int64; size 1 in dimensions along which it does not vary.
+        const: whether an element is the same for every input of the model, bool, shaped likewise.
+        matrix: set when the tensor is a 2-D parameter or its transpose: (its name, transposed).
+        source: index of the :class:`~sparse_accel.channels.graph.Read` that computed the tensor.
+        uses: number of operations that took the tensor.
+    """
+
+    shape: torch.Size
+    labels: Tensor
+    const: Tensor
+    matrix: tuple[str, bool] | None = None
+    source: int | None = None
+    uses: int = field(default=0, compare=False)
+
+    @classmethod
+    def opaque(cls, shape: Sequence[int], const: bool = False) -> Value:
+        """A tensor none of whose channels may go."""
+        ones = [1] * len(shape)
+        return cls(torch.Size(shape), torch.zeros(ones, dtype=torch.int64), torch.full(ones, const))
+
+    def varying(self) -> set[int]:
+        """The dimensions along which the labels vary: those that hold channels."""
+        return {dim for dim, size in enumerate(self.labels.shape) if size > 1}
+
+    def full_labels(self) -> Tensor:
+        """The labels, expanded to the tensor's shape."""
+        return self.labels.expand(self.shape)
+
+    def full_const(self) -> Tensor:
+        """The constant mask, expanded to the tensor's shape."""
+        return self.const.expand(self.shape)
+
+    def is_pinned(self) -> bool:
+        """Whether no element belongs to a channel that could go."""
+        return self.labels.numel() == 1 and int(self.labels) == PINNED
+
+
+def reduce_all(mask: Tensor, dims: Iterable[int]) -> Tensor:
+    """``mask.all`` over several dimensions, which stay with size 1."""
+    for dim in dims:
+        mask = mask.all(dim, keepdim=True)
+    return mask
+
+
+def by_group(weight: Tensor, groups: int) -> Tensor:
+    """A weight [first, second, ...] as [groups, first / groups, second, kernel], of any number of kernel dimensions."""
+    first, second, *kernel = weight.shape
+    return weight.reshape(groups, first // groups, second, math.prod(kernel))
+
+
+def channel_rows(core: Tensor, dim: int, size: int) -> Tensor:
+    """The tensor as [size, rest], ``dim`` first and expanded to ``size``."""
+    rest = math.prod(core.shape) // core.shape[dim]
+    return core.movedim(dim, 0).reshape(core.shape[dim], rest).expand(size, rest)

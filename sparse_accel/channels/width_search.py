@@ -1,0 +1,222 @@
+"""Finds the widths of a model in its channel graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.channels.graph import GROUPED, ChannelGraph, Read, is_conv1d_linear
+from sparse_accel.channels.slots import PINNED
+from sparse_accel.channels.widths import Consumer, Width, Widths
+
+_Signature = frozenset[tuple[tuple[str, int], int]]
+_LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def tie_for_removal(graph: ChannelGraph) -> None:
+    """Tie what can only go together once the choice is free: the parts of a chunk, a depthwise group's channels."""
+    for parts in graph.balanced:
+        for part in parts[1:]:
+            graph.slots.unite(parts[0], part)
+    for read in graph.reads:
+        if read.groups > 1 and read.input_blocks.shape[1] == 1:
+            graph.slots.unite(read.input_blocks, read.output_blocks)
+
+
+def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
+    """The widths of a graph after :func:`tie_for_removal`.
+
+    Args:
+        graph: of the model.
+        model: whose modules the graph names.
+    """
+    roots = graph.slots.roots()
+    axes = {key: roots[slots.numpy()] for key, slots in graph.axes.items()}
+    signatures: dict[int, dict[tuple[str, int], int]] = {}
+    for key, classes in axes.items():
+        if key[1] == 1 and (key[0], GROUPED) in axes:
+            continue
+        for root, count in zip(*np.unique(classes, return_counts=True), strict=True):
+            if root != PINNED:
+                signatures.setdefault(int(root), {})[key] = int(count)
+    members: dict[_Signature, list[int]] = {}
+    for root, places in signatures.items():
+        members.setdefault(frozenset(places.items()), []).append(root)
+    found = Widths()
+    found.notes = list(graph.notes)
+    heads: dict[int, str] = {}
+    for name, labels in graph.heads:
+        for root in roots[labels.numpy()].tolist():
+            heads.setdefault(root, name)
+    for classes_of_width in members.values():
+        width = _width(graph, model, roots, sorted(classes_of_width))
+        if width is not None:
+            if classes_of_width[0] in heads:
+                width.kind, width.name = "heads", heads[classes_of_width[0]]
+            found.append(width)
+    found.sort(key=lambda width: (width.order, width.name))
+    _balance(graph, roots, found)
+    _unique_names(found)
+    _refusals(graph, model, roots, found)
+    return found
+
+
+def _width(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, classes: list[int]) -> Width | None:
+    """The width of these classes, or None if no linear map reads it or there is but one unit."""
+    index = np.full(len(roots), -1, dtype=np.int64)
+    producers: dict[str, int] = {}
+    rows: dict[str, Tensor] = {}
+    reads: list[tuple[int, Read]] = []
+    inner: list[str] = []
+    index[classes] = np.arange(len(classes))
+    for position, read in enumerate(graph.reads):
+        makes = bool((index[roots[read.outputs.numpy()]] >= 0).any())
+        takes = bool((index[roots[read.inputs.numpy()]] >= 0).any())
+        if makes and takes and read.groups > 1 and read.input_blocks.shape[1] == 1:
+            inner.append(read.module)
+        elif takes:
+            reads.append((position, read))
+        if makes:
+            producers.setdefault(read.module, position)
+            if read.weight not in rows:
+                rows[read.weight] = _positions(index[roots[read.outputs.numpy()]], len(classes))
+    for name, dim in graph.axes:
+        if dim == 1 and _is_embedding(model, name) and bool((index[roots[graph.axes[name, dim].numpy()]] >= 0).any()):
+            producers.setdefault(name.rpartition(".")[0], -1)
+            rows.setdefault(name, _positions(index[roots[graph.axes[name, dim].numpy()]], len(classes)))
+    if not reads or not rows or len(classes) < 2:
+        return None
+    made_by = sorted(producers, key=lambda name: producers[name])
+    # Units in the order of the first producer's rows.
+    first = next(iter(sorted(rows.items(), key=lambda item: producers.get(item[0].rpartition(".")[0], 0))))[1]
+    order = first[:, 0].argsort(stable=True)
+    ordered = np.asarray(classes, dtype=np.int64)[order.numpy()]
+    rows = {name: table[order] for name, table in rows.items()}
+    index[ordered] = np.arange(len(ordered))
+    consumers = _consumers(graph, model, roots, index, reads, len(ordered))
+    start = min(position for position, _ in reads)
+    return Width(
+        name=made_by[0],
+        kind="channels",
+        units=len(ordered),
+        unit_size=consumers[0].channels.shape[1],
+        producers=made_by,
+        consumers=consumers,
+        rows=rows,
+        inner=inner,
+        coupled=any(position >= start for name, position in producers.items() if name not in inner),
+        order=start,
+        classes=ordered,
+    )
+
+
+def _is_embedding(model: nn.Module, weight: str) -> bool:
+    return isinstance(model.get_submodule(weight.rpartition(".")[0]), nn.Embedding)
+
+
+def _positions(owner: np.ndarray, units: int) -> Tensor:
+    """Positions that each unit owns in an axis, [units, per unit], from the axis' unit indices (-1: none)."""
+    positions = np.argsort(owner, kind="stable")[int((owner < 0).sum()) :]
+    return torch.from_numpy(positions.reshape(units, -1).copy())
+
+
+def _consumers(
+    graph: ChannelGraph,
+    model: nn.Module,
+    roots: np.ndarray,
+    index: np.ndarray,
+    reads: list[tuple[int, Read]],
+    units: int,
+) -> list[Consumer]:
+    consumers: dict[tuple[str, str], Consumer] = {}
+    for _, read in reads:
+        key = (read.module, read.weight)
+        if key in consumers:
+            consumers[key].calls += 1
+            continue
+        module = model.get_submodule(read.module)
+        own = _names_own(model, read.module, read.weight)
+        alone = sum(other.weight == read.weight and other.module != read.module for other in graph.reads) == 0
+        consumers[key] = Consumer(
+            module=read.module,
+            weight=read.weight,
+            bias=read.bias,
+            norm=None if read.norm is None else read.norm.rpartition(".")[0],
+            channels=_positions(index[roots[read.inputs.numpy()]], units),
+            groups=read.groups,
+            transposed=read.transposed,
+            plain=own and alone and (isinstance(module, _LINEAR_MAPS) or is_conv1d_linear(module)),
+        )
+    return list(consumers.values())
+
+
+def _names_own(model: nn.Module, module: str, weight: str) -> bool:
+    """Whether ``weight`` is the module's own, and no other module's."""
+    tensor = getattr(model.get_submodule(module), "weight", None)
+    names = [name for name, item in model.named_parameters(remove_duplicate=False) if item is tensor]
+    return names == [weight]
+
+
+def _balance(graph: ChannelGraph, roots: np.ndarray, widths: Widths) -> None:
+    """Give widths the rows of units that must keep equally many; refuse what cannot be stated so."""
+    owner = np.full(len(roots), -1, dtype=np.int64)
+    unit = np.full(len(roots), -1, dtype=np.int64)
+    for number, width in enumerate(widths):
+        owner[width.classes] = number
+        unit[width.classes] = np.arange(width.units)
+    refused: set[int] = set()
+    for read in graph.reads:
+        if read.groups == 1 or read.input_blocks.shape[1] == 1:
+            continue
+        for side in (read.input_blocks, read.output_blocks):
+            classes = roots[side.numpy()]
+            owners = set(np.unique(owner[classes]).tolist())
+            if owners == {-1}:
+                continue
+            units = torch.from_numpy(unit[classes])
+            split = [torch.unique(row) for row in units]
+            blocks = None
+            if len(owners) == 1 and len({len(row) for row in split}) == 1:
+                blocks = torch.stack(split)
+            number = max(owners)
+            known = widths[number].balance
+            if (
+                blocks is None
+                or blocks.unique().numel() != blocks.numel()
+                or (known is not None and not torch.equal(known, blocks))
+            ):
+                refused |= owners - {-1}
+                for one in owners - {-1}:
+                    reason = f"the groups of {read.module} cannot stay equally wide"
+                    widths.refused[widths[one].name] = reason
+            else:
+                widths[number].balance = blocks
+    for number in sorted(refused, reverse=True):
+        del widths[number]
+
+
+def _unique_names(widths: Widths) -> None:
+    seen: dict[str, int] = {}
+    for width in widths:
+        count = seen.get(width.name, 0)
+        seen[width.name] = count + 1
+        if count:
+            width.name = f"{width.name}#{count}"
+
+
+def _refusals(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, widths: Widths) -> None:
+    """Say why layers keep their channels: by a note of their own, or because of what takes their outputs."""
+    made = {name for width in widths for name in (*width.producers, *width.inner)}
+    for read in graph.reads:
+        if read.module in made or read.module in widths.refused:
+            continue
+        start = f"{read.module or 'model'} ({type(model.get_submodule(read.module)).__name__}): "
+        notes = [note for note in graph.notes if note.startswith(start)]
+        pinned = bool((roots[read.outputs.numpy()] == PINNED).any())
+        why = "its outputs must stay" if pinned else "its outputs are a single unit, or nobody reads them"
+        widths.refused[read.module] = notes[0] if notes else start + why
+    for note in graph.notes:
+        name = note.split(" (", 1)[0]
+        if name in dict(model.named_modules()) and name not in made:
+            widths.refused.setdefault(name, note)

@@ -1,0 +1,136 @@
+"""The widths of a model: which units can go together, who makes them and who reads them.
+
+A *width* is a set of interchangeable units: the hidden neurons of an MLP, the inner channels of a residual block, the
+heads of an attention layer. Each unit is one class of tied slots of the channel graph
+(:class:`~sparse_accel.channels.graph.ChannelGraph`); units that occur in the same axes of the same tensors, equally
+often, form one width. :mod:`~sparse_accel.channels.width_search` finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Consumer:
+    """A linear map that reads the units of a width.
+
+    Attributes:
+        module: name of the module whose ``forward`` computes it.
+        weight: name of the weight.
+        bias: name of the bias, or None.
+        norm: name of the BatchNorm that alone follows it and uses running statistics, or None.
+        channels: the input channels that each unit owns, int64 [units, unit_size].
+        groups: the convolution's groups; 1 for linear layers.
+        transposed: the weight is ``[in, out / groups, ...]`` (a transposed convolution, the Conv1D of Hugging Face).
+        calls: how often one forward pass computes it.
+        plain: the module is a Linear, Conv1d, Conv2d, Conv3d or HF Conv1D that owns the weight: its first input holds
+            the units, and its weight may be replaced.
+    """
+
+    module: str
+    weight: str
+    bias: str | None
+    norm: str | None
+    channels: Tensor
+    groups: int = 1
+    transposed: bool = False
+    calls: int = 1
+    plain: bool = True
+
+
+@dataclass(eq=False)
+class Width:
+    """Units of which any number, but not all, can be removed.
+
+    Attributes:
+        name: the first module that makes the units; the attention module for heads.
+        kind: ``"channels"`` or ``"heads"``.
+        units: how many there are.
+        unit_size: input channels of the first consumer that a unit owns (a head's size; the positions of a flattened
+            map).
+        producers: the modules that make the units, in order: all of gate and up projection; query, key and value.
+        consumers: the linear maps that read them, in order.
+        rows: which rows (entries of the output dimension) of each producer's weight a unit owns, by the weight's name,
+            int64 [units, rows].
+        inner: depthwise convolutions that units pass through.
+        coupled: some producer is or comes after a consumer, as around residual blocks: the width of the stream.
+        order: position of the first consumer among the forward pass's linear maps.
+        balance: unit indices [parts, n] of which every row must keep equally many (a grouped convolution's groups),
+            or None.
+    """
+
+    name: str
+    kind: str
+    units: int
+    unit_size: int
+    producers: list[str]
+    consumers: list[Consumer]
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    inner: list[str] = field(default_factory=list)
+    coupled: bool = False
+    order: int = 0
+    balance: Tensor | None = None
+    classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
+
+    @property
+    def refittable(self) -> bool:
+        """Whether new weights can be written for every consumer: each a plain layer that is called once and whose
+        weight nobody else uses."""
+        return all(consumer.plain and consumer.calls == 1 for consumer in self.consumers)
+
+    def check(self, kept: Any) -> Tensor:
+        """The kept units, sorted.
+
+        Args:
+            kept: indices, a tensor or a sequence.
+
+        Raises:
+            ValueError: not a non-empty set of unit indices, or unequally many in the rows of ``balance``.
+        """
+        kept = torch.as_tensor(kept).detach().cpu()
+        if kept.dim() != 1 or kept.numel() == 0 or kept.is_floating_point() or kept.dtype == torch.bool:
+            raise ValueError(f"kept[{self.name!r}]: expected a non-empty vector of unit indices, got {kept!r}")
+        kept = kept.long().sort().values
+        if int(kept[0]) < 0 or int(kept[-1]) >= self.units or kept.unique().numel() != kept.numel():
+            raise ValueError(f"kept[{self.name!r}]: expected distinct indices below {self.units}, got {kept.tolist()}")
+        if self.balance is not None:
+            counts = torch.isin(self.balance, kept).sum(1)
+            if int(counts.min()) != int(counts.max()):
+                raise ValueError(
+                    f"kept[{self.name!r}]: expected equally many units of each of the {len(counts)} groups, "
+                    f"got {counts.tolist()}"
+                )
+        return kept
+
+
+class Widths(list[Width]):
+    """The widths of a model in the order in which they are read.
+
+    Attributes:
+        refused: linear layers of which no output channel can go, and why: by module name.
+        notes: everything that the analysis kept for want of a rule.
+    """
+
+    def __init__(self, widths: Iterable[Width] = ()) -> None:
+        super().__init__(widths)
+        self.refused: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def named(self, name: str) -> Width:
+        """The width of this name.
+
+        Raises:
+            ValueError: there is none; the message says why, if it is known.
+        """
+        for width in self:
+            if width.name == name:
+                return width
+        reason = self.refused.get(name) or f"the widths are {[width.name for width in self]}"
+        raise ValueError(f"{name}: no width of this name: {reason}")

@@ -1,0 +1,27 @@
+"""The native ops, one file per stem: wrapper, ``torch.library`` registration, fake kernel.
+
+Imports: ``_C``, :mod:`~sparse_accel.reference` (the fallback on devices without kernels), :mod:`~sparse_accel.groups`.
+"""
+
+from ._library import cpu_capability
+from .glm import glm_epoch, glm_prox
+from .gram_obs import gram_obs
+from .group_score import group_score
+from .group_topk import group_topk
+from .masked_cg import masked_cg
+from .prox import prox_
+from .rmda_step import rmda_step_
+from .topk_threshold import topk_threshold_
+
+__all__ = [
+    "cpu_capability",
+    "glm_epoch",
+    "glm_prox",
+    "gram_obs",
+    "group_score",
+    "group_topk",
+    "masked_cg",
+    "prox_",
+    "rmda_step_",
+    "topk_threshold_",
+]

@@ -1,0 +1,77 @@
+"""What the ops share: the ``torch.library`` namespace, the native module, and the way to it.
+
+CPU and CUDA tensors run the kernels of ``csrc``; every other device runs the plain twins of
+:mod:`sparse_accel.reference`. Layouts describe a tensor's memory (:func:`sparse_accel.groups.group_layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_accel import _C
+from sparse_accel.groups import GroupLayout
+
+LIBRARY = torch.library.Library("sparse_accel", "DEF")
+
+
+def register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an op of the ``sparse_accel`` namespace: its kernel, or its twin, and what tracing sees of it.
+
+    Args:
+        name: of the op.
+        schema: what follows the name.
+        run: takes the schema's arguments; chooses between kernel and twin.
+        fake: the same on tensors without values.
+    """
+    LIBRARY.define(name + schema)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sparse_accel::{name}", fake, lib=LIBRARY)
+
+
+def kernels() -> Any:
+    """The native module; tests put the emulated CUDA kernels in its place."""
+    return _C
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether the native module runs on the tensor's device."""
+    return tensor.is_cpu or (tensor.is_cuda and _C.has_cuda)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """The kernel at once where nothing watches; through the dispatcher under torch.compile, fake tensors and modes.
+
+    The dispatcher's conversion of some hundred tensors costs more than a small optimizer step.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return getattr(torch.ops.sparse_accel, name)(*arguments)
+    first = arguments[0]
+    if not isinstance(first, Tensor):
+        first = first[0] if first else None
+    if first is not None and (type(first) not in (Tensor, torch.nn.Parameter) or not has_kernels(first)):
+        return getattr(torch.ops.sparse_accel, name)(*arguments)
+    return getattr(_C, name)(*arguments)
+
+
+def flat(layouts: Sequence[GroupLayout]) -> list[int]:
+    """Layouts as the numbers that a schema takes, four each."""
+    return [number for layout in layouts for number in layout]
+
+
+def unflat(numbers: Sequence[int]) -> list[GroupLayout]:
+    """The way back from :func:`flat`."""
+    return [GroupLayout(*numbers[i : i + 4]) for i in range(0, len(numbers), 4)]
+
+
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use here: ``"AVX512"``, ``"AVX2"`` or ``"DEFAULT"``.
+
+    Example:
+        >>> cpu_capability() in ("AVX512", "AVX2", "DEFAULT")
+        True
+    """
+    return str(_C.cpu_capability())

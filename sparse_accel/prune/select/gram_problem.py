@@ -1,0 +1,181 @@
+"""The arguments of :mod:`sparse_accel.prune.select.gram`, checked, and what its methods share."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from sparse_accel.ops.group_topk import group_topk
+
+
+def unit_sets(balance: int | Tensor | None, units: int, device: torch.device) -> Tensor | None:
+    """The set of each unit, int64 ``[units]``, from a number of sets of neighbours or as given."""
+    if balance is None:
+        return None
+    if not isinstance(balance, Tensor):
+        if balance < 1 or units % balance:
+            raise ValueError(f"balance: expected a divisor of {units}, the number of units, got {balance}")
+        return torch.arange(units, device=device) // (units // balance)
+    if balance.dtype != torch.int64 or balance.shape != (units,):
+        raise ValueError(
+            f"balance: expected int64 [{units}], the set of each unit, got {tuple(balance.shape)}, {balance.dtype}"
+        )
+    sets = balance.to(device)
+    if units:
+        sizes = torch.bincount(sets.clamp(min=0))
+        if int(sets.min()) < 0 or bool((sizes != sizes[0]).any()):
+            raise ValueError(f"balance: expected sets of equal size, numbered from 0, got sizes {sizes.tolist()}")
+    return sets
+
+
+def kept_units(name: str, keep: int | float, units: int, sets: int = 1, least: int = 1) -> int:
+    """The number of units that ``keep`` asks for: itself, or a share rounded down, of each set; at least one."""
+    if isinstance(keep, float):
+        if not 0 < keep < 1:
+            raise ValueError(f"{name}: expected an integer, or a share in (0, 1), got {keep}")
+        keep = sets * max(1, math.floor(keep * (units // sets) + 1e-9))
+    if not least <= keep <= units:
+        raise ValueError(f"{name}: expected {least} to {units}, the number of units, got {keep}")
+    if keep % sets:
+        raise ValueError(f"{name}: expected a multiple of {sets}, the number of sets kept alike, got {keep}")
+    return keep
+
+
+class GramProblem:
+    """Checked arguments in float64 with a leading dimension of groups, and what the methods share."""
+
+    def __init__(
+        self,
+        gram: Tensor,
+        cross: Tensor,
+        weight: Tensor,
+        block: int,
+        keep: int | float | None,
+        ridge: float,
+        balance: int | Tensor | None,
+    ) -> None:
+        if gram.dim() not in (2, 3) or gram.shape[-1] != gram.shape[-2]:
+            raise ValueError(f"gram: expected [n, n] or [groups, n, n], got {tuple(gram.shape)}")
+        columns, batch = gram.shape[-1], tuple(gram.shape[:-2])
+        for name, tensor in (("cross", cross), ("weight", weight)):
+            if tensor.dim() != gram.dim() or tensor.shape[-1] != columns or tuple(tensor.shape[:-2]) != batch:
+                wanted = "[d, n]" if not batch else "[groups, d, n]"
+                raise ValueError(f"{name}: expected {wanted} with n = {columns}, got {tuple(tensor.shape)}")
+        if cross.shape != weight.shape:
+            raise ValueError(f"weight: expected the shape of cross, {tuple(cross.shape)}, got {tuple(weight.shape)}")
+        if block < 1 or columns % block:
+            raise ValueError(f"block: expected a divisor of {columns}, the number of columns, got {block}")
+        if not (ridge >= 0 and math.isfinite(ridge)):
+            raise ValueError(f"ridge: expected a finite number >= 0, got {ridge}")
+        self.batched = bool(batch)
+        self.block = block
+        tensors = []
+        for name, tensor in (("gram", gram), ("cross", cross), ("weight", weight)):
+            wide = tensor.detach().to(torch.float64)
+            if not bool(torch.isfinite(wide).all()):
+                raise ValueError(f"{name}: expected finite numbers, got NaN or inf")
+            tensors.append(wide if batch else wide[None])
+        self.gram, self.cross, self.weight = tensors
+        self.groups = self.gram.shape[0]
+        self.own_units = columns // block
+        self.units = self.groups * self.own_units
+        self.sets = unit_sets(balance, self.own_units, self.gram.device)
+        self.num_sets = self.groups if self.sets is None else self.groups * (int(self.sets.max()) + 1)
+        self.keep = self.units if keep is None else self.count("keep", keep, 1)
+        mean = self.gram.diagonal(dim1=1, dim2=2).mean(1) if columns else self.gram.new_ones(self.groups)
+        self.delta = torch.where(mean > 0, ridge * mean, 1.0)
+        self.factor = self._factor()
+
+    def count(self, name: str, keep: int | float, least: int) -> int:
+        """The number of units that ``keep`` asks for."""
+        return kept_units(name, keep, self.units, self.num_sets, least)
+
+    def eye(self, size: int) -> Tensor:
+        return torch.eye(size, dtype=torch.float64, device=self.gram.device)
+
+    def _factor(self) -> Tensor:
+        """Cholesky factor of ``G + delta I``; delta grows, and says so, where that is not positive definite."""
+        mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        while True:
+            system = self.gram.clone()
+            system.diagonal(dim1=1, dim2=2).add_(self.delta[:, None])
+            factor, info = torch.linalg.cholesky_ex(system)
+            bad = info > 0
+            if not bool(bad.any()):
+                return factor
+            if bool((bad & ~(self.delta < 0.1 * mean)).any()):
+                raise ValueError(
+                    "gram: expected a positive semidefinite matrix, got one that a ridge of 0.1 does not make definite"
+                )
+            self.delta = torch.where(bad, (10 * self.delta).clamp(min=1e-10 * mean, max=0.1 * mean), self.delta)
+            warnings.warn(
+                "gram: G + delta I is not positive definite; delta raised to "
+                f"{float((self.delta / mean)[bad].max()):.1g} of the mean diagonal",
+                stacklevel=4,
+            )
+
+    def solution(self) -> Tensor:
+        """The minimizer on all units, ``[groups, d, n]``."""
+        right = self.cross + self.delta[:, None, None] * self.weight
+        return torch.cholesky_solve(right.mT, self.factor).mT
+
+    def refit(self, mask: Tensor) -> Tensor:
+        """The minimizer on the units of a mask ``[groups, units]``, zero elsewhere, ``[groups, d, n]``."""
+        out = torch.zeros_like(self.cross)
+        for g in range(self.groups):
+            at = mask[g].repeat_interleave(self.block).nonzero().flatten()
+            system = self.gram[g][at][:, at]
+            system.diagonal().add_(self.delta[g])
+            right = self.cross[g][:, at] + self.delta[g] * self.weight[g][:, at]
+            out[g][:, at] = torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
+        return out
+
+    def loss(self, weight: Tensor) -> float:
+        """``f_S`` up to a constant of S = all units."""
+        change = (weight - self.weight).square().sum((1, 2))
+        return float((self.delta * change).sum()) - self.explained(weight)
+
+    def explained(self, weight: Tensor) -> float:
+        return float((weight * (2 * self.cross - weight @ self.gram)).sum())
+
+    def by_unit(self, matrix: Tensor) -> Tensor:
+        """``[groups, d, n]`` as ``[groups, units, block, d]``."""
+        return matrix.unflatten(2, (self.own_units, self.block)).permute(0, 2, 3, 1)
+
+    def diagonal_blocks(self) -> Tensor:
+        """``[groups, units, block, block]``."""
+        every = torch.arange(self.own_units, device=self.gram.device)
+        blocks = self.gram.unflatten(2, (-1, self.block)).unflatten(1, (-1, self.block))
+        return blocks.permute(0, 1, 3, 2, 4)[:, every, every]
+
+    def unit_mask(self, kept: Tensor | tuple[int, ...]) -> Tensor:
+        mask = torch.zeros(self.units, dtype=torch.bool, device=self.gram.device)
+        if isinstance(kept, Tensor):
+            mask[kept] = True
+        return mask.view(self.groups, self.own_units)
+
+    def largest(self, score: Tensor, count: int) -> Tensor:
+        """The units of the largest scores ``[groups, units]``, ``count`` in all and as many in each set, as a mask."""
+        mask = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+        per_set = min(count // self.num_sets, self.units // self.num_sets)
+        sets = torch.zeros(self.own_units, dtype=torch.int64, device=score.device) if self.sets is None else self.sets
+        for g in range(self.groups):
+            for s in range(self.num_sets // self.groups):
+                members = (sets == s).nonzero().flatten()
+                mask[g, members] = group_topk(score[g, members], per_set)
+        return mask
+
+    def numbered(self, order: Tensor) -> Tensor:
+        """Units of each group ``[groups, steps]`` numbered through the groups."""
+        return order + self.own_units * torch.arange(self.groups, device=order.device)[:, None]
+
+    def compact(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """The columns of the units kept, ``[groups, d, keep / groups * block]``."""
+        columns = mask.repeat_interleave(self.block, dim=1)
+        return torch.stack([w[:, at] for w, at in zip(weight, columns, strict=True)])
+
+    def shaped(self, weight: Tensor) -> Tensor:
+        return weight if self.batched else weight[0]

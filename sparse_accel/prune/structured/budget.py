@@ -1,0 +1,207 @@
+"""One budget for the whole model, spent where a unit less hurts the least for what it saves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.calibration.data import Calibration, all_reduce_, eval_mode
+from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.widths import Width
+from sparse_accel.prune.select.gram import gram_obs
+from sparse_accel.prune.structured.choose import joint_problem, unit_sets
+from sparse_accel.prune.structured.cost import Cost, CountedCost, LatencyCost
+from sparse_accel.prune.structured.feed import Feed
+from sparse_accel.prune.structured.layer import Layer, Settings
+from sparse_accel.prune.structured.sites import Site
+from sparse_accel.prune.structured.stage import collect
+
+logger = logging.getLogger("sparse_accel")
+
+PROBE_SAMPLES = 256
+STEPS = 64
+
+
+def allocate(
+    budget: Mapping[str, float],
+    widths: Sequence[Width],
+    fixed: Mapping[str, int],
+    work: nn.Module,
+    example_inputs: Any,
+    calibration: Calibration,
+    sites: Mapping[str, Site],
+    settings: Settings,
+) -> dict[str, int]:
+    """Units to keep of each width.
+
+    The damage of removing units from a width is the least-squares error that Gram-OBS reports along its whole order,
+    scaled by what halving this width alone does to the model's outputs. Units then go one small step after the other
+    from where damage per cost is least, along the lower convex hull of each curve, until the model fits.
+
+    Args:
+        budget: ``{"flops": share}``, ``{"params": share}`` or ``{"latency_ms": milliseconds}``.
+        widths: of which units may go.
+        fixed: units of widths whose number is given.
+        work: the model, in eval mode, as it was.
+        example_inputs: on which the cost is taken.
+        calibration: the data.
+        sites: of all consumers.
+        settings: see there.
+
+    Raises:
+        ValueError: not even one unit per width fits the budget.
+    """
+    kind, wanted = next(iter(budget.items()))
+    cost: Cost = (
+        LatencyCost(work, example_inputs, widths)
+        if kind == "latency_ms"
+        else CountedCost(kind, work, example_inputs, widths)
+    )
+    limit = wanted if kind == "latency_ms" else wanted * cost.total
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for width in widths:
+        if width.name not in fixed:
+            curves[width.name] = _curve(width, work, calibration, sites, settings)
+    every = {width.name: fixed.get(width.name, width.units) for width in widths}
+    target = limit
+    for _ in range(6):  # the estimate of the cost is corrected by what it turns out to be
+        kept = spend(curves, cost, every, target)
+        came = cost.measure(kept)
+        logger.info("budget: %s: %.4g of %.4g, wanted %.4g", kind, came, cost.total, limit)
+        if came <= limit:
+            return kept
+        if all(kept[name] == points[-1] for name, (points, _) in curves.items()):
+            break
+        target -= 1.05 * (came - limit)
+    least = came / cost.total if kind != "latency_ms" else came
+    raise ValueError(f"budget: {kind}: expected at least {least:.3g}, what the widths can save, got {wanted:.3g}")
+
+
+def spend(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], cost: Cost, every: Mapping[str, int], limit: float
+) -> dict[str, int]:
+    """Units to keep so that the estimated cost is at most ``limit``, or the least possible.
+
+    Args:
+        curves: of each width the numbers of units that may be kept, falling, and the damage at each.
+        cost: estimates.
+        every: units of each width to start from.
+        limit: on the cost.
+    """
+    kept = dict(every)
+    position = dict.fromkeys(curves, 0)
+    start = {name: cost.savings(name, np.array([count]), _whole(cost, name, every)) for name, count in every.items()}
+    left = cost.total - float(sum(saved.sum() for saved in start.values()))
+    while left > limit:
+        best: tuple[float, str, int, float] | None = None
+        for name, (points, damage) in curves.items():
+            at = position[name]
+            if at + 1 >= len(points):
+                continue
+            saved = cost.savings(name, points[at + 1 :], kept)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                rates = np.where(saved > 0, np.maximum(damage[at + 1 :] - damage[at], 0) / saved, np.inf)
+            ahead = int(rates.argmin())
+            if np.isfinite(rates[ahead]) and (best is None or rates[ahead] < best[0]):
+                best = (float(rates[ahead]), name, at + 1 + ahead, float(saved[ahead]))
+        if best is None:
+            break
+        _, name, at, saved_there = best
+        if left - saved_there < limit:  # do not jump past the limit along the hull
+            points = curves[name][0]
+            steps = cost.savings(name, points[position[name] + 1 : at + 1], kept)
+            enough = int(np.argmax(left - steps <= limit))
+            at, saved_there = position[name] + 1 + enough, float(steps[enough])
+        position[name] = at
+        kept[name] = int(curves[name][0][at])
+        left -= saved_there
+    return kept
+
+
+def _whole(cost: Cost, name: str, every: Mapping[str, int]) -> dict[str, int]:
+    """The state before a given width's number was fixed: itself whole, those before it as they are."""
+    widths: Mapping[str, Width] = cost.widths  # type: ignore[attr-defined]
+    names = list(every)
+    before = names[: names.index(name)]
+    return {other: every[other] if other in before else widths[other].units for other in names}
+
+
+def _curve(
+    width: Width, work: nn.Module, calibration: Calibration, sites: Mapping[str, Site], settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of units, falling, and the damage at each."""
+    layers = [
+        Layer(work, consumer, sites[consumer.module], "local", new_bias=settings.new_bias)
+        for consumer in width.consumers
+    ]
+    collect(Feed(work, work, calibration, layers, mask=settings.mask, cache_bytes=0), layers)
+    sets = unit_sets(width)
+    number = 1 if sets is None else int(sets.max()) + 1
+    gram, cross, weight, block, ridge = joint_problem(layers, settings.ridge)
+    chosen = gram_obs(gram, cross, weight, block=block, keep=number, ridge=ridge, balance=sets)
+    total = np.concatenate([[0.0], chosen.damages.clamp(min=0).cumsum(0).cpu().numpy()])
+    step = max(1, width.units // number // STEPS) * number
+    points = np.unique(np.append(np.arange(width.units, 0, -step), number))[::-1]
+    half = int(points[len(points) // 2])
+    kept = chosen.at(half)
+    effect = _effect(layers, kept, work, calibration, settings)
+    scale = effect / total[width.units - half] if total[width.units - half] > 0 else 1.0
+    logger.info("budget: %s: error of the outputs with %d of %d units: %.4g", width.name, half, width.units, effect)
+    return points, scale * total[width.units - points]
+
+
+def _effect(
+    layers: Sequence[Layer], kept: Tensor, work: nn.Module, calibration: Calibration, settings: Settings
+) -> float:
+    """Relative squared error of the model's outputs when this width alone is pruned and refit."""
+    saved = [{name: tensor.detach().clone() for name, tensor in _tensors(layer)} for layer in layers]
+    biases = [layer.module._parameters.get("bias") for layer in layers]
+    dense = _outputs(work, calibration)
+    try:
+        for layer in layers:
+            weight = layer.fit(kept, settings.ridge)
+            layer.write(weight, layer.intercept(weight))
+        came = _outputs(work, calibration)
+    finally:
+        with torch.no_grad():
+            for layer, tensors, bias in zip(layers, saved, biases, strict=True):
+                layer.module._parameters["bias"] = bias
+                for name, tensor in _tensors(layer):
+                    tensor.copy_(tensors[name])
+        torch.clear_autocast_cache()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for new, old in zip(came, dense, strict=True):
+        spread = (old - old.mean(0)).square().sum() if old.shape[0] > 1 else old.square().sum()
+        sums += torch.stack([(new - old).square().sum(), spread]).cpu()
+    sums = sums.to(dense[0].device) if dense else sums
+    all_reduce_([sums])
+    return float(sums[0] / sums[1]) if float(sums[1]) > 0 else 0.0
+
+
+def _tensors(layer: Layer) -> list[tuple[str, Tensor]]:
+    modules = [("", layer.module)] + ([] if layer.norm is None else [("norm.", layer.norm)])
+    return [
+        (prefix + name, tensor)
+        for prefix, module in modules
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    ]
+
+
+def _outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
+    """Floating-point outputs on the first samples, batch by batch, float64, each as ``[samples, rest]``."""
+    out: list[Tensor] = []
+    samples = 0
+    device = next((tensor.device for tensor in tree_tensors(list(model.parameters()))), None)
+    with torch.no_grad(), eval_mode(model):
+        for batch in calibration.batches(device):
+            results = [tensor for tensor in tree_tensors(run_model(model, batch)) if tensor.is_floating_point()]
+            out += [tensor.double().reshape(tensor.shape[0], -1) for tensor in results if tensor.dim()]
+            samples += next((len(tensor) for tensor in tree_tensors(batch) if tensor.dim()), 1)
+            if samples >= PROBE_SAMPLES:
+                break
+    return out

@@ -1,0 +1,356 @@
+"""Structured post-training pruning of whole networks: ISpaSP."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparse_accel.calibration.data import Calibration, require_memory
+from sparse_accel.channels.graph import CompactError, UnsupportedModelError
+from sparse_accel.channels.widths import Width
+from sparse_accel.prune.structured.budget import allocate
+from sparse_accel.prune.structured.choose import METHODS, unit_sets
+from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
+from sparse_accel.prune.structured.layer import Settings
+from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange
+from sparse_accel.prune.structured.sites import Site, find_sites
+from sparse_accel.prune.structured.stage import make_layers, prune_width
+from sparse_accel.prune.structured.tune import fine_tune_small
+from sparse_accel.removal.compact import copy_model
+from sparse_accel.removal.remove import find_widths, remove_units
+from sparse_accel.report import compare_models
+
+logger = logging.getLogger("sparse_accel")
+
+# Why the last layers and the stream of a network have no units: not worth a note.
+_PLAIN_REFUSALS = ("its outputs must stay", "its outputs are one unit, or unread")
+REFITS = ("auto", None, "bias", "local", "dense", "skip")
+
+
+class PruneError(CompactError, ValueError):
+    """A width cannot be pruned as asked; the message names it. The model is as it was."""
+
+
+class ISpaSP:
+    """Removes whole units (channels, neurons, attention heads) of a trained model, with calibration inputs alone.
+
+    The widths of the model are pruned front to back. For each one the inputs of the layers that read it, its
+    *consumers*, are recomputed on the pruned front, their first and second moments taken in one pass, the units chosen,
+    and the consumers refit by least squares, so that what is left makes up for what goes. The units are removed
+    physically at the end.
+
+    Methods (``method``):
+
+    - ``"gram_obs"``: backward elimination by the exact rise of the least-squares error (the default);
+    - ``"ispasp"``: sparse signal recovery on the sums of activations, as in the paper;
+    - ``"gram_cosamp"``: the same loop with energies and least squares;
+    - ``"energy"``: the energy of each unit's contribution; ``"magnitude"``: norm of the producers' weights;
+      ``"random"``.
+
+    Refits (``refit``), least squares on the units kept with a ridge towards the old weights and a new bias:
+
+    - ``"local"``: towards what the dense consumer makes of the pruned model's units;
+    - ``"dense"``: towards the dense model's results, which undoes errors of the layers before;
+    - ``"skip"``: towards the dense model's *sum* after the residual addition, the pruned shortcut given
+      (``"dense"`` where there is no addition);
+    - ``"auto"``: ``"skip"`` for convolutions in residual networks and ``"dense"`` for other convolutions and for
+      linear layers before a ReLU, with targets that leave the result free where the ReLU after it gives zero
+      (``relu_iterations`` passes) and the classifier refit at the end; ``"local"`` for the other linear layers, such as
+      those of Transformers;
+    - ``"bias"``: only the bias makes up for the mean of what was removed; ``None``: nothing changes but the removal.
+
+    Args:
+        model: any model that :func:`sparse_accel.compact` can follow. It does not change, whatever happens.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+        keep: share of each width's units to keep, rounded down, at least one.
+        method, refit: see above.
+        scope: ``"inner"`` for widths inside blocks, ``"all"`` for those on the residual stream too.
+        budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, or milliseconds on
+            the example, ``dict(latency_ms=2.0)``; it is spread over the widths by marginal error. Replaces ``keep``.
+        keep_per_layer: patterns of widths, each with a share (float) or a number (int) of units to keep.
+        only: patterns of the widths to prune.
+        skip: patterns of widths to leave alone. Patterns (``fnmatch``) match the width's name, its kind (``"heads"``)
+            or the name of a layer that produces it (``"*.intermediate.dense"``).
+        refit_head: refit the linear layer whose result is the model's output. None: if ``refit="auto"`` and a
+            convolution was pruned.
+        iterations: of ``"ispasp"``.
+        relu_iterations: passes of the ReLU-aware refit; None: 3 if ``refit="auto"``, else 0.
+        ridge: relative to the mean of the Gram matrix's diagonal.
+        fresh_batches: take another pass over the calibration data for each iteration of ``"ispasp"``: pass a function
+            that returns other data on every call.
+        fine_tune: called as ``fine_tune(model, name)`` after each width with the model as small as it is by then;
+            may train it in place, its shapes must stay.
+        new_bias: whether a consumer without bias and BatchNorm may get a bias.
+        mask: name of an input ``[batch, length]`` that is zero for padding: linear layers leave those positions out of
+            their statistics. None takes all positions.
+        max_memory: bytes that the statistics may take; more is refused before the run.
+        cache_memory: bytes of activations that may be kept for the ReLU-aware refit instead of running the model again.
+        seed: of ``"random"``.
+
+    Raises:
+        ValueError: an argument is not one of those allowed, or a pattern matches nothing.
+
+    Source: Wolfe and Kyrillidis, "i-SpaSP", L4DC 2022 (arXiv 2112.04905), for ``"ispasp"`` and the front-to-back
+    scheme.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = ISpaSP(net, torch.zeros(1, 4), keep=0.5).run(torch.randn(64, 4))
+        >>> result.model
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        keep: float = 0.5,
+        *,
+        method: str = "gram_obs",
+        refit: str | None = "auto",
+        scope: str = "inner",
+        budget: Mapping[str, float] | None = None,
+        keep_per_layer: Mapping[str, float | int] | None = None,
+        only: Sequence[str] | None = None,
+        skip: Sequence[str] = (),
+        refit_head: bool | None = None,
+        iterations: int = 20,
+        relu_iterations: int | None = None,
+        ridge: float = 1e-3,
+        fresh_batches: bool = False,
+        fine_tune: Callable[[nn.Module, str], None] | None = None,
+        new_bias: bool = True,
+        mask: str | None = "attention_mask",
+        max_memory: int | None = None,
+        cache_memory: int = 1 << 30,
+        seed: int = 0,
+    ) -> None:
+        _one_of("method", method, METHODS)
+        _one_of("refit", refit, REFITS)
+        _one_of("scope", scope, ("inner", "all"))
+        _share("keep", keep)
+        if budget is not None and (len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "latency_ms")):
+            raise ValueError(f"budget: expected one of flops, params and latency_ms, got {dict(budget)}")
+        if budget is not None and "latency_ms" not in budget:
+            _share("budget: " + next(iter(budget)), next(iter(budget.values())))
+        if iterations < 1:
+            raise ValueError(f"iterations: expected at least 1, got {iterations}")
+        if relu_iterations is not None and relu_iterations < 0:
+            raise ValueError(f"relu_iterations: expected at least 0, got {relu_iterations}")
+        self.model = model
+        self.example_inputs = example_inputs
+        self.keep = float(keep)
+        self.scope = scope
+        self.budget = None if budget is None else dict(budget)
+        self.keep_per_layer = dict(keep_per_layer or {})
+        self.only = _patterns("only", only)
+        self.skip = _patterns("skip", skip) or []
+        self.refit_head = refit_head
+        self.fine_tune = fine_tune
+        self.max_memory = max_memory
+        self.settings = Settings(
+            method=method,
+            refit=refit,
+            iterations=iterations,
+            relu_iterations=(3 if refit == "auto" else 0) if relu_iterations is None else relu_iterations,
+            ridge=ridge,
+            new_bias=new_bias,
+            fresh_batches=fresh_batches,
+            mask=mask,
+            cache_bytes=cache_memory,
+            seed=seed,
+        )
+
+    def run(self, calibration: Any, *, batch_size: int = 128) -> StructuredResult:
+        """Prune.
+
+        Args:
+            calibration: inputs like those the model will see: a tensor, an iterable of model inputs, or a function
+                that returns one. ``Calibration(loader, select=lambda item: item[0])`` drops labels.
+            batch_size: that a tensor is split into.
+
+        Raises:
+            UnsupportedModelError: the model cannot be followed; the message names the module.
+            PruneError: a width cannot be pruned as asked; the message names it.
+            ValueError: the data or ``max_memory`` do not fit.
+        """
+        start = time.perf_counter()
+        data = Calibration(calibration, batch_size)
+        dense = self.model
+        work = copy_model(dense).eval()
+        found = find_widths(work, self.example_inputs)
+        if not found:
+            reasons = "; ".join(found.refused.values()) or "no linear map reads another"
+            raise UnsupportedModelError(f"nothing can be pruned: {reasons}")
+        notes = [reason for reason in found.refused.values() if not reason.endswith(_PLAIN_REFUSALS)]
+        widths = self._chosen(list(found), notes)
+        consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
+        consumers |= {consumer.module: consumer.norm for width in widths for consumer in width.consumers}
+        sites = find_sites(work, self.example_inputs, consumers)
+        nbytes = self._state_memory(widths, work, sites)
+        keeps = self._keeps(widths, work, data, sites)
+        kept: dict[str, Tensor] = {}
+        gone: dict[str, Tensor] = {}
+        changes: list[WidthChange] = []
+        for width in widths:
+            if keeps[width.name] == width.units and not kept:
+                continue
+            kept[width.name], change = self._prune(
+                width, keeps[width.name], work, data, sites, gone, changed=bool(kept)
+            )
+            changes.append(change)
+            if self.fine_tune is not None:
+                fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept)
+                work.eval()
+        head = find_head(sites) if self._wants_head(widths, work) else None
+        if head is not None and kept:
+            before, after = refit_classifier(head, dense, work, data, sites[head], self.settings, gone.get(head))
+            notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
+        removed = remove_units(work, self.example_inputs, kept)
+        return self._result(removed, work, kept, changes, notes, nbytes, start)
+
+    def _prune(
+        self,
+        width: Width,
+        keep: int,
+        work: nn.Module,
+        data: Calibration,
+        sites: dict[str, Site],
+        gone: dict[str, Tensor],
+        *,
+        changed: bool,
+    ) -> tuple[Tensor, WidthChange]:
+        try:
+            return prune_width(width, keep, self.model, work, data, sites, self.settings, gone, changed=changed)
+        except (ValueError, RuntimeError) as error:
+            raise PruneError(f"{width.name}: {error}") from error
+
+    def _chosen(self, widths: list[Width], notes: list[str]) -> list[Width]:
+        """The widths to prune, front to back."""
+        for name, patterns in (("only", self.only or []), ("skip", self.skip), ("keep_per_layer", self.keep_per_layer)):
+            for pattern in patterns:
+                if not any(matches(width, pattern) for width in widths):
+                    known = ", ".join(width.name for width in widths[:8])
+                    raise ValueError(f"{name}: {pattern!r} matches no width; the model's are {known or 'none'}")
+        chosen = [
+            width
+            for width in widths
+            if (self.scope == "all" or not width.coupled)
+            and (self.only is None or any(matches(width, pattern) for pattern in self.only))
+            and not any(matches(width, pattern) for pattern in self.skip)
+        ]
+        if self.settings.method == "ispasp":
+            for width in [width for width in chosen if len(width.consumers) > 1]:
+                names = ", ".join(consumer.module for consumer in width.consumers)
+                notes.append(f"{width.name}: left whole: method='ispasp' takes widths with one reader, got {names}")
+                chosen.remove(width)
+        for width in chosen:
+            if not width.refittable:
+                odd = [c.module for c in width.consumers if not c.plain or c.calls != 1]
+                notes.append(f"{width.name}: left whole: {odd[0]} is not a plain linear map that is called once")
+        return sorted((width for width in chosen if width.refittable), key=lambda width: width.order)
+
+    def _keeps(self, widths: list[Width], work: nn.Module, data: Calibration, sites: dict[str, Site]) -> dict[str, int]:
+        """Units to keep of each width."""
+        if self.budget is None or not widths:
+            return {width.name: self._count(width) for width in widths}
+        given = [width for width in widths if any(matches(width, pattern) for pattern in self.keep_per_layer)]
+        fixed = {width.name: self._count(width) for width in given}
+        return allocate(self.budget, widths, fixed, work, self.example_inputs, data, sites, self.settings)
+
+    def _count(self, width: Width) -> int:
+        """Units of a width to keep."""
+        keep: float | int = self.keep
+        for pattern, own in self.keep_per_layer.items():
+            if matches(width, pattern):
+                keep = own
+                break
+        sets = unit_sets(width)
+        number = 1 if sets is None else int(sets.max()) + 1
+        if isinstance(keep, int):
+            if not 1 <= keep <= width.units or keep % number:
+                each = f", a multiple of {number}" if number > 1 else ""
+                raise ValueError(f"keep_per_layer: {width.name}: expected 1 to {width.units}{each}, got {keep}")
+            return keep
+        _share(f"keep_per_layer: {width.name}", keep)
+        return max(1, math.floor(keep * (width.units // number) + 1e-9)) * number
+
+    def _wants_head(self, widths: list[Width], work: nn.Module) -> bool:
+        if self.refit_head is not None:
+            return self.refit_head
+        modules = [work.get_submodule(consumer.module) for width in widths for consumer in width.consumers]
+        return self.settings.refit == "auto" and any(
+            isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in modules
+        )
+
+    def _state_memory(self, widths: list[Width], work: nn.Module, sites: dict[str, Site]) -> int:
+        """Bytes of the largest stage: its sums, and four matrices over the columns of all consumers."""
+        needed: dict[str, int] = {}
+        for width in widths:
+            layers = make_layers(width, work, sites, self.settings, {})
+            columns = sum(layer.groups * layer.features for layer in layers)
+            needed[width.name] = sum(layer.nbytes for layer in layers) + 4 * 8 * columns**2
+        if not needed:
+            return 0
+        largest = max(needed, key=lambda name: needed[name])
+        require_memory(needed[largest], self.max_memory, f"the statistics of {largest}, the largest width")
+        return needed[largest]
+
+    def _result(
+        self,
+        removed: Any,
+        work: nn.Module,
+        kept: Mapping[str, Tensor],
+        changes: list[WidthChange],
+        notes: list[str],
+        nbytes: int,
+        start: float,
+    ) -> StructuredResult:
+        small, plan = removed.model, removed.plan
+        for name, _ in work.named_parameters():  # biases that the refit made
+            path, _, key = name.rpartition(".")
+            if self.model.get_submodule(path)._parameters.get(key) is None:
+                shape = list(small.get_parameter(name).shape)
+                plan["tensors"].pop(name, None)
+                plan["created"][name] = {"shape": shape, "like": f"{path}.weight" if path else "weight"}
+        modes = {name: module.training for name, module in self.model.named_modules()}
+        for name, module in small.named_modules():
+            module.training = modes.get(name, self.model.training)
+        seconds = time.perf_counter() - start
+        totals = compare_models(self.model, small, self.example_inputs, removed.max_abs_diff)
+        report = StructuredReport(changes, totals, seconds, nbytes, notes)
+        chosen = {name: units.tolist() for name, units in kept.items()}
+        return StructuredResult(small, plan, report, chosen, removed.max_abs_diff)
+
+
+def matches(width: Width, pattern: str) -> bool:
+    """Whether a pattern means a width: by its name, its kind or the name of a producer."""
+    return any(fnmatchcase(name, pattern) for name in (width.name, width.kind, *width.producers))
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")
+
+
+def _patterns(name: str, patterns: Sequence[str] | None) -> list[str] | None:
+    if isinstance(patterns, str):
+        raise TypeError(f"{name}: expected a list of patterns, got {patterns!r}")
+    return None if patterns is None else list(patterns)

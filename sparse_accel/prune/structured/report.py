@@ -1,0 +1,113 @@
+"""What structured pruning did, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sparse_accel.removal.surgery import Plan
+from sparse_accel.report import CompactReport, format_table, percent
+
+
+@dataclass(frozen=True)
+class WidthChange:
+    """One width before and after.
+
+    Attributes:
+        name: of the width.
+        kind: of its units.
+        units: before and after.
+        consumers: the layers that read the units.
+        target: of the refit, by consumer, with ``+relu`` where it knew of the ReLU; empty without a refit.
+        error: squared error of the consumers' results relative to the variation of their targets, before and after the
+            refit, averaged over the consumers; None where no statistics were taken.
+        seconds: that it took.
+    """
+
+    name: str
+    kind: str
+    units: tuple[int, int]
+    consumers: tuple[str, ...]
+    target: str
+    error: tuple[float, float] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StructuredReport:
+    """What was pruned and what it cost; a table when printed.
+
+    Attributes:
+        widths: in the order in which they were pruned.
+        totals: layers, parameters, MACs and latency of the dense and the pruned model.
+        seconds: of the whole run.
+        nbytes: stated for the statistics before the run.
+        notes: fallbacks, and widths that could not be pruned, with the reason.
+    """
+
+    widths: list[WidthChange]
+    totals: CompactReport
+    seconds: float
+    nbytes: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def params(self) -> tuple[int, int]:
+        """Elements of all parameters, before and after."""
+        return self.totals.params
+
+    @property
+    def macs(self) -> tuple[int, int]:
+        """Multiply-accumulates of one run on the example, before and after."""
+        return self.totals.macs
+
+    @property
+    def latency_ms(self) -> tuple[float, float] | None:
+        """Median wall time of one run on the example, before and after."""
+        return self.totals.latency_ms
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as JSON-able data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows: list[list[Any]] = []
+        for width in self.widths:
+            before, after = ("", "") if width.error is None else (f"{error:.4f}" for error in width.error)
+            units = f"{width.units[0]:,} → {width.units[1]:,}"
+            rows.append([width.name, width.kind, units, before, after, width.target, f"{width.seconds:.2f}"])
+        params, macs = self.params, self.macs
+        lines = [
+            format_table(["width", "kind", "units", "error", "after refit", "target", "seconds"], rows),
+            f"parameters: {params[0]:,} → {params[1]:,} ({percent(params[1], params[0])} kept)",
+            f"MACs (torch.utils.flop_counter, FLOPs / 2, on the example): {macs[0]:,} → {macs[1]:,} "
+            f"({percent(macs[1], macs[0])} kept)",
+        ]
+        if self.latency_ms:
+            lines.append(f"latency on the example: {self.latency_ms[0]:.3g} ms → {self.latency_ms[1]:.3g} ms")
+        lines.append(f"{self.seconds:.1f} s; statistics {self.nbytes / 1e6:.1f} MB")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass
+class StructuredResult:
+    """What :meth:`ISpaSP.run` returns; :func:`sparse_accel.save` takes it.
+
+    Attributes:
+        model: the smaller model, a copy, in the mode of the original.
+        plan: what was removed, as plain JSON-able data.
+        report: per width and in total; a table when printed.
+        kept: units kept, by width.
+        max_abs_diff: largest difference on the example between the model with zeroed units and the one without them.
+        optimizer: None.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: StructuredReport
+    kept: dict[str, list[int]]
+    max_abs_diff: float
+    optimizer: Optimizer | None = None

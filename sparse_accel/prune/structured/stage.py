@@ -1,0 +1,177 @@
+"""One width: statistics, selection, refit, and its consumers rewritten in place."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.calibration.data import Calibration
+from sparse_accel.channels.widths import Width
+from sparse_accel.prune.structured.choose import choose, unit_sets
+from sparse_accel.prune.structured.feed import Feed, Solutions, relu_aware
+from sparse_accel.prune.structured.layer import Layer, Piece, Settings
+from sparse_accel.prune.structured.report import WidthChange
+from sparse_accel.prune.structured.sites import Site
+from sparse_accel.prune.structured.sums import ispasp_choose
+
+logger = logging.getLogger("sparse_accel")
+
+
+def collect(feed: Feed, layers: Sequence[Layer]) -> None:
+    """One pass that fills the layers' moments."""
+    for layer in layers:
+        layer.start()
+
+    def visit(layer: Layer, piece: Piece) -> None:
+        layer.add(*piece)
+
+    feed.run(visit)
+    for layer in layers:
+        layer.finish()
+
+
+def make_layers(
+    width: Width, work: nn.Module, sites: Mapping[str, Site], settings: Settings, gone: Mapping[str, Tensor]
+) -> list[Layer]:
+    """The consumers of a width; ``gone`` has the columns that they have lost by now, by consumer."""
+    return [
+        Layer(
+            work,
+            consumer,
+            sites[consumer.module],
+            settings.target(sites[consumer.module], work.get_submodule(consumer.module)),
+            new_bias=settings.new_bias,
+            gone=gone.get(consumer.module),
+        )
+        for consumer in width.consumers
+    ]
+
+
+def prune_width(
+    width: Width,
+    keep: int,
+    dense: nn.Module,
+    work: nn.Module,
+    calibration: Calibration,
+    sites: Mapping[str, Site],
+    settings: Settings,
+    gone: dict[str, Tensor],
+    *,
+    changed: bool,
+) -> tuple[Tensor, WidthChange]:
+    """Choose the units of a width, zero what reads the others, and refit.
+
+    Args:
+        width: in ``work``.
+        keep: number of units to keep.
+        dense: the model as it was.
+        work: in eval mode; its consumers of the width are rewritten.
+        calibration: the data.
+        sites: of all consumers.
+        settings: see there.
+        gone: columns that the consumers have lost by now, by consumer; what goes is added.
+        changed: whether ``work`` computes anything else than ``dense`` by now.
+
+    Returns:
+        The units kept, ascending, and what to report.
+    """
+    start = time.perf_counter()
+    layers = make_layers(width, work, sites, settings, gone)
+    relu = [layer for layer in layers if layer.site.relu and layer.target in ("dense", "skip")]
+    relu = relu if settings.relu_iterations and settings.refit is not None else []
+    cache = settings.cache_bytes if relu else 0
+    feed = Feed(dense, work, calibration, layers, mask=settings.mask, cache_bytes=cache)
+    moments = settings.refit is not None or settings.method not in ("magnitude", "random", "ispasp")
+    if moments:
+        collect(feed, layers)
+    if keep == width.units:
+        kept = torch.arange(width.units, device=layers[0].columns.device)
+    elif settings.method == "ispasp":
+        kept = ispasp_choose(width, keep, work, calibration, layers, settings)
+    else:
+        generator = torch.Generator().manual_seed(settings.seed + width.order)
+        kept = choose(
+            settings.method,
+            layers,
+            [_by_unit(work, name, rows) for name, rows in width.rows.items()],
+            keep,
+            ridge=settings.ridge,
+            sets=unit_sets(width),
+            generator=generator,
+        )
+    error = _refit(feed, layers, relu, kept, settings, moments=moments, changed=changed)
+    for layer in layers:
+        lost = layer.removed_columns(kept)
+        gone[layer.name] = torch.cat([gone[layer.name], lost]) if layer.name in gone else lost
+    shown = sorted({layer.target + ("+relu" if layer in relu else "") for layer in layers})
+    change = WidthChange(
+        name=width.name,
+        kind=width.kind,
+        units=(width.units, len(kept)),
+        consumers=tuple(layer.name for layer in layers),
+        target="" if settings.refit is None else "bias" if settings.refit == "bias" else ", ".join(shown),
+        error=error,
+        seconds=time.perf_counter() - start,
+    )
+    logger.info("%s: %d of %d units kept, %.1f s", width.name, len(kept), width.units, change.seconds)
+    return kept, change
+
+
+def _refit(
+    feed: Feed,
+    layers: Sequence[Layer],
+    relu: Sequence[Layer],
+    kept: Tensor,
+    settings: Settings,
+    *,
+    moments: bool,
+    changed: bool,
+) -> tuple[float, float] | None:
+    """Rewrite the consumers; the error before and after."""
+    if not moments:
+        for layer in layers:
+            layer.cut(kept)
+        return None
+    before = [layer.error(layer.masked(kept), layer.shift) for layer in layers]
+    solutions: Solutions = {}
+    for layer in layers:
+        weight = layer.masked(kept)
+        if settings.refit is None:
+            layer.cut(kept)
+            solutions[layer.name] = weight, layer.shift
+        elif settings.refit == "bias":
+            shift = layer.intercept(weight)
+            layer.cut(kept, shift if layer.has_bias else None)
+            solutions[layer.name] = weight, shift
+        elif len(kept) < len(layer.columns) or (changed and layer.target != "local"):
+            weight = layer.fit(kept, settings.ridge)
+            solutions[layer.name] = weight, layer.intercept(weight)
+        else:
+            relu = [other for other in relu if other is not layer]
+    relu_aware(
+        feed,
+        relu,
+        kept,
+        solutions,
+        ridge=settings.ridge,
+        iterations=settings.relu_iterations if relu else 0,
+    )
+    if settings.refit not in (None, "bias"):
+        for layer in layers:
+            if layer.name in solutions:
+                layer.write(*solutions[layer.name])
+    after = [layer.error(*solutions.get(layer.name, (layer.weight, layer.shift))) for layer in layers]
+    return sum(before) / len(before), sum(after) / len(after)
+
+
+def _by_unit(model: nn.Module, name: str, rows: Tensor) -> Tensor:
+    """What of a producer's weight makes each unit, ``[units, ...]``."""
+    weight = model.get_parameter(name).detach()
+    module = model.get_submodule(name.rpartition(".")[0])
+    transposed = type(module).__name__ in ("Conv1D", "Embedding") or type(module).__name__.startswith("ConvTranspose")
+    weight = weight.transpose(0, 1) if transposed else weight
+    return weight[rows.to(weight.device)]

@@ -1,0 +1,84 @@
+"""i-SpaSP inside a network: the sums of a consumer's inputs, streamed, and the paper's loop on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.calibration.data import Calibration, all_reduce_, stream
+from sparse_accel.channels.widths import Width
+from sparse_accel.prune.select.ispasp import ispasp_select
+from sparse_accel.prune.structured.choose import unit_sets
+from sparse_accel.prune.structured.layer import Layer, Settings
+
+
+def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tuple[Tensor, int]:
+    """The consumer's input summed over the samples, float64, and their number.
+
+    ``[in_features]`` for a linear consumer, ``[in_channels, *spatial]`` for a convolution, over all ranks.
+    """
+    total: Tensor | None = None
+    count = torch.zeros(1, dtype=torch.float64, device=layer.weight.device)
+
+    def visit(_name: str, x: Tensor, _output: Any) -> None:
+        nonlocal total
+        keep = len(getattr(layer.module, "kernel_size", ())) + 1
+        x = x.reshape(-1, *x.shape[x.dim() - keep :])
+        part = x.sum(0, dtype=torch.float64)
+        if total is not None and total.shape != part.shape:
+            raise ValueError(
+                f"{layer.name}: i-SpaSP needs inputs of one size, got {[*total.shape]} and {[*part.shape]}"
+            )
+        total = part if total is None else total + part
+        count.add_(x.shape[0])
+
+    stream(model, calibration, {layer.name: layer.module}, visit)
+    assert total is not None  # stream() raises where the module is not called
+    all_reduce_([total, count])
+    return total, int(count)
+
+
+def ispasp_choose(
+    width: Width, keep: int, work: nn.Module, calibration: Calibration, layers: Sequence[Layer], settings: Settings
+) -> Tensor:
+    """The units that i-SpaSP keeps, ascending.
+
+    The width has one consumer. With ``settings.fresh_batches`` every iteration takes the sums of another pass, as the
+    paper does on ImageNet.
+
+    Raises:
+        ValueError: the consumer's units are not its input channels.
+    """
+    (layer,) = layers
+    module = layer.module
+    channels = width.consumers[0].channels.to(layer.weight.device)
+    geometry: dict[str, Any] = {}
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if channels.shape[1] != 1 or (module.groups > 1 and len(layer.fixed)):
+            raise ValueError(f"{layer.name}: method='ispasp' takes convolutions whose units are single channels")
+        weight = layer.weight.reshape(module.weight.shape)
+        if module.groups == 1:
+            weight = weight[:, channels[:, 0]]
+        geometry = {key: getattr(module, key) for key in ("stride", "padding", "dilation", "groups", "padding_mode")}
+    else:
+        weight = layer.weight[0][:, channels.flatten()]
+    sets = unit_sets(width)
+    kept: Tensor | None = None
+    for _ in range(settings.iterations if settings.fresh_batches else 1):
+        total, count = hidden_sum(work, calibration, layer)
+        kept = ispasp_select(
+            total[channels[:, 0]] if weight.dim() > 2 else total[channels],
+            weight,
+            keep,
+            1 if settings.fresh_batches else settings.iterations,
+            shift=layer.shift,
+            count=count,
+            balance=sets,
+            start=kept,
+            **geometry,
+        ).kept
+    assert kept is not None
+    return kept

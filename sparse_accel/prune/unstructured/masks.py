@@ -1,0 +1,225 @@
+"""Masks of pruned weights: zeros that stay zero while the rest is trained, saved without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_accel.removal.files import CheckpointError, read_json, read_tensors
+
+MASKS_FILE, MASKS_PLAN = "masks.safetensors", "masks.json"
+FORMAT = "sparse_accel.masks"
+VERSION = 1
+
+
+class Masks(Mapping[str, Tensor]):
+    """Which weights of a model are kept: boolean tensors of the parameters' shapes, by parameter name.
+
+    Args:
+        model: whose parameters they are.
+        masks: True for kept weights. By default, the nonzero weights of every parameter of two or more dimensions
+            that has a zero.
+
+    Raises:
+        ValueError: a name is not the model's, or a mask is not boolean or not of its parameter's shape.
+
+    Example:
+        >>> net = nn.Linear(3, 1)
+        >>> masks = Masks(net, {"weight": torch.tensor([[True, False, True]])})
+        >>> with masks.apply_to(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)) as masked:
+        ...     for _ in range(3):
+        ...         net(torch.ones(1, 3)).sum().backward()
+        ...         masked.optimizer.step()
+        >>> float(net.weight[0, 1])
+        0.0
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        if masks is None:
+            masks = {
+                name: p.detach() != 0
+                for name, p in model.named_parameters()
+                if p.dim() >= 2 and bool((p.detach() == 0).any())
+            }
+        for name, mask in masks.items():
+            if name not in parameters:
+                raise ValueError(f"masks: the model has no parameter {name!r}")
+            if mask.dtype != torch.bool or mask.shape != parameters[name].shape:
+                raise ValueError(
+                    f"masks: {name}: expected torch.bool {tuple(parameters[name].shape)}, "
+                    f"got {mask.dtype} {tuple(mask.shape)}"
+                )
+        self._masks = dict(masks)
+        self._parameters = {name: parameters[name] for name in masks}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} parameters, sparsity {self.sparsity:.4f})"
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the masked parameters' weights that is removed."""
+        total = sum(mask.numel() for mask in self._masks.values())
+        kept = sum(int(mask.sum()) for mask in self._masks.values())
+        return 1 - kept / total if total else 0.0
+
+    def apply_(self) -> Masks:
+        """Set the removed weights to zero, in the model; return self."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.masked_fill_(~self._masks[name].to(parameter.device), 0)
+        return self
+
+    def apply_to(self, optimizer: Optimizer) -> MaskedOptimizer:
+        """Keep the removed weights at zero under any optimizer, until the returned object is removed.
+
+        Their gradients, and the optimizer's state for them (momentum, second moments, restored or new), are zero from
+        now on, so that they neither move nor take part in the step of the others (weight decay, norms, clipping);
+        after every step weight and state are set to zero once more, for optimizers that mix entries.
+
+        Args:
+            optimizer: of this model's parameters; it stays the optimizer to call.
+
+        Returns:
+            A handle with ``remove()`` that is also a context manager.
+
+        Raises:
+            ValueError: the optimizer holds none of the masked parameters.
+        """
+        return MaskedOptimizer(self, optimizer)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write ``masks.safetensors`` (one bit per weight) and ``masks.json``; return the directory."""
+        from safetensors.torch import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        plan = {"format": FORMAT, "version": VERSION, "shapes": {n: list(m.shape) for n, m in self._masks.items()}}
+        save_file({name: pack(mask) for name, mask in self._masks.items()}, directory / (MASKS_FILE + ".tmp"))
+        (directory / (MASKS_PLAN + ".tmp")).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        for name in (MASKS_FILE, MASKS_PLAN):
+            os.replace(directory / (name + ".tmp"), directory / name)
+        return directory
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], model: nn.Module) -> Masks:
+        """The masks that :meth:`save` wrote, for a model with the same parameters; its weights stay as they are.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the masks are not the model's.
+        """
+        directory = Path(directory)
+        plan = read_json(directory / MASKS_PLAN, FORMAT, VERSION)
+        stored = read_tensors(directory / MASKS_FILE)
+        try:
+            masks = {name: unpack(stored[name], shape) for name, shape in plan["shapes"].items()}
+            return cls(model, masks)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+
+
+class MaskedOptimizer:
+    """Hooks that keep masked weights at zero; see :meth:`Masks.apply_to`.
+
+    Attributes:
+        optimizer: the one that carries the hooks.
+    """
+
+    def __init__(self, masks: Masks, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._removed: dict[nn.Parameter, Tensor] = {
+            parameter: ~masks[name].to(parameter.device)
+            for name, parameter in masks._parameters.items()
+            if id(parameter) in held
+        }
+        if not self._removed:
+            raise ValueError("optimizer: expected the parameters of the masks' model, it holds none of the masked ones")
+        self._handles: list[Any] = [
+            parameter.register_hook(self._of_gradient(parameter))
+            for parameter in self._removed
+            if parameter.requires_grad
+        ]
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._clear_gradients()))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._clear()))
+        self._handles.append(optimizer.register_load_state_dict_post_hook(lambda *_: self._clear()))
+        self._clear_gradients()
+        self._clear()
+
+    def _of_gradient(self, parameter: nn.Parameter) -> Any:
+        return lambda grad: grad.masked_fill(self._on(parameter, grad), 0)
+
+    def _on(self, parameter: nn.Parameter, like: Tensor) -> Tensor:
+        removed = self._removed[parameter]
+        if removed.device != like.device:
+            removed = self._removed[parameter] = removed.to(like.device)
+        return removed
+
+    @torch.no_grad()
+    def _clear_gradients(self) -> None:
+        for parameter in self._removed:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(self._on(parameter, parameter), 0)
+
+    @torch.no_grad()
+    def _clear(self) -> None:
+        for parameter in self._removed:
+            removed = self._on(parameter, parameter)
+            parameter.masked_fill_(removed, 0)
+            for value in self.optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.masked_fill_(removed.to(value.device), 0)
+
+    def remove(self) -> None:
+        """Take the hooks off: the weights are free again. Twice is once."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> MaskedOptimizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A boolean tensor as bits, uint8 [ceil(n / 8)].
+
+    Example:
+        >>> pack(torch.tensor([True, False, True])).tolist()
+        [160]
+    """
+    return torch.from_numpy(np.packbits(mask.detach().cpu().contiguous().reshape(-1).numpy()))
+
+
+def unpack(bits: Tensor, shape: list[int]) -> Tensor:
+    """The inverse of :func:`pack`.
+
+    Raises:
+        ValueError: the number of bytes is not that of the shape.
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):
+        raise ValueError(f"a mask of shape {shape} has {-(-count // 8)} bytes, got {bits.numel()} of {bits.dtype}")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(shape)

@@ -1,0 +1,307 @@
+"""Curvature IHT on whole models: second-order sparsification front to back, on streamed Hessians."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparse_accel.calibration.batches import Batches, fingerprint
+from sparse_accel.calibration.data import Calibration, require_memory
+from sparse_accel.calibration.ranks import broadcast_, together
+from sparse_accel.calibration.replay import Front, find_units
+from sparse_accel.prune.unstructured.allocate import allocate
+from sparse_accel.prune.unstructured.layers import Layer, Step, Targets, select_layers
+from sparse_accel.prune.unstructured.masks import Masks
+from sparse_accel.prune.unstructured.progress import Progress, notes_of, reports_of
+from sparse_accel.prune.unstructured.refine import Refinement
+from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport
+from sparse_accel.prune.unstructured.result import CurvatureIHTResult
+from sparse_accel.prune.unstructured.solve import (
+    CHUNK_BYTES,
+    Solved,
+    SolverOptions,
+    hessian_of,
+    solve_layer,
+    work_bytes,
+)
+from sparse_accel.prune.unstructured.steps import find_steps, modules_of
+
+HELD_OUT_EVERY = 8
+
+logger = logging.getLogger("sparse_accel")
+
+
+class CurvatureIHT:
+    """Prunes the weights of a model one layer after the other, each against the second moments of its inputs.
+
+    For every layer (layers that read the same inputs together) the inputs are recomputed from the already pruned
+    front, their products ``H = X Xᵀ`` summed over the calibration data, and ``tr((W − Ŵ) H (W − Ŵ)ᵀ)`` is minimized
+    over sparse W by :func:`sparse_accel.prune.layerwise_solve`. Weights that several modules share are solved once,
+    with the inputs of all of them.
+
+    Args:
+        model: its Linear, Conv1d, Conv2d, Conv3d and Hugging Face Conv1D layers can be pruned. It is not changed.
+        sparsity: of every layer: a share of zero weights, ``"n:m"``, :class:`~sparse_accel.prune.Rows` or
+            :class:`~sparse_accel.prune.GroupSparsity`.
+        targets: what to prune: None for every supported layer, a pattern, several, or a mapping from patterns to
+            sparsities (None leaves a layer dense; the last match counts). A pattern is the name of a module, of one
+            of its parents or any run of parts of it, with shell wildcards: ``"layer.0"``, ``"*.attention"``.
+        skip: patterns of layers that stay dense.
+        allocation: ``"uniform"``, or ``"global"``: the shares of the layers follow their marginal errors, and the
+            total is exactly the one asked for. Global shares need plain numbers as sparsities.
+        method: of the layer solver: ``"iht"``, or a baseline (``"magnitude"``, ``"sparsegpt"``, ``"obs"``, ``"admm"``).
+        iterations: of the layer solver.
+        refine: further outer rounds on the whole model, see :mod:`sparse_accel.prune.unstructured.refine`: the kept
+            weights take Gauss-Newton steps on the error of the model's outputs, with gradients and curvature of
+            recomputed inputs. The round with the least error on held-out batches counts; the supports stay.
+        seed: of the solver.
+        padding: key of the batches (mappings) that holds 0 for padded positions: their inputs do not count.
+        max_memory: bytes that the run may take beyond the model and the data, or None.
+        activation_memory: bytes for outputs of finished blocks, so that the front need not run again; 0 for none.
+        resume_dir: folder for the finished layers. A run with the same settings and data goes on where the last one
+            stopped, to the same bits on CPUs.
+        dtype: in which the Hessians are summed, float64 or float32.
+        **solver: further arguments of :func:`sparse_accel.prune.layerwise_solve`, such as ``damping``.
+
+    Under ``torch.distributed`` every rank brings its share of the data; Hessians are summed over the ranks, and all
+    ranks get the same weights.
+
+    Source: Wu et al., I-OBS, NeurIPS 2024 (arXiv 2408.17163).
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range; the message names it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> result = CurvatureIHT(net, sparsity=0.5).run(torch.randn(64, 8))
+        >>> [round(layer.sparsity, 3) for layer in result.report.layers]
+        [0.5, 0.5]
+        >>> int((result.model[0].weight == 0).sum()), int((net[0].weight == 0).sum())
+        (64, 0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sparsity: Any = 0.5,
+        *,
+        targets: Targets = None,
+        skip: Sequence[str] = ("lm_head", "classifier"),
+        allocation: str = "uniform",
+        method: str = "iht",
+        iterations: int = 20,
+        refine: int = 0,
+        seed: int = 0,
+        padding: str | None = "attention_mask",
+        max_memory: int | None = None,
+        activation_memory: int = 512 << 20,
+        resume_dir: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype = torch.float64,
+        **solver: Any,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        if allocation not in ("uniform", "global"):
+            raise ValueError(f"allocation: expected 'uniform' or 'global', got {allocation!r}")
+        if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+            raise ValueError(f"refine: expected a number of rounds, got {refine!r}")
+        for name, bytes_ in (("max_memory", max_memory), ("activation_memory", activation_memory)):
+            optional = bytes_ is None and name == "max_memory"
+            if not optional and (isinstance(bytes_, bool) or not isinstance(bytes_, int) or bytes_ < 0):
+                raise ValueError(f"{name}: expected a number of bytes, got {bytes_!r}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.sparsity = sparsity
+        self.targets = targets
+        self.skip = skip
+        self.allocation = allocation
+        self.refine = refine
+        self.padding = padding
+        self.max_memory = max_memory
+        self.activation_memory = activation_memory
+        self.resume_dir = resume_dir
+        self.options = SolverOptions(method, iterations, seed, dtype, dict(solver))
+        select_layers(self.model, targets, skip, sparsity)  # say now what is wrong with them
+
+    def run(self, calibration: Any, *, held_out: Any = None) -> CurvatureIHTResult:
+        """Prune a copy of the model.
+
+        Args:
+            calibration: any iterable of model inputs (tensors, tuples, mappings), a tensor, or a
+                :class:`~sparse_accel.calibration.data.Calibration`.
+            held_out: the same, to compare the rounds of ``refine`` on; by default every eighth batch of
+                ``calibration`` is set aside for that (if there is but one, it serves for both).
+
+        Raises:
+            ValueError: the data, a layer or a sparsity does not fit, or the run would take more than ``max_memory``.
+            RuntimeError: the solver fails.
+            CheckpointError: ``resume_dir`` holds another run.
+        """
+        return _Run(self, Calibration(calibration), None if held_out is None else Calibration(held_out)).result()
+
+
+class _Run:
+    """One run: a copy of the model, the order of its layers, and what is known so far."""
+
+    def __init__(self, settings: CurvatureIHT, data: Calibration, held_out: Calibration | None) -> None:
+        self.start = time.perf_counter()
+        self.settings = settings
+        self.dense = settings.model
+        try:
+            self.model = copy.deepcopy(settings.model)
+        except Exception as error:
+            raise ValueError(f"model: cannot be copied: copy.deepcopy: {error}") from error
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self.selection = select_layers(self.model, settings.targets, settings.skip, settings.sparsity)
+        device = self.selection.layers[0].weight.device
+        with together(device):
+            self.steps, order = find_steps(self.model, data, self.selection)
+            first = next(data.batches())
+        self.train, self.held_out = self._split(data, held_out)
+        self.layers = [layer for step in self.steps for layer in step.layers]
+        self.pruned = modules_of(self.layers)
+        self.front = Front(self.model, find_units(self.model, self.pruned, order), settings.activation_memory)
+        self.memory = self._require_memory()
+        self.progress = Progress(settings.resume_dir, self._record(first), device)
+        self.reports: list[LayerReport] = []
+
+    def _split(self, data: Calibration, held_out: Calibration | None) -> tuple[Batches, Batches]:
+        """What to learn from, and what to compare rounds on."""
+        padding = self.settings.padding
+        if not self.settings.refine or held_out is not None:
+            return Batches(data, None, padding), Batches(held_out or data, None, padding)
+        if sum(1 for _ in zip(range(2), data.batches(), strict=False)) < 2:
+            return Batches(data, None, padding), Batches(data, None, padding)
+        train = Batches(data, lambda number: number % HELD_OUT_EVERY != 1, padding)
+        return train, Batches(data, lambda number: number % HELD_OUT_EVERY == 1, padding)
+
+    def _require_memory(self) -> int:
+        """State what the run takes beyond the model and the data."""
+        copied = sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
+        masks = sum(layer.weight.numel() for layer in self.layers)
+        work = max(work_bytes(layer, self.settings.options.dtype) for layer in self.layers)
+        kept = self.settings.activation_memory if self.front.units else 0
+        rounds = Refinement.bytes_needed(self.layers) if self.settings.refine else 0
+        total = copied + masks + max(work, rounds) + 2 * CHUNK_BYTES + kept
+        what = (
+            f"CurvatureIHT: a copy of the model {copied / 1e6:.0f} MB, the largest Hessian and its solver "
+            f"{work / 1e6:.0f} MB (refinement {rounds / 1e6:.0f} MB), up to {kept / 1e6:.0f} MB of activations, "
+            f"{masks / 1e6:.0f} MB of masks"
+        )
+        require_memory(total, self.settings.max_memory, what)
+        return total
+
+    def _record(self, first: Any) -> dict[str, Any]:
+        """What has to be the same for a run to go on."""
+        settings, options = self.settings, self.settings.options
+        return {
+            "sparsity": repr(settings.sparsity),
+            "layers": {layer.name: [repr(layer.target), list(layer.weight.shape)] for layer in self.layers},
+            "allocation": settings.allocation,
+            "method": options.method,
+            "iterations": options.iterations,
+            "seed": options.seed,
+            "dtype": str(options.dtype),
+            "solver": {key: repr(value) for key, value in sorted(options.extra.items())},
+            "refine": settings.refine,
+            "padding": settings.padding,
+            "weights": fingerprint([layer.weight for layer in self.layers]),
+            "data": fingerprint(first),
+        }
+
+    def result(self) -> CurvatureIHTResult:
+        """Do what is not done yet."""
+        if self.settings.allocation == "global":
+            self._allocate()
+        for number, step in enumerate(self.steps):
+            self._step(number, step)
+        rounds: list[float] = []
+        best = 0
+        if self.settings.refine:
+            self.front.clear()
+            refinement = Refinement(self.dense, self.model, self.layers, self.train, self.held_out)
+            rounds, best = refinement.run(self.settings.refine, self.progress)
+        nonzero = {f"{layer.name}.weight".lstrip("."): layer.weight.detach() != 0 for layer in self.layers}
+        masks = Masks(self.model, nonzero)
+        report = CurvatureIHTReport(
+            self.reports,
+            self.settings.options.method,
+            time.perf_counter() - self.start,
+            self.memory,
+            self.selection.left,
+            rounds,
+            best,
+        )
+        return CurvatureIHTResult(self.model, report, masks)
+
+    def _allocate(self) -> None:
+        """Give every layer its share of the total."""
+        done = self.progress.get("allocation")
+        if done is None:
+            shares = allocate(self.steps, self.front, self.train, self.settings.options)
+            self.progress.put("allocation", {}, {"shares": shares})
+            self.front.clear()
+        else:
+            shares = done[1]["shares"]
+        for layer in self.layers:
+            layer.target = shares[layer.name]
+
+    def _step(self, number: int, step: Step) -> None:
+        """Solve the layers of one step, or take them from the record."""
+        key = f"step_{number:04d}"
+        done = self.progress.get(key)
+        if done is not None:
+            tensors, notes = done
+            for layer in step.layers:
+                layer.write(tensors[layer.name].to(layer.weight.device))
+            self.reports += reports_of(notes)
+        else:
+            self._solve(key, step)
+        self.front.advance(modules_of([layer for s in self.steps[: number + 1] for layer in s.layers]), self.pruned)
+
+    def _solve(self, key: str, step: Step) -> None:
+        device = step.layers[0].weight.device
+        with together(device):
+            gram = hessian_of(self.front, self.train, step, self.settings.options.dtype)
+        gram.all_reduce_()
+        hessian, columns = gram.gram, gram.count
+        del gram
+        reports, tensors = [], {}
+        for layer in step.layers:
+            with together(device):
+                solved = solve_layer(layer, hessian, layer.target, self.settings.options)
+            matrix = broadcast_(solved.matrix.to(layer.weight.dtype).contiguous())
+            layer.write(matrix)
+            tensors[layer.name] = matrix
+            reports.append(report_of(layer, solved, columns))
+            logger.info("%s: %.2f %% zero, error %.3g", layer.where, 100 * reports[-1].sparsity, solved.error)
+        self.progress.put(key, tensors, notes_of(reports))
+        self.reports += reports
+
+
+def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
+    """The report of a layer whose weight has been written."""
+    return LayerReport(
+        name=layer.name,
+        kind=layer.kind,
+        shape=tuple(layer.weight.shape),
+        kept=int((layer.weight != 0).sum()),
+        error=solved.error,
+        seconds=solved.seconds,
+        damping=solved.damping,
+        columns=columns,
+        modules=tuple(layer.modules),
+    )
+
+
+__all__ = ["CurvatureIHT", "CurvatureIHTReport", "CurvatureIHTResult", "LayerReport"]

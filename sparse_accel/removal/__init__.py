@@ -1,0 +1,5 @@
+"""Physical removal of channels, with optimizer state that follows, and checkpoints of what is left.
+
+Imports: :mod:`~sparse_accel.channels`, :mod:`~sparse_accel.report`, :mod:`~sparse_accel.penalties` (the names of an
+optimizer's penalties) and what lies below them.
+"""

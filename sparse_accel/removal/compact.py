@@ -1,0 +1,202 @@
+"""Physical removal of channels that became zero, with the proof that nothing changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.graph import CompactError, UnsupportedModelError, tensors_of
+from sparse_accel.channels.liveness import decide
+from sparse_accel.channels.trace import trace
+from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
+from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
+from sparse_accel.report import CompactReport, compare_models
+
+__all__ = ["CompactError", "CompactResult", "OutputMismatchError", "UnsupportedModelError", "compact"]
+
+# Largest accepted |compact - dense|, relative to max(1, max |dense|).
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+class OutputMismatchError(CompactError):
+    """The compact model's outputs differ from the dense model's by more than the tolerance."""
+
+
+@dataclass
+class CompactResult:
+    """What :func:`compact` returns.
+
+    Attributes:
+        model: the smaller model, a copy.
+        optimizer: an optimizer of the same class on the new parameters with the cut state, or None.
+        plan: what was removed, as plain JSON-able data.
+        max_abs_diff: largest difference of an output element between the dense and the compact model.
+        report: layers, parameters, MACs and latency before and after; a table when printed.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer | None
+    plan: Plan
+    max_abs_diff: float
+    report: CompactReport
+
+
+def compact(
+    model: nn.Module,
+    example_inputs: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    tolerance: float | None = None,
+) -> CompactResult:
+    """Remove every channel that cannot reach an output, without changing the outputs.
+
+    A channel goes together with all that is tied to it (its filter, its norms, the weights that read it) if
+
+    - no live channel reads it: the weights of every consumer on it are exactly zero, as group lasso by input
+      channel leaves them; or
+    - it is constant, whatever the input: its filter is zero, or reads only constants. Zero constants vanish; others
+      are added to the bias of the consumer (or taken off the running mean of the BatchNorm that follows it) where
+      that is exact, so not across zero padding, and are kept elsewhere.
+
+    The heads of an attention go as a whole, with their queries, keys and values. Channels that appear in an output of
+    the model, or that an operation without an analysis takes (LayerNorm over them, ``nn.MultiheadAttention``, sizes
+    written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says where. Every layer keeps at
+    least one channel, and the groups of a grouped convolution stay equally wide.
+
+    Equality is that of eval mode: constants use BatchNorm's running statistics. In train mode it holds for channels
+    that nobody reads; a folded constant follows the running statistics of the moment of compaction.
+
+    Args:
+        model: in train or eval mode; neither it nor its mode changes, also not on failure.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+        optimizer: whose parameters are the model's. The result's optimizer continues as this one would if what was
+            removed were zero and stayed so: the same next steps of the kept weights.
+        tolerance: largest accepted difference of the outputs on the example, relative to ``max(1, max |output|)``;
+            by default 1e-10, 1e-5, 3e-2 and 4e-3 for float64, float32 (without TF32), bfloat16 and float16.
+
+    A learning-rate scheduler still holds the old optimizer: make a new one, or set its ``optimizer``.
+
+    Raises:
+        UnsupportedModelError: the forward pass cannot be followed; the message names the module.
+        OutputMismatchError: the outputs differ by more than the tolerance.
+        CompactError: anything else that stands in the way (base class of both).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> net[2].weight.data[:, 1] = 0
+        >>> compact(net, torch.zeros(1, 4)).model[0]
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+    if optimizer is not None:
+        check_optimizer(optimizer, model)
+    try:
+        example_inputs = copy.deepcopy(example_inputs)  # the models run on copies, the caller's stay as they are
+    except RuntimeError as error:
+        raise CompactError(f"example_inputs cannot be copied (detach them): {error}") from error
+    probe = copy_model(model).eval()
+    with comparable(model):
+        graph, expected = trace(probe, copy.deepcopy(example_inputs))
+    del probe
+    decision = decide(graph)
+    plan = make_plan(decision, model)
+    small = copy_model(model)
+    apply_plan(small, plan, cut_tensors(decision, plan, model))
+    carry_gradients(model, small, plan)
+    max_abs_diff = verify_outputs(small, example_inputs, expected, tolerance)
+    carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        report = compare_models(model, small, example_inputs, max_abs_diff)  # at the speed of the caller's settings
+    return CompactResult(small, carried, plan, max_abs_diff, report)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        CompactError: the model cannot be copied; the message names the attribute in the way, if it is known.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise CompactError(f"{_uncopied(model)} cannot be copied: copy.deepcopy: {error}") from error
+
+
+def _uncopied(model: nn.Module) -> str:
+    """The attribute that deepcopy stumbles over, as far as one can tell."""
+    for name, module in model.named_modules():
+        for key, item in vars(module).items():
+            if isinstance(item, Tensor) and item.grad_fn is not None:
+                return f"{name or 'model'} ({type(module).__name__}): {key}, a result of other tensors (a hook's?),"
+    return "the model"
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return list({tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"})
+
+
+@contextmanager
+def comparable(model: nn.Module) -> Iterator[None]:
+    """The same random numbers in every run and products of full float32 precision (no TF32, no bfloat16), both the
+    caller's again afterwards."""
+    devices = _cuda_devices(model)
+    backends: Any = torch.backends  # whose attributes torch sets at run time
+    switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    switches += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    before = [switch.fp32_precision for switch in switches]
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        try:
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+            yield
+        finally:
+            for switch, precision in zip(switches, before, strict=True):
+                switch.fp32_precision = precision
+
+
+def verify_outputs(small: nn.Module, example_inputs: Any, expected: list[Tensor], tolerance: float | None) -> float:
+    """Run the compact model on the example; return the largest difference, raise past the tolerance."""
+    try:
+        with torch.no_grad(), comparable(small):
+            came = list(tree_tensors(run_model(copy_model(small).eval(), copy.deepcopy(example_inputs))))
+    except Exception as error:
+        raise CompactError(f"the compact model does not run: {type(error).__name__}: {error}") from error
+    if len(came) != len(expected):
+        raise OutputMismatchError(f"outputs: expected {len(expected)} tensors, got {len(came)}")
+    largest = 0.0
+    for index, (new, old) in enumerate(zip(came, expected, strict=True)):
+        if new.shape != old.shape or new.dtype != old.dtype:
+            raise OutputMismatchError(
+                f"output {index}: expected {tuple(old.shape)} {old.dtype}, got {tuple(new.shape)} {new.dtype}"
+            )
+        difference, scale = _difference(new, old)
+        allowed = (TOLERANCES.get(old.dtype, 0.0) if tolerance is None else tolerance) * max(1.0, scale)
+        if not difference <= allowed:
+            raise OutputMismatchError(
+                f"output {index}: expected a difference of at most {allowed:.3g}, got {difference:.3g}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _difference(new: Tensor, old: Tensor) -> tuple[float, float]:
+    """Largest |new - old| where they differ at all, and largest finite |old|; NaN at the same place is equal."""
+    if old.numel() == 0:
+        return 0.0, 0.0
+    wide = torch.complex128 if old.is_complex() else torch.float64
+    a, b = new.to(wide), old.to(wide)
+    same = (a == b) | (a.isnan() & b.isnan())
+    difference = torch.where(same, 0.0, (a - b).abs())
+    scale = torch.where(b.isfinite(), b.abs(), 0.0)
+    return float(difference.max()), float(scale.max())

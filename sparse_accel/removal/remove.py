@@ -1,0 +1,202 @@
+"""Removal of chosen units: a smaller model that computes what the dense one does without them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.graph import ChannelGraph, tensors_of
+from sparse_accel.channels.liveness import Decision
+from sparse_accel.channels.trace import trace
+from sparse_accel.channels.width_search import tie_for_removal, widths_of
+from sparse_accel.channels.widths import Widths
+from sparse_accel.removal.compact import CompactError, comparable, copy_model, verify_outputs
+from sparse_accel.removal.configs import config_changes
+from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
+from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
+
+
+@dataclass
+class RemovalResult:
+    """What :func:`remove_units` returns; :func:`sparse_accel.save` takes it.
+
+    Attributes:
+        model: the smaller model, a copy.
+        plan: what was removed, as plain JSON-able data.
+        max_abs_diff: largest difference of an output element from the dense model with the consumers' weights on the
+            removed units at zero; NaN without ``verify``.
+        optimizer: an optimizer of the same class on the new parameters with the cut state, or None.
+    """
+
+    model: nn.Module
+    plan: Plan
+    max_abs_diff: float
+    optimizer: Optimizer | None = None
+
+    def add_bias(self, module: str) -> nn.Parameter:
+        """The bias of a linear or convolutional layer of ``model``; where it has none, a new one at zero.
+
+        Raises:
+            ValueError: the module has no place for a bias.
+        """
+        layer = self.model.get_submodule(module)
+        if "bias" not in layer._parameters or "weight" not in layer._parameters:
+            raise ValueError(
+                f"{module} ({type(layer).__name__}): expected a layer with a weight and a place for a bias"
+            )
+        bias = layer._parameters["bias"]
+        if bias is None:
+            weight = layer.get_parameter("weight")
+            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+            count = weight.shape[1] * int(getattr(layer, "groups", 1)) if transposed else weight.shape[0]
+            bias = nn.Parameter(weight.new_zeros(count), requires_grad=weight.requires_grad)
+            layer.register_parameter("bias", bias)
+            prefix = f"{module}." if module else ""
+            self.plan["created"][f"{prefix}bias"] = {"shape": [count], "like": f"{prefix}weight"}
+        return bias
+
+
+def find_widths(model: nn.Module, example_inputs: Any) -> Widths:
+    """Every width of a model of which units can be removed physically.
+
+    The model is run once; see :class:`~sparse_accel.channels.widths.Width` for what is found. The units of a width are
+
+    - channels, with all that is tied to them: their filters (gate and up projection of a gated MLP, every layer whose
+      outputs are added), norms, and what reads them. A flattened channel owns several columns of its reader, both
+      channels of a depthwise convolution are one, the groups of other grouped convolutions stay equally wide.
+    - attention heads (``F.scaled_dot_product_attention``, or products of activations by ``matmul``, ``bmm`` or
+      ``einsum``), with their rows of the query, key and value projections and their columns of the output projection.
+      Where query heads share keys and values, a unit is a key-value head with all query heads that it serves, so that
+      their ratio stays; position biases tie the heads of all layers that use them.
+
+    Not found, with the reason in ``refused`` or ``notes``: channels that appear in an output or that an operation
+    without an analysis takes, widths over which a LayerNorm or an RMSNorm runs, weights computed in the forward pass,
+    heads of ``nn.MultiheadAttention`` (whose sizes are those of its input), of attention with a single key-value head,
+    or of code that computes with the number of heads (``width // num_heads``).
+
+    Args:
+        model: in train or eval mode; neither it nor its mode changes.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+
+    Returns:
+        The widths in the order in which they are read, with ``refused`` (layers none of whose channels can go) and
+        ``notes``.
+
+    Raises:
+        UnsupportedModelError: the forward pass cannot be followed; the message names the module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
+        >>> width = find_widths(net, torch.zeros(1, 1, 5, 5))[0]
+        >>> width.name, width.units, width.unit_size, width.consumers[0].channels[1].tolist()
+        ('0', 4, 9, [9, 10, 11, 12, 13, 14, 15, 16, 17])
+    """
+    graph, _ = _graph(model, example_inputs)
+    return widths_of(graph, model)
+
+
+def remove_units(
+    model: nn.Module,
+    example_inputs: Any,
+    kept: Mapping[str, Any],
+    *,
+    verify: bool = True,
+    tolerance: float | None = None,
+    optimizer: Optimizer | None = None,
+) -> RemovalResult:
+    """Cut a model down to some units of its widths.
+
+    The smaller model computes what ``model`` does when every consumer's weights on the removed units are zero.
+
+    Args:
+        model: in train or eval mode; neither it nor its mode changes, also not on failure.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+        kept: indices of the units to keep, by the width's name (of :func:`find_widths`); other widths stay.
+        verify: run both models on the example and compare; the smaller one is also run without.
+        tolerance: largest accepted difference, relative to ``max(1, max |output|)``; see :func:`sparse_accel.compact`.
+        optimizer: whose parameters are the model's; the result's one holds the cut state.
+
+    Raises:
+        ValueError: ``kept`` names no width, or holds something else than units of it; the message names the width.
+        UnsupportedModelError: the forward pass cannot be followed; the message names the module.
+        OutputMismatchError: the outputs differ by more than the tolerance.
+        CompactError: the smaller model does not run.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> remove_units(net, torch.zeros(1, 4), {"0": [0, 2, 5]}).model[2]
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    if optimizer is not None:
+        check_optimizer(optimizer, model)
+    graph, example_inputs = _graph(model, example_inputs)
+    widths = widths_of(graph, model)
+    chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
+    decision = _decision(graph, widths, chosen)
+    plan = make_plan(decision, model)
+    shared = config_changes(model, widths, chosen)
+    if shared:
+        plan["attributes"].setdefault("", {}).update(shared)
+    small = copy_model(model)
+    apply_plan(small, plan, cut_tensors(decision, plan, model))
+    carry_gradients(model, small, plan)
+    difference = float("nan")
+    if verify:
+        masked = _masked_outputs(model, decision, example_inputs)
+        difference = verify_outputs(small, example_inputs, masked, tolerance)
+    carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
+    return RemovalResult(small, plan, difference, carried)
+
+
+def _graph(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, Any]:
+    """The model's graph, ready for a free choice of units, and a copy of the inputs."""
+    try:
+        example_inputs = copy.deepcopy(example_inputs)
+    except RuntimeError as error:
+        raise CompactError(f"example_inputs cannot be copied (detach them): {error}") from error
+    probe = copy_model(model).eval()
+    with comparable(model):
+        graph, _ = trace(probe, copy.deepcopy(example_inputs))
+    tie_for_removal(graph)
+    for read in graph.reads:  # nothing is folded: what goes is zero for its readers
+        read.foldable = torch.zeros_like(read.foldable)
+        read.values = torch.zeros_like(read.values)
+    return graph, example_inputs
+
+
+def _decision(graph: ChannelGraph, widths: Widths, kept: Mapping[str, Tensor]) -> Decision:
+    roots = graph.slots.roots()
+    table = np.ones(len(roots), dtype=bool)
+    for name, units in kept.items():
+        classes = widths.named(name).classes
+        table[classes] = False
+        table[classes[units.numpy()]] = True
+    return Decision(roots, table, table, graph)
+
+
+def _masked_outputs(model: nn.Module, decision: Decision, example_inputs: Any) -> list[Tensor]:
+    """Outputs of the dense model whose readers hold zeros on what goes."""
+    masked = copy_model(model).eval()
+    tensors = tensors_of(masked)
+    with torch.no_grad(), comparable(model):
+        for read in decision.graph.reads:
+            gone = ~decision.keeps(read.inputs)
+            if not bool(gone.any()):
+                continue
+            weight = tensors[read.weight]
+            blocks = gone.reshape(read.groups, -1)
+            if read.transposed:
+                weight[gone.to(weight.device)] = 0
+            else:
+                rows = weight.shape[0] // read.groups
+                for number, block in enumerate(blocks):
+                    weight[number * rows : (number + 1) * rows, block.to(weight.device)] = 0
+        return list(tree_tensors(run_model(masked, copy.deepcopy(example_inputs))))

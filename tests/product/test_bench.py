@@ -1,0 +1,183 @@
+"""The benches run, measure what they say, and their contenders compute the same thing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {"group_score", "group_topk", "prox", "optim", "glm", "gram_obs", "ispasp", "topk"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _checkout_on_the_path():
+    sys.path.insert(0, str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
+
+
+@pytest.fixture
+def settings():
+    from bench import harness
+
+    return harness.Settings(workloads=("tiny",), seconds=0.01, min_rounds=2)
+
+
+def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
+    import bench
+    from bench import harness
+
+    monkeypatch.setattr(harness, "last_cache_bytes", lambda device: 1 << 16)
+    file = tmp_path / "new" / "rows.json"
+    assert bench.main(["--workloads", "tiny", "--seconds", "0.001", "--json", str(file)]) == 0
+    output = capsys.readouterr().out
+    for word in ("GB/s", "% of copy", "time / twin", "RMDA by input", "AdamW(fused=True)"):
+        assert word in output
+    written = json.loads(file.read_text())
+    assert {row["bench"] for row in written["rows"]} == NAMES
+    for row in written["rows"]:
+        assert row["microseconds"] > 0
+        assert row["gb_per_s"] == pytest.approx(row["bytes_moved"] / row["microseconds"] / 1e3)
+        assert row["time_over_peer"] > 0
+        assert row["bench"] == "glm" or row["time_over_twin"] > 0  # whose twin is too slow for most sizes
+    assert written["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_each_bench_runs_alone(name, capsys, monkeypatch):
+    import importlib
+
+    from bench import harness
+
+    monkeypatch.setattr(harness, "last_cache_bytes", lambda device: 1 << 16)
+    module = importlib.import_module(f"bench.bench_{name}")
+    assert module.main(["--workloads", "tiny", "--seconds", "0.001", "--dtype", "float64"]) == 0
+    output = capsys.readouterr().out
+    assert "tiny" in output
+    assert ("times as long as AdamW(fused=True)" in output) == (name == "optim")
+
+
+def test_contenders_of_group_score_agree(settings):
+    from bench import bench_group_score
+
+    for case in bench_group_score.cases(settings):
+        for ours, twin, peer in zip(case.run(), case.twin(), case.peer(), strict=True):
+            torch.testing.assert_close(ours, twin)
+            torch.testing.assert_close(ours.view_as(peer), peer)
+
+
+def test_contenders_of_group_topk_agree(settings):
+    from bench import bench_group_topk
+
+    for case in bench_group_topk.cases(settings):
+        for ours, twin, peer in zip(case.run(), case.twin(), case.peer(), strict=True):
+            assert torch.equal(ours, twin)
+            assert torch.equal(ours, peer)
+
+
+@pytest.mark.parametrize("contender", ["run", "twin", "peer"])
+def test_contenders_of_prox_agree(settings, contender, monkeypatch):
+    from bench import bench_prox
+    from bench.workloads import tensors
+
+    monkeypatch.setattr(bench_prox, "TAU", 1e-3)
+    results = []
+    monkeypatch.setattr(bench_prox, "tensors", lambda *args: results.append(tensors(*args)) or results[-1])
+    for case in bench_prox.cases(settings):
+        weights = results[-1]
+        for weight, fresh in zip(weights, tensors("tiny", torch.float32, "cpu"), strict=True):
+            weight.copy_(fresh)
+        case.twin()
+        expected = [weight.clone() for weight in weights]
+        for weight, fresh in zip(weights, tensors("tiny", torch.float32, "cpu"), strict=True):
+            weight.copy_(fresh)
+        getattr(case, contender)()
+        assert any(not torch.equal(a, b) for a, b in zip(weights, tensors("tiny", torch.float32, "cpu"), strict=True))
+        torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_contenders_of_ispasp_agree(monkeypatch):
+    from bench import bench_ispasp
+
+    block = bench_ispasp.make_block((8, 6, 5, 5), torch.float32, "cpu")
+    bench_ispasp.compare(block)
+    block.conv.weight[0] *= 1 + 1e-3
+    wrong = bench_ispasp.ours(block)
+    block.conv.weight[0] /= 1 + 1e-3
+    monkeypatch.setattr(bench_ispasp, "ours", lambda block: wrong)
+    with pytest.raises(RuntimeError, match="iteration 1: other sets, or"):
+        bench_ispasp.compare(block)
+
+
+def test_contenders_of_gram_obs_agree(settings):
+    from bench import bench_gram_obs
+
+    for case in bench_gram_obs.cases(settings):
+        (order, damages), (expected, costs) = case.run(), case.twin()
+        assert torch.equal(order, expected)
+        torch.testing.assert_close(damages, costs)
+
+
+def test_resnet50_has_its_weights():
+    from bench.workloads import WORKLOADS, numel
+
+    assert len(WORKLOADS["resnet50"]()) == 50
+    assert numel("resnet50") == 22_734_016
+    assert numel("vit_b_block") == 12 * 768**2
+
+
+def test_interleaved_takes_medians_in_turn():
+    from bench import harness
+
+    clock = iter(range(1, 10_000))
+    order = []
+
+    def timer(call):
+        call()
+        return float(next(clock))
+
+    settings = harness.Settings(seconds=1e-9, min_rounds=4)
+    medians, rounds = harness.interleaved(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, timer, settings
+    )
+    assert rounds == 4
+    assert order[4:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert medians == {"a": 8.5, "b": 8.5}
+
+
+def test_copy_moves_the_bytes_it_says():
+    from bench import harness
+
+    copy, moved = harness.copy_of(1000, "cpu")
+    assert moved == 1000
+    assert copy().numel() * 4 * 2 == 1000
+
+
+@pytest.mark.parametrize("argv", [["--workloads", "nonsense"], ["--seconds", "0"], ["--dtype", "int8"]])
+def test_wrong_arguments(argv, capsys):
+    import bench
+
+    with pytest.raises(SystemExit) as exit_:
+        bench.main(argv)
+    assert exit_.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_layerwise_compares_all_methods(tmp_path, capsys):
+    from bench import bench_layerwise
+
+    weight, hessian = bench_layerwise.made_layer(12, 16)
+    torch.save({"weight": weight, "hessian": hessian}, tmp_path / "layer.pt")
+    options = ["--seconds", "0", "--json", str(tmp_path / "rows.json")]
+    assert bench_layerwise.main(["--shapes", "12x16", "--sparsity", "0.5", "2:4", "input:0.5", *options]) == 0
+    made = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["method"] for row in made if row["sparsity"] == "2:4"} == set(bench_layerwise.METHODS)
+    assert all(row["error"] >= 0 and row["seconds"] > 0 for row in made)
+    assert bench_layerwise.main(["--hessian", str(tmp_path / "layer.pt"), "--sparsity", "0.5", *options]) == 0
+    real = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["error"] for row in real] == [row["error"] for row in made if row["sparsity"] == "0.5"]
+    assert "error / ADMM" in capsys.readouterr().out

@@ -1,0 +1,159 @@
+"""Source archive, wheel, clean environment, load_jit and the compile check of the CUDA sources."""
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparse_accel
+from sparse_accel import _jit
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+SCORE = "group_score([torch.arange(6.0).view(2, 3)], [1, 2, 3, 1], 'l1', False)[0].tolist()"
+
+
+def run(*command, **options):
+    """Output of a command; its whole output in the failure."""
+    command = [str(word) for word in command]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    result = subprocess.run(command, text=True, check=False, **streams, **options)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """The source archive of this checkout, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    code = f"from scikit_build_core.build import build_sdist; build_sdist({str(folder)!r})"
+    run(sys.executable, "-c", code, cwd=ROOT, env=TOOLS)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder)
+    return archive.with_suffix("").with_suffix("")
+
+
+def test_source_archive_has_what_a_build_needs_and_nothing_built(unpacked):
+    names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+    csrc = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert csrc <= names
+    assert {"CMakeLists.txt", "pyproject.toml", "LICENSE", "cmake/torch_info.py", "sparse_accel/py.typed"} <= names
+    assert not [name for name in names if re.search(r"\.(so|o|pyc)$|^\.venv/|^build/", name)]
+
+
+@pytest.mark.slow
+def test_wheel_from_source_archive_in_a_clean_environment(unpacked, tmp_path):
+    # -O0: what is tested is the packaging, not the code that the compiler makes.
+    fast = ["-Ccmake.build-type=Debug", "-Ccmake.define.CMAKE_CXX_FLAGS_DEBUG=-O0"]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    env = {**TOOLS, "SPARSE_ACCEL_CUDA": "OFF"}
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", *fast, "-w", tmp_path, unpacked, env=env)
+    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
+
+    # torch and numpy from here, by path: without this environment's import hooks.
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    here = [*site.getsitepackages(), str(Path(torch.__file__).parent.parent)]
+    (packages / "here.pth").write_text("\n".join(dict.fromkeys(here)) + "\n")
+    code = f"""
+import torch, sparse_accel, sparse_accel._C as C
+print(sparse_accel.__file__, C.__file__, C.{SCORE}, repr(sparse_accel.build_info().commit), sep="\\n")
+from sparse_accel import _jit
+print(len(_jit.sources(True)), _jit.source_dir())
+"""
+    lines = run(python, "-c", code, cwd=tmp_path).splitlines()[-5:]
+    assert lines[0].startswith(str(packages))
+    assert lines[1].startswith(str(packages))
+    assert lines[2:4] == ["[3.0, 12.0]", "''"]
+    assert lines[4] == f"{len(_jit.sources(True))} {packages / 'sparse_accel/csrc'}"
+    assert f"torch running       {torch.__version__}" in run(tmp_path / "venv/bin/sparse-accel", "info", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_load_jit_builds_the_same_sources(tmp_path):
+    code = f"""
+import torch, sparse_accel
+module = sparse_accel.load_jit(with_cuda=False, extra_cflags=["-O0"])
+assert set(dir(module)) >= {{name for name in dir(sparse_accel._C) if not name.startswith("_")}}, dir(module)
+print(module.{SCORE}, module.__file__)
+"""
+    output = run(sys.executable, "-c", code, env={**TOOLS, "TORCH_EXTENSIONS_DIR": str(tmp_path)}, cwd=tmp_path)
+    assert output.splitlines()[-1].startswith(f"[3.0, 12.0] {tmp_path}")
+
+
+def test_load_jit_says_what_is_missing(monkeypatch):
+    from torch.utils import cpp_extension
+
+    monkeypatch.setattr(cpp_extension, "is_ninja_available", lambda: False)
+    with pytest.raises(RuntimeError, match="pip install ninja"):
+        sparse_accel.load_jit()
+    monkeypatch.setattr(cpp_extension, "is_ninja_available", lambda: True)
+    monkeypatch.setenv("CXX", "/nowhere/g++ -m64")
+    with pytest.raises(RuntimeError, match="needs a C\\+\\+20 compiler"):
+        sparse_accel.load_jit()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(RuntimeError, match="CUDA build of torch"):
+        sparse_accel.load_jit(with_cuda=True)
+
+
+def test_load_jit_takes_every_source_once():
+    # A file outside the globs would be left out silently; cpp_extension needs a name of its own for each.
+    folder = _jit.source_dir()
+    every = sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".cu"))
+    assert _jit.sources(with_cuda=True) == every
+    stems = [path.stem for path in every if path.suffix == ".cpp"]
+    assert len(stems) == len(set(stems)), stems
+
+
+@pytest.mark.slow
+def test_cuda_sources_compile(tmp_path):
+    if os.environ.get("SPARSE_ACCEL_CUDA") == "CHECK":
+        pytest.skip("the build of this run has compiled them: SPARSE_ACCEL_CUDA=CHECK")
+    if not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
+        pytest.skip("needs nvcc")
+    cmake = shutil.which("cmake", path=TOOLS["PATH"])
+    options = ["-DSPARSE_ACCEL_CUDA=CHECK", "-DSPARSE_ACCEL_WERROR=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    run(cmake, "-G", "Ninja", "-S", ROOT, "-B", tmp_path, *options, env=TOOLS)
+    targets = ["sparse_accel_cuda_bindings", "sparse_accel_kernels_check"]
+    run(cmake, "--build", tmp_path, "--parallel", "2", "--target", *targets, env=TOOLS)
+
+
+def test_torch_range_is_the_same_for_building_and_running():
+    ranges = re.findall(r'"(torch[<>=][^"]*)"', (ROOT / "pyproject.toml").read_text())
+    assert len(ranges) == 2
+    assert ranges[0] == ranges[1]
+
+
+def test_build_info():
+    info = sparse_accel.build_info()
+    assert info.version == sparse_accel.__version__
+    assert f'version = "{info.version}"' in (ROOT / "pyproject.toml").read_text()
+    assert info.torch_running == torch.__version__
+    assert info.torch_built.split(".")[:2] == torch.__version__.split(".")[:2]
+    assert info.cpu_capability in ("AVX512", "AVX2", "DEFAULT")
+    assert info.threads == torch.get_num_threads()
+    assert re.fullmatch(r"([0-9a-f]{7,}(-dirty)?)?", info.commit)
+    assert "-O3" in info.compiler
+    assert bool(info.cuda_architectures) == info.with_cuda
+    assert "cpu capability" in str(info)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_instruction_set_follows_torchs_switch(capability):
+    if capability == "avx2" and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("needs a CPU with AVX2")
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    code = "import sparse_accel; print(sparse_accel.build_info().cpu_capability)"
+    output = run(sys.executable, "-c", code, env=env, cwd="/")
+    assert output.splitlines()[-1] == capability.upper()

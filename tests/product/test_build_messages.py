@@ -1,0 +1,235 @@
+"""Every way in which a build or an import cannot work ends in a message that says what to do."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CMAKE = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+# --- import -----------------------------------------------------------------------------------------------------------
+
+
+class Installation:
+    """A folder with sparse_accel's check at import, a build record and a torch, all but the first one fake."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        package = folder / "sparse_accel"
+        package.mkdir()
+        shutil.copy(ROOT / "sparse_accel" / "_compat.py", package)
+        self.write("sparse_accel/__init__.py", "from . import _compat\n_compat.check()\n")
+        self.write("sparse_accel/_C.py", "")
+        self.build()
+        self.torch("2.13.0+cpu", None)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def build(self, torch: str = "2.13.0+cpu", cuda: str = "", with_cuda: bool = False) -> None:
+        record = f"torch_version = {torch!r}\ntorch_cuda = {cuda!r}\nwith_cuda = {with_cuda}\n"
+        self.write("sparse_accel/_build_info.py", record)
+
+    def torch(self, version: str, cuda: str | None) -> None:
+        self.write("torch/__init__.py", f"__version__ = {version!r}\nfrom . import version\n")
+        self.write("torch/version.py", f"cuda = {cuda!r}\n")
+
+    def remove(self, name: str) -> None:
+        path = self.folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def import_error(self) -> str:
+        """Message of the ImportError, "" if the import works. -S: no site-packages, so no editable install."""
+        code = f"""
+            import sys
+            sys.path.insert(0, {str(self.folder)!r})
+            try:
+                import sparse_accel
+            except ImportError as error:
+                print(type(error).__name__, error)
+        """
+        command = [sys.executable, "-S", "-E", "-B", "-c", textwrap.dedent(code)]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=self.folder).stdout
+
+
+@pytest.fixture
+def installation(tmp_path):
+    return Installation(tmp_path)
+
+
+def test_import_works_with_the_torch_it_was_built_against(installation):
+    assert installation.import_error() == ""
+    installation.torch("2.13.1+cu130", "13.0")  # another patch release, a CUDA torch under a CPU build
+    assert installation.import_error() == ""
+
+
+def test_import_with_another_torch(installation):
+    installation.torch("2.12.1+cpu", None)
+    message = installation.import_error()
+    assert "built against torch 2.13.0+cpu, but torch 2.12.1+cpu is installed" in message
+    assert "pip install --no-build-isolation" in message
+
+
+@pytest.mark.parametrize("running, shown", [(None, "no CUDA"), ("12.8", "CUDA 12.8")])
+def test_import_with_another_cuda(installation, running, shown):
+    installation.build(torch="2.13.0+cu130", cuda="13.0", with_cuda=True)
+    installation.torch("2.13.0", running)
+    message = installation.import_error()
+    assert "CUDA 13.0" in message
+    assert shown in message
+    assert "pip install --no-build-isolation" in message
+    installation.torch("2.13.0", "13.2")  # the major version decides
+    assert installation.import_error() == ""
+
+
+def test_import_without_torch(installation):
+    installation.remove("torch")
+    message = installation.import_error()
+    assert "needs torch, which is not installed" in message
+    assert "https://pytorch.org/get-started" in message
+
+
+def test_import_with_a_broken_torch_shows_torchs_own_error(installation):
+    installation.write("torch/__init__.py", "import a_module_that_torch_lacks\n")
+    assert "a_module_that_torch_lacks" in installation.import_error()
+
+
+def test_import_from_the_source_tree(installation):
+    installation.remove("sparse_accel/_build_info.py")
+    installation.write("CMakeLists.txt", "")
+    message = installation.import_error()
+    assert f"source tree {installation.folder}" in message
+    assert "make build" in message
+    assert "run Python from another folder" in message
+
+
+@pytest.mark.parametrize("missing", ["_build_info.py", "_C.py"])
+def test_import_of_an_incomplete_installation(installation, missing):
+    installation.remove(f"sparse_accel/{missing}")
+    message = installation.import_error()
+    assert "no compiled module for this Python" in message
+    assert "Install it again" in message
+
+
+def test_import_with_an_undefined_symbol(installation):
+    installation.write("sparse_accel/_C.py", "raise ImportError('_C.so: undefined symbol: _ZN2at3addE')")
+    message = installation.import_error()
+    assert "undefined symbol: _ZN2at3addE" in message
+    assert "built against torch 2.13.0+cpu and torch 2.13.0+cpu is installed; rebuild it" in message
+
+
+# --- cmake ------------------------------------------------------------------------------------------------------------
+
+
+def configure(folder: Path, *options: str, torch: dict | None = None, **environment: str) -> str:
+    """Errors of a failing configure run, on one line. torch: a fake one is found instead of the installed."""
+    env = {key: value for key, value in os.environ.items() if key not in ("CUDACXX", "CXX")} | environment
+    if torch is not None:
+        fake = folder / "fake" / "torch"
+        (fake / "lib").mkdir(parents=True)
+        (fake / "__init__.py").touch()
+        (fake / "version.py").write_text(f"__version__ = {torch['version']!r}\ncuda = {torch['cuda']!r}\n")
+        for library in ("c10", "torch_cpu", "torch", "torch_python"):
+            (fake / "lib" / f"lib{library}.so").touch()
+        env["PYTHONPATH"] = str(fake.parent)
+    assert CMAKE, "cmake is among the build requirements"
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    command = [CMAKE, "-G", "Ninja", "-S", ROOT, "-B", folder / "build", python, *options]
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
+    result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert result.returncode != 0, result.stdout
+    return re.sub(r"\s+", " ", result.stderr)
+
+
+CPU = {"version": "2.13.0+cpu", "cuda": None}
+
+
+def test_cuda_on_needs_a_cuda_torch(tmp_path):
+    message = configure(tmp_path, "-DSPARSE_ACCEL_CUDA=ON", torch=CPU)
+    assert "SPARSE_ACCEL_CUDA=ON needs a CUDA build of torch, but torch 2.13.0+cpu" in message
+    assert "set SPARSE_ACCEL_CUDA=OFF" in message
+
+
+@pytest.mark.parametrize("mode, torch", [("ON", {"version": "2.13.0+cu130", "cuda": "13.0"}), ("CHECK", CPU)])
+def test_missing_nvcc(tmp_path, mode, torch):
+    message = configure(tmp_path, f"-DSPARSE_ACCEL_CUDA={mode}", torch=torch, CUDACXX=str(tmp_path / "nvcc"))
+    assert f"SPARSE_ACCEL_CUDA={mode} needs nvcc" in message
+    assert "Install the CUDA toolkit" in message
+
+
+def test_cuda_major_mismatch(tmp_path):
+    if not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
+        pytest.skip("needs nvcc")
+    message = configure(tmp_path, "-DSPARSE_ACCEL_CUDA=AUTO", torch={"version": "2.13.0+cu99", "cuda": "99.1"})
+    assert "torch 2.13.0+cu99 was built with CUDA 99.1, but" in message
+    assert "Name an nvcc of CUDA 99 in the environment variable CUDACXX" in message
+
+
+def test_unknown_cuda_mode(tmp_path):
+    message = configure(tmp_path, "-DSPARSE_ACCEL_CUDA=MAYBE", torch=CPU)
+    assert "SPARSE_ACCEL_CUDA is 'MAYBE'; expected AUTO, ON, OFF or CHECK" in message
+
+
+def test_missing_torch_library(tmp_path):
+    (tmp_path / "fake/torch").mkdir(parents=True)
+    (tmp_path / "fake/torch/__init__.py").touch()
+    (tmp_path / "fake/torch/version.py").write_text("__version__ = '2.13.0'\ncuda = None\n")
+    message = configure(tmp_path, PYTHONPATH=str(tmp_path / "fake"))
+    assert "No libc10.so in" in message
+
+
+def test_missing_torch(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    message = configure(tmp_path, f"-DPython_EXECUTABLE={tmp_path}/venv/bin/python")
+    assert "needs torch at build time: torch is not importable from" in message
+    assert "pip install --no-build-isolation ." in message
+
+
+def test_missing_compiler(tmp_path):
+    message = configure(tmp_path, torch=CPU, CXX=str(tmp_path / "g++"))
+    assert "needs a C++20 compiler" in message
+    assert "apt install g++" in message
+
+
+# --- tools/setup_venv.py ----------------------------------------------------------------------------------------------
+
+
+def setup_venv(code: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", f"import setup_venv\n{code}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools"), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+def test_setup_names_the_missing_compiler(tmp_path):
+    result = setup_venv("setup_venv.check_compiler()", CXX=str(tmp_path / "g++ -m64"))
+    assert result.returncode == 1
+    assert "needs a C++20 compiler" in result.stderr
+
+
+def test_setup_refuses_an_old_python():
+    result = setup_venv("import sys; sys.version_info = (3, 9); sys.argv = ['x']; setup_venv.main()")
+    assert result.returncode == 1
+    assert "needs Python 3.10 or later" in result.stderr
+    assert "make PYTHON=" in result.stderr
+
+
+def test_setup_falls_back_to_the_default_index():
+    result = setup_venv("setup_venv.CPU_INDEX = 'http://127.0.0.1:9'; print(setup_venv.index_options())")
+    assert "torch comes from pip's default index" in result.stdout
+    assert result.stdout.endswith("[]\n")
+
+
+def test_setup_accepts_the_torch_range_of_pyproject():
+    versions = ["2.10.0", "2.11.0", "2.13.1+cu130", "2.14.0", "3.0", ""]
+    result = setup_venv(f"import json; print(json.dumps([setup_venv.fits(v) for v in {versions}]))")
+    assert json.loads(result.stdout) == [False, True, True, False, False, False]
