@@ -2,6 +2,8 @@
 
 :func:`run` is what ``sparse-accel demo`` and ``make demo`` call. It trains on scikit-learn's bundled digits, so it
 needs no download and no GPU, and takes well under two minutes on one core.
+
+Imports: everything below the command line.
 """
 
 from __future__ import annotations

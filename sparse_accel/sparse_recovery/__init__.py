@@ -9,6 +9,8 @@ Sources: Wu et al., "The iterative optimal brain surgeon", NeurIPS 2024 (arXiv 2
 order derivatives for network pruning", NeurIPS 1992; Blumensath and Davies, "Iterative hard thresholding for compressed
 sensing", 2009, and "Normalized iterative hard thresholding", 2010; Foucart, "Hard thresholding pursuit", 2011; for the
 Fisher matrix Singh and Alistarh, "WoodFisher", NeurIPS 2020.
+
+Imports: :mod:`~sparse_accel.ops`.
 """
 
 from .autograd import Problem

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,10 +13,11 @@ from sparse_accel.calibration.data import Calibration, require_memory
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.structured.budget import allocate
-from sparse_accel.prune.structured.choose import METHODS, unit_sets
+from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange
+from sparse_accel.prune.structured.request import Request, as_patterns, check_one_of, check_share, matches
 from sparse_accel.prune.structured.sites import Site, find_sites
 from sparse_accel.prune.structured.stage import make_layers, prune_width
 from sparse_accel.prune.structured.tune import fine_tune_small
@@ -137,26 +136,23 @@ class ISpaSP:
         cache_memory: int = 1 << 30,
         seed: int = 0,
     ) -> None:
-        _one_of("method", method, METHODS)
-        _one_of("refit", refit, REFITS)
-        _one_of("scope", scope, ("inner", "all"))
-        _share("keep", keep)
+        check_one_of("method", method, METHODS)
+        check_one_of("refit", refit, REFITS)
+        check_one_of("scope", scope, ("inner", "all"))
+        check_share("keep", keep)
         if budget is not None and (len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "latency_ms")):
             raise ValueError(f"budget: expected one of flops, params and latency_ms, got {dict(budget)}")
         if budget is not None and "latency_ms" not in budget:
-            _share("budget: " + next(iter(budget)), next(iter(budget.values())))
+            check_share("budget: " + next(iter(budget)), next(iter(budget.values())))
         if iterations < 1:
             raise ValueError(f"iterations: expected at least 1, got {iterations}")
         if relu_iterations is not None and relu_iterations < 0:
             raise ValueError(f"relu_iterations: expected at least 0, got {relu_iterations}")
         self.model = model
         self.example_inputs = example_inputs
-        self.keep = float(keep)
-        self.scope = scope
         self.budget = None if budget is None else dict(budget)
-        self.keep_per_layer = dict(keep_per_layer or {})
-        self.only = _patterns("only", only)
-        self.skip = _patterns("skip", skip) or []
+        patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
+        self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method)
         self.refit_head = refit_head
         self.fine_tune = fine_tune
         self.max_memory = max_memory
@@ -195,7 +191,7 @@ class ISpaSP:
             reasons = "; ".join(found.refused.values()) or "no linear map reads another"
             raise UnsupportedModelError(f"nothing can be pruned: {reasons}")
         notes = [reason for reason in found.refused.values() if not reason.endswith(_PLAIN_REFUSALS)]
-        widths = self._chosen(list(found), notes)
+        widths = self.request.chosen(list(found), notes)
         consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
         consumers |= {consumer.module: consumer.norm for width in widths for consumer in width.consumers}
         sites = find_sites(work, self.example_inputs, consumers)
@@ -237,55 +233,13 @@ class ISpaSP:
         except (ValueError, RuntimeError) as error:
             raise PruneError(f"{width.name}: {error}") from error
 
-    def _chosen(self, widths: list[Width], notes: list[str]) -> list[Width]:
-        """The widths to prune, front to back."""
-        for name, patterns in (("only", self.only or []), ("skip", self.skip), ("keep_per_layer", self.keep_per_layer)):
-            for pattern in patterns:
-                if not any(matches(width, pattern) for width in widths):
-                    known = ", ".join(width.name for width in widths[:8])
-                    raise ValueError(f"{name}: {pattern!r} matches no width; the model's are {known or 'none'}")
-        chosen = [
-            width
-            for width in widths
-            if (self.scope == "all" or not width.coupled)
-            and (self.only is None or any(matches(width, pattern) for pattern in self.only))
-            and not any(matches(width, pattern) for pattern in self.skip)
-        ]
-        if self.settings.method == "ispasp":
-            for width in [width for width in chosen if len(width.consumers) > 1]:
-                names = ", ".join(consumer.module for consumer in width.consumers)
-                notes.append(f"{width.name}: left whole: method='ispasp' takes widths with one reader, got {names}")
-                chosen.remove(width)
-        for width in chosen:
-            if not width.refittable:
-                odd = [c.module for c in width.consumers if not c.plain or c.calls != 1]
-                notes.append(f"{width.name}: left whole: {odd[0]} is not a plain linear map that is called once")
-        return sorted((width for width in chosen if width.refittable), key=lambda width: width.order)
-
     def _keeps(self, widths: list[Width], work: nn.Module, data: Calibration, sites: dict[str, Site]) -> dict[str, int]:
         """Units to keep of each width."""
         if self.budget is None or not widths:
-            return {width.name: self._count(width) for width in widths}
-        given = [width for width in widths if any(matches(width, pattern) for pattern in self.keep_per_layer)]
-        fixed = {width.name: self._count(width) for width in given}
+            return {width.name: self.request.count(width) for width in widths}
+        given = [width for width in widths if any(matches(width, pattern) for pattern in self.request.keep_per_layer)]
+        fixed = {width.name: self.request.count(width) for width in given}
         return allocate(self.budget, widths, fixed, work, self.example_inputs, data, sites, self.settings)
-
-    def _count(self, width: Width) -> int:
-        """Units of a width to keep."""
-        keep: float | int = self.keep
-        for pattern, own in self.keep_per_layer.items():
-            if matches(width, pattern):
-                keep = own
-                break
-        sets = unit_sets(width)
-        number = 1 if sets is None else int(sets.max()) + 1
-        if isinstance(keep, int):
-            if not 1 <= keep <= width.units or keep % number:
-                each = f", a multiple of {number}" if number > 1 else ""
-                raise ValueError(f"keep_per_layer: {width.name}: expected 1 to {width.units}{each}, got {keep}")
-            return keep
-        _share(f"keep_per_layer: {width.name}", keep)
-        return max(1, math.floor(keep * (width.units // number) + 1e-9)) * number
 
     def _wants_head(self, widths: list[Width], work: nn.Module) -> bool:
         if self.refit_head is not None:
@@ -333,24 +287,3 @@ class ISpaSP:
         report = StructuredReport(changes, totals, seconds, nbytes, notes)
         chosen = {name: units.tolist() for name, units in kept.items()}
         return StructuredResult(small, plan, report, chosen, removed.max_abs_diff)
-
-
-def matches(width: Width, pattern: str) -> bool:
-    """Whether a pattern means a width: by its name, its kind or the name of a producer."""
-    return any(fnmatchcase(name, pattern) for name in (width.name, width.kind, *width.producers))
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _share(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")
-
-
-def _patterns(name: str, patterns: Sequence[str] | None) -> list[str] | None:
-    if isinstance(patterns, str):
-        raise TypeError(f"{name}: expected a list of patterns, got {patterns!r}")
-    return None if patterns is None else list(patterns)
