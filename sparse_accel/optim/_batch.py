@@ -48,3 +48,16 @@ def check_fraction(name: str, value: float) -> None:
     """Raise ValueError unless 0 < value <= 1."""
     if not 0 < value <= 1:
         raise ValueError(f"{name}: expected a number in (0, 1], got {value!r}")
+
+
+def check_finite(name: str, value: float, least: float = -math.inf) -> None:
+    """Raise ValueError unless the value is a finite number, at least ``least``."""
+    if not (math.isfinite(value) and value >= least):
+        bound = "" if least == -math.inf else f" >= {least:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
+
+
+def check_count(name: str, value: float, expected: str, least: int) -> None:
+    """Raise ValueError unless the value is a whole number, at least ``least``; ``expected`` says so in words."""
+    if isinstance(value, bool) or int(value) != value or value < least:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,3 +75,14 @@ class ClosureProblem:
         for param, point in zip(self.params, solution.points, strict=True):
             real(param).copy_(point)
         return solution
+
+
+def warn_unfinished(solution: _inner.Solution, tolerance: float) -> None:
+    """Say that the inner solver stopped before its tolerance."""
+    warnings.warn(
+        f"SPPAM: the inner solver stopped after {solution.calls} closure calls with the proximal gradient "
+        f"at {solution.relative:.1e} of its start, tolerance {tolerance:.1e}: raise max_inner "
+        "(or tolerance), or lower lr; at a kink, as ReLU has, no gradient vanishes",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -15,11 +15,13 @@ from sparse_accel.penalties import Penalty
 
 from ._base import ProximalOptimizer, implementation_is_open
 from ._batch import Batch, check_fraction, state_dtype
+from ._docs import shared_docs
 from ._prox import proximal_point
 
 __all__ = ["ProxSGD", "prox_sgd"]
 
 
+@shared_docs()
 class ProxSGD(ProximalOptimizer):
     r"""Proximal SGD with momentum, the baseline of :class:`sparse_accel.RMDA`.
 
@@ -33,20 +35,19 @@ class ProxSGD(ProximalOptimizer):
     (``torch.optim.SGD(momentum=0.9, dampening=0.9)`` corresponds to ``rho=0.1``). ``rho=1`` is without momentum.
 
     Args:
-        params: as for :class:`sparse_accel.RMDA`; a group may name its own ``lr``, ``rho`` and ``penalty``.
-        lr: step size, >= 0; a number or a one-element tensor.
+        {params}
+        {lr}
         rho: in (0, 1].
-        penalty: for the groups that name none; see :class:`sparse_accel.RMDA`.
-        maximize: ascend instead of descending; the penalty shrinks all the same.
+        {penalty}
+        {maximize}
         foreach: use torch's multi-tensor ops with the native proximal operator, the default; False takes a loop
             over plain tensor ops.
         fused: the same as ``foreach``, and takes the scale and overflow flag of ``torch.amp.GradScaler`` on the
             device, without a host synchronization.
-        capturable: the step is to be captured in a CUDA graph; numbers are fixed at their value at capture.
-        differentiable: let autograd run through the step; takes the loop.
+        {capturable}
+        {differentiable}
 
-    Raises:
-        ValueError: a number is out of its range, or ``fused`` comes with ``foreach`` or ``differentiable``.
+    {raises}
 
     State per parameter: ``step`` ``[]`` float32 and ``momentum_buffer`` of the parameter's shape and strides,
     float32 (float64 for float64 parameters). The iterate is the proximal iterate: :meth:`proximal_parameters` and

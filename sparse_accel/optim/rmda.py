@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,11 +16,13 @@ from sparse_accel.penalties import Penalty
 
 from ._base import ProximalOptimizer
 from ._batch import Batch, check_fraction, state_dtype
+from ._docs import CAPTURABLE, shared_docs
 from ._prox import proximal_point
 
-__all__ = ["RMDA", "rmda"]
+__all__ = ["RMDA", "StepNumbers", "StepTensors", "rmda"]
 
 
+@shared_docs(capturable=CAPTURABLE + " :meth:`restart` has to come before it.")
 class RMDA(ProximalOptimizer):
     r"""Regularized dual averaging with momentum: trains to structured sparsity, and finds the right zeros.
 
@@ -37,25 +40,20 @@ class RMDA(ProximalOptimizer):
     :class:`sparse_accel.lr_scheduler.MultiStageLR`.
 
     Args:
-        params: parameters, named parameters, or groups (see :func:`sparse_accel.param_groups`). A group may name
-            its own ``lr``, ``momentum`` and ``penalty``, and says with ``transposed=True`` or ``conv_groups=n``
-            that its weights belong to transposed or grouped convolutions. Groups are independent.
-        lr: step size, >= 0; a number or a one-element tensor.
+        {params}
+        {lr}
         momentum: c in (0, 1], the share of the new point: 1 takes the proximal iterate itself. (Torch's momentum is
             the share of the old; give ``cycle_momentum=False`` to its cyclic schedulers.)
-        penalty: a penalty such as ``GroupLasso(1e-4)`` for the groups that name none. By channel or kernel it
-            acts on parameters of two or more dimensions only; biases and normalization stay unregularized.
-        maximize: ascend instead of descending; the penalty shrinks all the same.
+        {penalty}
+        {maximize}
         foreach: use torch's multi-tensor ops.
         fused: use one native op per group, the default. It takes the scale and overflow flag of
             ``torch.amp.GradScaler`` on the device. ``foreach=False`` or ``fused=False`` takes a loop over plain
             tensor ops.
-        capturable: the step is to be captured in a CUDA graph. Numbers such as ``momentum`` are then fixed at
-            their value at capture, and :meth:`restart` has to come before it.
-        differentiable: let autograd run through the step; takes the loop.
+        {capturable}
+        {differentiable}
 
-    Raises:
-        ValueError: a number is out of its range, or ``fused`` comes with ``foreach`` or ``differentiable``.
+    {raises}
 
     State per parameter: ``step`` ``[]`` float32 and ``alpha`` ``[]`` float64 of the stage; ``point``
     (:math:`X = W_0 - V/\beta`, in place of V because a step then moves less memory) and ``anchor`` (:math:`W_0`) of
@@ -137,21 +135,13 @@ class RMDA(ProximalOptimizer):
                 state.update(self._new_scalars(param), point=anchor.clone(), anchor=anchor)
         points, anchors, steps, alphas = self._tensor_lists(batch)
         ramp = group["momentum_ramp"]
+        momentum = group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0)
+        tensors = StepTensors(batch.work, batch.grads, points, anchors, steps, alphas, batch.layouts, batch.strengths)
         rmda(
-            batch.work,
-            batch.grads,
-            points,
-            anchors,
-            steps,
-            alphas,
-            batch.layouts,
+            tensors,
+            StepNumbers(group["lr"], momentum, self._prox_name(group), group["maximize"]),
             foreach=group["foreach"],
             fused=self._is_fused(group),
-            prox=self._prox_name(group),
-            strengths=batch.strengths,
-            lr=group["lr"],
-            momentum=group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0),
-            maximize=group["maximize"],
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )
@@ -164,38 +154,61 @@ class RMDA(ProximalOptimizer):
                 points, _, steps, alphas = self._tensor_lists(batch)
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
-                rmda(
-                    batch.work,
-                    [torch.zeros_like(work) for work in batch.work],
-                    [point.clone() for point in points],
-                    points,
-                    [(step - 1).clamp_(min=0) for step in steps],
-                    alphas,
-                    batch.layouts,
-                    foreach=group["foreach"],
-                    fused=self._is_fused(group),
-                    prox=self._prox_name(group),
-                    strengths=batch.strengths,
-                    lr=0.0,
-                    momentum=1.0,
-                )
+                grads = [torch.zeros_like(work) for work in batch.work]
+                at = [point.clone() for point in points]
+                before = [(step - 1).clamp_(min=0) for step in steps]
+                tensors = StepTensors(batch.work, grads, at, points, before, alphas, batch.layouts, batch.strengths)
+                numbers = StepNumbers(0.0, 1.0, self._prox_name(group))
+                rmda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
                 batch.write_back()
 
 
+@dataclasses.dataclass(frozen=True)
+class StepTensors:
+    """The tensors of one RMDA step, N of each, and how the penalty cuts them.
+
+    Attributes:
+        params: W, dense, of one dtype and device.
+        grads: of the shape and dtype of ``params``.
+        points: X, float32 (float64 for float64 params), strides of ``params``.
+        anchors: W0, as ``points``.
+        steps: t before the step, ``[]`` float32 each.
+        alphas: ``[]`` float64 each.
+        layouts: of the memory of ``params``.
+        strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    points: list[Tensor]
+    anchors: list[Tensor]
+    steps: list[Tensor]
+    alphas: list[Tensor]
+    layouts: Sequence[GroupLayout]
+    strengths: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepNumbers:
+    """The numbers of one RMDA step.
+
+    Attributes:
+        lr: step size.
+        momentum: c in (0, 1].
+        prox: ``"soft"`` or ``"hard"``.
+        maximize: ascend instead.
+    """
+
+    lr: float | Tensor
+    momentum: float
+    prox: str = "soft"
+    maximize: bool = False
+
+
 def rmda(
-    params: list[Tensor],
-    grads: list[Tensor],
-    points: list[Tensor],
-    anchors: list[Tensor],
-    steps: list[Tensor],
-    alphas: list[Tensor],
-    layouts: Sequence[GroupLayout],
+    tensors: StepTensors,
+    numbers: StepNumbers,
     *,
-    strengths: Sequence[float],
-    lr: float | Tensor,
-    momentum: float,
-    prox: str = "soft",
-    maximize: bool = False,
     foreach: bool | None = None,
     fused: bool | None = None,
     grad_scale: Tensor | None = None,
@@ -204,18 +217,8 @@ def rmda(
     """One RMDA step for N tensors, in place; :class:`RMDA` has the formulas.
 
     Args:
-        params: W, N dense tensors of one dtype and device.
-        grads: of the shape and dtype of ``params``.
-        points: X, float32 (float64 for float64 params), strides of ``params``.
-        anchors: W0, as ``points``.
-        steps: t before the step, ``[]`` float32 each.
-        alphas: ``[]`` float64 each.
-        layouts: of the memory of ``params``.
-        strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
-        lr: step size.
-        momentum: c in (0, 1].
-        prox: ``"soft"`` or ``"hard"``.
-        maximize: ascend instead.
+        tensors: see :class:`StepTensors`.
+        numbers: see :class:`StepNumbers`.
         foreach: use torch's multi-tensor ops.
         fused: use the native op; default: if ``foreach`` is not given either.
         grad_scale: ``[]``, gradients are divided by it; fused only.
@@ -224,100 +227,80 @@ def rmda(
     Example:
         >>> w, g, x, w0 = torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(2)
         >>> t, alpha = torch.zeros(()), torch.zeros((), dtype=torch.float64)
-        >>> rmda([w], [g], [x], [w0], [t], [alpha], [GroupLayout(1, 2, 1)], strengths=[0.0], lr=0.5, momentum=1.0)
+        >>> tensors = StepTensors([w], [g], [x], [w0], [t], [alpha], [GroupLayout(1, 2, 1)], strengths=[0.0])
+        >>> rmda(tensors, StepNumbers(lr=0.5, momentum=1.0))
         >>> w, t
         (tensor([0.5000, 0.5000]), tensor(1.))
     """
-    if not params:
+    if not tensors.params:
         return
-    if isinstance(lr, Tensor) and lr.is_cpu and not lr.requires_grad:
-        lr = lr.item()
+    if isinstance(numbers.lr, Tensor) and numbers.lr.is_cpu and not numbers.lr.requires_grad:
+        numbers = dataclasses.replace(numbers, lr=numbers.lr.item())
     if fused if fused is not None else foreach is None:
-        ops.rmda_step_(
-            params,
-            grads,
-            points,
-            anchors,
-            steps,
-            alphas,
-            layouts,
-            prox=prox,
-            strengths=strengths,
-            lr=lr,
-            momentum=momentum,
-            maximize=maximize,
-            grad_scale=_on(grad_scale, params[0].device),
-            found_inf=_on(found_inf, params[0].device),
-        )
-        return
-    if grad_scale is not None or found_inf is not None:
+        _fused_rmda(tensors, numbers, grad_scale, found_inf)
+    elif grad_scale is not None or found_inf is not None:
         raise RuntimeError("grad_scale and found_inf: expected fused=True")
-    function = _multi_tensor_rmda if foreach else _single_tensor_rmda
-    function(params, grads, points, anchors, steps, alphas, layouts, strengths, lr, momentum, prox, maximize)
+    else:
+        (_multi_tensor_rmda if foreach else _single_tensor_rmda)(tensors, numbers)
 
 
-def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
+def _fused_rmda(
+    tensors: StepTensors, numbers: StepNumbers, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> None:
+    device = tensors.params[0].device
+    ops.rmda_step_(
+        tensors.params,
+        tensors.grads,
+        tensors.points,
+        tensors.anchors,
+        tensors.steps,
+        tensors.alphas,
+        tensors.layouts,
+        prox=numbers.prox,
+        strengths=tensors.strengths,
+        lr=numbers.lr,
+        momentum=numbers.momentum,
+        maximize=numbers.maximize,
+        grad_scale=None if grad_scale is None else grad_scale.to(device),
+        found_inf=None if found_inf is None else found_inf.to(device),
+    )
 
 
-def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _advance(step: Tensor, alpha: Tensor, numbers: StepNumbers) -> tuple[Tensor, Tensor, Tensor]:
     """Advance t and alpha; return the decay of X towards W0, the signed lr, and alpha / beta (all [] float64)."""
     decay = step.double() / (step.double() + 1)
     step += 1
     beta = step.double().sqrt()
+    lr = numbers.lr
     rate = lr.to(beta).reshape(()) if isinstance(lr, Tensor) else torch.full_like(beta, lr)
     alpha += rate * beta
-    return decay.sqrt(), -rate if maximize else rate, alpha / beta
+    return decay.sqrt(), -rate if numbers.maximize else rate, alpha / beta
 
 
-def _single_tensor_rmda(
-    params: list[Tensor],
-    grads: list[Tensor],
-    points: list[Tensor],
-    anchors: list[Tensor],
-    steps: list[Tensor],
-    alphas: list[Tensor],
-    layouts: Sequence[GroupLayout],
-    strengths: Sequence[float],
-    lr: float | Tensor,
-    momentum: float,
-    prox: str,
-    maximize: bool,
-) -> None:
-    for i, (param, point, anchor) in enumerate(zip(params, points, anchors, strict=True)):
-        decay, rate, ratio = (x.to(point) for x in _advance(steps[i], alphas[i], lr, maximize))
-        x = anchor + decay * (point - anchor) - rate * grads[i].to(point)
+def _single_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
+    momentum = numbers.momentum
+    for i, (param, point, anchor) in enumerate(zip(tensors.params, tensors.points, tensors.anchors, strict=True)):
+        decay, rate, ratio = (x.to(point) for x in _advance(tensors.steps[i], tensors.alphas[i], numbers))
+        x = anchor + decay * (point - anchor) - rate * tensors.grads[i].to(point)
         point.copy_(x)
-        if strengths[i]:
-            x = proximal_point(x, layouts[i], ratio * strengths[i], prox)
+        if tensors.strengths[i]:
+            x = proximal_point(x, tensors.layouts[i], ratio * tensors.strengths[i], numbers.prox)
         param.copy_(x if momentum == 1 else (1 - momentum) * param.to(x) + momentum * x)
 
 
-def _multi_tensor_rmda(
-    params: list[Tensor],
-    grads: list[Tensor],
-    points: list[Tensor],
-    anchors: list[Tensor],
-    steps: list[Tensor],
-    alphas: list[Tensor],
-    layouts: Sequence[GroupLayout],
-    strengths: Sequence[float],
-    lr: float | Tensor,
-    momentum: float,
-    prox: str,
-    maximize: bool,
-) -> None:
+def _multi_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
+    params, points, anchors, momentum = tensors.params, tensors.points, tensors.anchors, numbers.momentum
     dtype = points[0].dtype
-    scalars = [_advance(step, alpha, lr, maximize) for step, alpha in zip(steps, alphas, strict=True)]
+    scalars = [_advance(step, alpha, numbers) for step, alpha in zip(tensors.steps, tensors.alphas, strict=True)]
     decays, rates, ratios = ([x.to(points[0]) for x in column] for column in zip(*scalars, strict=True))
     torch._foreach_sub_(points, anchors)
     torch._foreach_mul_(points, decays)
     torch._foreach_add_(points, anchors)
-    torch._foreach_sub_(points, torch._foreach_mul([grad.to(dtype) for grad in grads], rates))
+    torch._foreach_sub_(points, torch._foreach_mul([grad.to(dtype) for grad in tensors.grads], rates))
     xs = list(points)
-    for i, strength in enumerate(strengths):
+    for i, strength in enumerate(tensors.strengths):
         if strength:
-            xs[i] = proximal_point(xs[i], layouts[i], ratios[i] * strength, prox)
+            xs[i] = proximal_point(xs[i], tensors.layouts[i], ratios[i] * strength, numbers.prox)
     if momentum != 1:
         xs = list(torch._foreach_mul(xs, momentum))
         torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))

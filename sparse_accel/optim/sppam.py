@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,15 +15,18 @@ from sparse_accel.penalties import Penalty
 
 from . import _inner
 from ._base import ProximalOptimizer
-from ._batch import state_dtype
-from ._closure import ClosureProblem, number, real
+from ._batch import check_count, check_finite, state_dtype
+from ._closure import ClosureProblem, number, real, warn_unfinished
+from ._docs import shared_docs
 from ._exact import Block, GlmLoss, Quadratic
+from ._iterates import advance, extrapolated
 
 __all__ = ["SPPAM"]
 
 _SHORTEST_START = 1e-3  # of the inner solver's first step: a kink at the end of the last problem is no news of the next
 
 
+@shared_docs()
 class SPPAM(ProximalOptimizer):
     r"""The stochastic proximal point method with momentum: implicit steps, stable for any ``lr``.
 
@@ -42,12 +44,12 @@ class SPPAM(ProximalOptimizer):
     - :meth:`step_quadratic`, for :math:`\tfrac12 x^\top A x - b^\top x`: exact, one Cholesky factor for all steps.
 
     Args:
-        params: as for :class:`sparse_accel.RMDA`; a group may name its own ``lr``, ``momentum``, ``weight_decay`` and
-            ``penalty``.
-        lr: step size, >= 0; a number or a one-element tensor.
+        {params}
+        {lr}
         momentum: beta; 0 is SPPA. :func:`sparse_accel.sppam.optimal_momentum` has the best one for quadratics.
         weight_decay: strength of the L2 term, >= 0; part of the proximal problem.
-        penalty: for the groups that name none, such as ``sa.GroupLasso(1e-4)``; part of the proximal problem.
+        {penalty}
+            It is part of the proximal problem.
         averaging: keep the mean of all iterates after this many steps (Polyak & Ruppert): :meth:`proximal_parameters`
             holds it in the parameters for evaluation, :meth:`finalize_` sets it for good. None: no mean, and both
             change nothing.
@@ -137,21 +139,13 @@ class SPPAM(ProximalOptimizer):
         for name in ("fused", "capturable", "differentiable"):
             if group[name]:
                 raise ValueError(f"{name}=True is not supported by SPPAM: its inner solver decides on the host")
-        if not math.isfinite(group["momentum"]):
-            raise ValueError(f"momentum: expected a finite number, got {group['momentum']!r}")
-        if not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
-            raise ValueError(f"weight_decay: expected a finite number >= 0, got {group['weight_decay']!r}")
-        averaging = group["averaging"]
-        if averaging is not None and (isinstance(averaging, bool) or int(averaging) != averaging or averaging < 0):
-            raise ValueError(f"averaging: expected a number of steps >= 0, or None, got {averaging!r}")
+        check_finite("momentum", group["momentum"])
+        check_finite("weight_decay", group["weight_decay"], least=0.0)
+        if group["averaging"] is not None:
+            check_count("averaging", group["averaging"], "a number of steps >= 0, or None", least=0)
         if not 0 < group["tolerance"] < 1:
             raise ValueError(f"tolerance: expected a number in (0, 1), got {group['tolerance']!r}")
-        if (
-            isinstance(group["max_inner"], bool)
-            or int(group["max_inner"]) != group["max_inner"]
-            or group["max_inner"] < 1
-        ):
-            raise ValueError(f"max_inner: expected a number of closure calls >= 1, got {group['max_inner']!r}")
+        check_count("max_inner", group["max_inner"], "a number of closure calls >= 1", least=1)
 
     @staticmethod
     def _is_fused(group: dict[str, Any]) -> bool:
@@ -241,34 +235,14 @@ class SPPAM(ProximalOptimizer):
     # ------------------------------------------------------------------ how
 
     def _extrapolated(self, param: Tensor, momentum: float) -> Tensor:
-        """z, in the dtype of the state and the strides of the parameter (as real numbers)."""
-        x = real(param)
-        x = x.to(state_dtype(param), copy=True)
-        previous = self.state.get(param, {}).get("previous")
-        if previous is None or momentum == 0:
-            return x
-        if previous.shape != x.shape:
-            raise RuntimeError(
-                f"state 'previous' has shape {tuple(previous.shape)}, its parameter {tuple(x.shape)}: "
-                "prune with compact(..., optimizer=optimizer), or make a new optimizer"
-            )
-        return x.add_(x - previous, alpha=momentum)
+        return extrapolated(param, self.state.get(param, {}).get("previous"), momentum)
 
     def _advance(self, param: Tensor, before: Tensor, averaging: int | None) -> None:
         """State after a step that has set the parameter; ``before``: its value until then."""
         state = self.state[param]
         if "step" not in state:
             state.update(self._new_scalars(param))
-        state["step"] += 1
-        state["previous"] = real(before).to(state_dtype(param), copy=True)
-        if averaging is None:
-            return
-        count = float(state["step"]) - averaging
-        now = real(param).to(state_dtype(param), copy=True)
-        if count <= 1 or "average" not in state:
-            state["average"] = now
-        else:
-            state["average"] += (now - state["average"]) / count
+        advance(state, param, before, averaging)
 
     @torch.no_grad()
     def _exact_step(self, problem: GlmLoss | Quadratic) -> Tensor:
@@ -344,13 +318,7 @@ class SPPAM(ProximalOptimizer):
         for group in self.param_groups:
             group["inner_length"] = max(solution.length, _SHORTEST_START)
         if not solution.converged:
-            warnings.warn(
-                f"SPPAM: the inner solver stopped after {solution.calls} closure calls with the proximal gradient "
-                f"at {solution.relative:.1e} of its start, tolerance {group['tolerance']:.1e}: raise max_inner "
-                "(or tolerance), or lower lr; at a kink, as ReLU has, no gradient vanishes",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn_unfinished(solution, group["tolerance"])
 
     # ------------------------------------------------------------------ the mean of the iterates
 
