@@ -151,8 +151,6 @@ class SPPAM(ProximalOptimizer):
     def _is_fused(group: dict[str, Any]) -> bool:
         return False
 
-    # ------------------------------------------------------------------ steps
-
     @_disable_dynamo
     def step(self, closure: Callable[[], Any] | GlmLoss | Quadratic | None = None) -> Any:
         """Do one step.
@@ -231,8 +229,6 @@ class SPPAM(ProximalOptimizer):
             tensor([1., 2.])
         """
         return self.step(Quadratic(matrix, vector))
-
-    # ------------------------------------------------------------------ how
 
     def _extrapolated(self, param: Tensor, momentum: float) -> Tensor:
         return extrapolated(param, self.state.get(param, {}).get("previous"), momentum)

@@ -9,25 +9,41 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# In reading order: a page's code goes on from that of the pages before it.
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("training", "pruning", "sparse_weights", "sppam", "ops"))]
+PAGES += ["docs/sparse_recovery.md", "docs/measurements.md"]
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+
+
+def test_every_page_is_known():
+    assert {*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"} == {
+        str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md")
+    }
 
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the demo extra is not installed")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 2
     namespace: dict[str, object] = {"__name__": "readme"}
+    counts = {}
     with torch.random.fork_rng(devices=[]):
-        for index, block in enumerate(blocks):
-            exec(compile(block, f"README.md, Python block {index + 1}", "exec"), namespace)
+        for page, text in TEXTS.items():
+            blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+            counts[page] = len(blocks)
+            for index, block in enumerate(blocks):
+                exec(compile(block, f"{page}, Python block {index + 1}", "exec"), namespace)
+    assert all(count for page, count in counts.items() if page != "docs/measurements.md")
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:|#)([^)#]+)", README) or ["README.md"])
-def test_local_links(target):
-    assert (ROOT / target).exists()
+LINKS = [(page, link) for page, text in TEXTS.items() for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text)]
 
 
-def test_no_placeholders():
-    assert not re.search(r"TODO|TBD|XXX|FIXME|", README)
+@pytest.mark.parametrize(("page", "target"), LINKS)
+def test_local_links(page, target):
+    assert ((ROOT / page).parent / target).exists()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_placeholders(page):
+    assert not re.search(r"TODO|TBD|XXX|FIXME|", TEXTS[page])
