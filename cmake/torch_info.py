@@ -1,8 +1,10 @@
 """Print "folder;version;CUDA version" of the torch to build against: the one that will be imported.
 
 That is the torch that the running interpreter finds. In pip's isolated builds the interpreter's own packages are out
-of sight: where the isolated environment has no torch, theirs is found. Reads torch/version.py instead of importing
-torch: 30 ms instead of seconds, and it works where torch's own shared libraries cannot be loaded. Standard library only.
+of sight: where the isolated environment has no torch, theirs is found.
+
+Reads torch/version.py instead of importing torch: 30 ms instead of seconds, and it works where torch's own shared
+libraries cannot be loaded. Standard library only.
 """
 
 import importlib.util
