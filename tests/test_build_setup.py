@@ -135,3 +135,11 @@ def test_another_torch_sets_up_and_builds_again(tmp_path):
     assert calls("TORCH=torch==2.15.0") == ["setup torch==2.15.0", "build"]
     assert calls("TORCH=torch==2.15.0", "SPARSE_ACCEL_WERROR=ON") == ["build"]
     assert calls() == ["setup", "build"]
+
+
+def test_tested_releases_are_those_of_the_ci_jobs():
+    jobs = (ROOT / ".github/workflows/ci.yml").read_text()
+    for name in re.findall(r'"torch==(\d+\.\d+)', jobs):
+        assert _compat.OLDEST <= tuple(int(part) for part in name.split(".")) <= _compat.NEWEST
+    for release in (_compat.OLDEST, _compat.NEWEST):
+        assert f'torch: "torch=={release[0]}.{release[1]}.*"' in jobs
