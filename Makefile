@@ -1,13 +1,14 @@
 # Everything here sets itself up: `make demo` and `make test` work in a fresh clone on a machine with
 # Python >= 3.10 and a C++ compiler.
 #
-# Variables: PYTHON (base interpreter), VENV, TORCH (what to install where there is no CUDA torch),
-# JOBS (compile jobs), SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK), SPARSE_ACCEL_WERROR, ARGS (passed on).
+# Variables: PYTHON (base interpreter), VENV, TORCH (a requirement such as torch==2.15.0; empty: the torch
+# that VENV has, or the base interpreter's if it has CUDA, or torch==2.13.0), JOBS (compile jobs),
+# SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK), SPARSE_ACCEL_WERROR, ARGS (passed on).
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
-TORCH ?= torch==2.13.0
+TORCH ?=
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 ARGS ?=
 
@@ -19,7 +20,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 built_from := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 formatted := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-# A changed setting builds again.
+# Another TORCH sets up again, and a changed setting or environment builds again.
+env := $(VENV)/.env-$(if $(TORCH),$(shell printf %s '$(TORCH)' | cksum | cut -d' ' -f1),any)
 settings := $(VENV)/.build-$(SPARSE_ACCEL_CUDA)-$(SPARSE_ACCEL_WERROR)
 
 .DELETE_ON_ERROR:
@@ -53,16 +55,17 @@ bench: $(settings) ## all benchmarks
 clean: ## remove .venv, build/ and out/
 	rm -rf $(VENV) build dist out
 
-$(VENV)/.env: pyproject.toml tools/setup_venv.py
+$(env): pyproject.toml tools/setup_venv.py cmake/torch_info.py
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.10 or later on PATH; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@rm -f $(VENV)/.env-*
 	$(PYTHON) tools/setup_venv.py --venv $(VENV) --torch '$(TORCH)' --groups build test
 	@touch $@
 
-$(VENV)/.lint: $(VENV)/.env
+$(VENV)/.lint: $(env)
 	$(bin)/python -m pip install --quiet --group lint
 	@touch $@
 
-$(settings): $(VENV)/.env $(built_from)
+$(settings): $(env) $(built_from)
 	@rm -f $(VENV)/.build-*
 	PATH="$(abspath $(bin)):$$PATH" $(bin)/python -m pip install --quiet --no-build-isolation --editable '.[demo]'
 	@touch $@

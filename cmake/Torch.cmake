@@ -6,9 +6,8 @@ execute_process(
   OUTPUT_VARIABLE torch_info RESULT_VARIABLE torch_failed ERROR_VARIABLE torch_error)
 if(torch_failed)
   message(FATAL_ERROR "sparse_accel needs torch at build time: ${torch_error}"
-    "Install it first (https://pytorch.org/get-started), then `pip install scikit-build-core cmake ninja` and "
-    "`pip install --no-build-isolation .`, which builds against the torch that you run; "
-    "plain `pip install .` fetches a torch of its own.")
+    "Install it first (https://pytorch.org/get-started), then build: `pip install .`, or `pip install "
+    "scikit-build-core cmake ninja` and `pip install --no-build-isolation .`.")
 endif()
 list(GET torch_info 0 TORCH_DIR)
 list(GET torch_info 1 TORCH_VERSION)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+import warnings
 from pathlib import Path
 from types import ModuleType
+
+# The releases of torch under which the whole suite has passed: the first is that of `dependencies` in pyproject.toml.
+OLDEST, NEWEST = (2, 11), (2, 15)
 
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall"
 _PACKAGE = Path(__file__).resolve().parent
 
 
+class UntestedTorchWarning(UserWarning):
+    """The installed torch is newer than the newest that this version of sparse_accel was tested with."""
+
+
 def check() -> None:
-    """Raise ImportError if torch or the compiled module is missing or the two do not fit together."""
+    """Raise ImportError if torch or the compiled module is missing or the two do not fit together.
+
+    A torch beyond the tested releases gets an :class:`UntestedTorchWarning`.
+    """
     build = _import_build_info()
     torch = _import_torch()
     _check_torch(torch.__version__, torch.version.cuda, build)
@@ -25,6 +37,13 @@ def check() -> None:
             f"sparse_accel's compiled module does not load: {error}. It was built against torch {build.torch_version} "
             f"and torch {torch.__version__} is installed; rebuild it for this one: {_rebuild_command()}"
         ) from error
+    if _release(torch.__version__) > NEWEST:
+        warnings.warn(
+            f"sparse_accel was tested with torch {_shown(OLDEST)} to {_shown(NEWEST)}, and torch {torch.__version__} "
+            "is installed. It may well work: run the test suite, or look for a newer sparse_accel.",
+            UntestedTorchWarning,
+            stacklevel=3,  # the line that imports sparse_accel
+        )
 
 
 def _import_build_info() -> ModuleType:
@@ -47,6 +66,11 @@ def _import_torch() -> ModuleType:
 
 
 def _check_torch(running: str, running_cuda: str | None, build: ModuleType) -> None:
+    if _release(running) < OLDEST:
+        raise ImportError(
+            f"sparse_accel needs torch {_shown(OLDEST)} or later, but torch {running} is installed: "
+            f"`pip install 'torch>={_shown(OLDEST)}'`, then rebuild sparse_accel for it: {_rebuild_command()}"
+        )
     if _release(running) != _release(build.torch_version):
         raise ImportError(
             f"sparse_accel was built against torch {build.torch_version}, but torch {running} is installed; "
@@ -60,8 +84,14 @@ def _check_torch(running: str, running_cuda: str | None, build: ModuleType) -> N
         )
 
 
-def _release(version: str) -> list[str]:
-    return version.split("+")[0].split(".")[:2]
+def _release(version: str) -> tuple[int, ...]:
+    """(2, 15) of "2.15.0a0+git123"; () of what is no version, which is older than all."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(int(part) for part in found.groups()) if found else ()
+
+
+def _shown(release: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in release)
 
 
 def _is_source_tree() -> bool:
