@@ -49,14 +49,14 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
                 peer=sgd_epoch(features, targets, kind) if settings.device == "cpu" else None,
                 peer_name="SGDClassifier, one pass",
             )
-        few = order[:PLAIN_ROWS]
+        few, plain = order[:PLAIN_ROWS], settings.device == "cpu"  # a GPU would wait for thousands of tiny loops
         yield harness.Case(
             f"epoch, {kind}, beta {BETA:g}",
             f"{len(few)} steps",
             partial(epoch, data, targets, few, BETA),
             bytes_moved * len(few) // rows,
-            twin=partial(plain_epoch, features, targets, few, BETA, tensor_root),
-            peer=partial(plain_epoch, features, targets, few, BETA, number_root),
+            twin=partial(plain_epoch, features, targets, few, BETA, tensor_root) if plain else None,
+            peer=partial(plain_epoch, features, targets, few, BETA, number_root) if plain else None,
             peer_name="loop, root in Python numbers",
         )
     for batch in BATCHES[:2] if tiny else BATCHES:

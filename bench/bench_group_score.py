@@ -31,14 +31,16 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
             ("input", "amax", partial(_largest, weights), "abs + amax"),
         ):
             layouts = [GroupLayout(1, 1, w.numel()) if by == "tensor" else group_layout(w, by) for w in weights]
+            run = partial(ops.group_score, weights, layouts, kind)
             yield harness.Case(
                 f"{kind} by {by}",
                 workload,
-                partial(ops.group_score, weights, layouts, kind),
+                run,
                 bytes_moved,
                 twin=partial(reference.group_score, weights, layouts, kind),
                 peer=peer,
                 peer_name=peer_name,
+                graph=run,
             )
 
 

@@ -33,8 +33,11 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
         state = 8 if settings.torch_dtype == torch.float64 else 4
         count = sum(p.numel() for p in parameters())
         size = settings.torch_dtype.itemsize
+        gpu = settings.on_gpu
         adamw = torch.optim.AdamW(parameters(), lr=LR, fused=True).step
+        adamw_graph = torch.optim.AdamW(parameters(), lr=LR, fused=True, capturable=True).step if gpu else None
         for by in ("input", "output", None):
+            captured = sa.RMDA(_groups(parameters(), by), lr=LR, momentum=0.1, capturable=True).step if gpu else None
             yield harness.Case(
                 f"RMDA by {by}" if by else "RMDA, no penalty",
                 workload,
@@ -43,6 +46,8 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
                 twin=_rmda_twin(parameters(), by),
                 peer=adamw,
                 peer_name="AdamW(fused=True)",
+                graph=captured,
+                peer_graph=adamw_graph,
             )
         yield harness.Case(
             "ProxSGD by input",

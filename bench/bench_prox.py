@@ -36,14 +36,16 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
             ("input", "hard", partial(_group_hard_, weights), "square, sum, mul_"),
         ):
             layouts = [group_layout(w, by) for w in weights]
+            run = partial(ops.prox_, weights, layouts, taus, prox=prox)
             yield harness.Case(
                 f"{prox} by {by}",
                 workload,
-                partial(ops.prox_, weights, layouts, taus, prox=prox),
+                run,
                 bytes_moved,
                 twin=partial(reference.prox_, weights, layouts, taus, prox=prox),
                 peer=peer,
                 peer_name=peer_name,
+                graph=run,
             )
 
 

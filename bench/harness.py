@@ -25,6 +25,7 @@ import torch
 
 import sparse_accel as sa
 
+from .timer import Timer
 from .workloads import WORKLOADS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,6 +45,8 @@ class Case:
         twin: the same in plain PyTorch (:mod:`sparse_accel.reference`).
         peer: what a user of PyTorch would call instead.
         peer_name: the peer, in words.
+        graph: the same call, ready to be captured in a CUDA graph; None where it cannot be, or is not on a GPU.
+        peer_graph: the peer's.
     """
 
     name: str
@@ -53,11 +56,17 @@ class Case:
     twin: Callable[[], object] | None = None
     peer: Callable[[], object] | None = None
     peer_name: str = ""
+    graph: Callable[[], object] | None = None
+    peer_graph: Callable[[], object] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A measured case; times are medians in microseconds, ratios are this op's time over the other's."""
+    """A measured case; times are medians in microseconds, ratios are this op's time over the other's.
+
+    On a GPU ``microseconds`` are the device's, with the host out of the way; ``wall`` is the time on the host's clock
+    until the device is done, ``graph`` that of replaying the call as a CUDA graph.
+    """
 
     bench: str
     case: str
@@ -73,6 +82,10 @@ class Row:
     time_over_peer: float | None
     peer: str
     rounds: int
+    wall_microseconds: float | None = None
+    peer_wall_microseconds: float | None = None
+    graph_microseconds: float | None = None
+    peer_graph_microseconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,51 +99,15 @@ class Settings:
     min_rounds: int = 7
 
     @property
+    def on_gpu(self) -> bool:
+        return torch.device(self.device).type == "cuda"
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
 
 CaseMaker = Callable[[Settings], Iterator[Case]]
-
-
-class Timer:
-    """Times one call with cold caches: a buffer larger than the last cache is streamed through before each.
-
-    On the CPU the buffer is read, which leaves clean lines: nothing is written back on the op's account. On a GPU it
-    is overwritten, and the time is taken between events on the stream.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
-        size = 4 * last_cache_bytes(self.device)
-        self._flush = torch.zeros(size // 8, dtype=torch.float64, device=self.device)
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        """Seconds that one call takes."""
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._flush.zero_()
-            start.record()
-            call()
-            end.record()
-            torch.cuda.synchronize(self.device)
-            return start.elapsed_time(end) / 1e3
-        self._flush.sum()
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
-
-
-def last_cache_bytes(device: torch.device) -> int:
-    """Size of the device's last cache; 64 MiB where it is not known."""
-    if device.type == "cuda":
-        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 64 << 20
-    for index in (3, 2):
-        path = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size")
-        match = re.fullmatch(r"(\d+)([KMG])", path.read_text().strip()) if path.exists() else None
-        if match:
-            return int(match[1]) << {"K": 10, "M": 20, "G": 30}[match[2]]
-    return 64 << 20
 
 
 def interleaved(
@@ -167,7 +144,14 @@ def measure(bench: str, case: Case, settings: Settings, timer: Timer) -> Row:
         contenders["twin"] = case.twin
     if case.peer is not None:
         contenders["peer"] = case.peer
+    gpu = settings.on_gpu
+    for name, call in {"graph": case.graph, "peer graph": case.peer_graph}.items() if gpu else ():
+        if call is not None:
+            contenders[name] = timer.captured(call)
     seconds, rounds = interleaved(contenders, timer, settings)
+    walls = {name: contenders[name] for name in ("run", "peer") if gpu and name in contenders}
+    wall = interleaved(walls, timer.wall, settings)[0] if walls else {}
+    timer.forget()
     speed = case.bytes_moved / seconds["run"]
     return Row(
         bench=bench,
@@ -184,36 +168,53 @@ def measure(bench: str, case: Case, settings: Settings, timer: Timer) -> Row:
         time_over_peer=seconds["run"] / seconds["peer"] if "peer" in seconds else None,
         peer=case.peer_name,
         rounds=rounds,
+        wall_microseconds=_micro(wall.get("run")),
+        peer_wall_microseconds=_micro(wall.get("peer")),
+        graph_microseconds=_micro(seconds.get("graph")),
+        peer_graph_microseconds=_micro(seconds.get("peer graph")),
     )
 
 
+def _micro(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6
+
+
 HEADINGS = ("case", "workload", "µs", "MB", "GB/s", "% of copy", "time / twin", "time / peer", "peer")
+GPU_HEADINGS = ("wall µs", "of peer", "graph µs", "of peer")
+
+
+def headings(settings: Settings) -> tuple[str, ...]:
+    """Of a table's columns."""
+    return (*HEADINGS[:-1], *GPU_HEADINGS, HEADINGS[-1]) if settings.on_gpu else HEADINGS
 
 
 def format_row(row: Row) -> tuple[str, ...]:
-    """A row's cells, in the order of ``HEADINGS``."""
+    """A row's cells, in the order of the headings."""
 
-    def ratio(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
+    def number(value: float | None, digits: int = 3) -> str:
+        return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.{digits}f}"
 
+    times = (row.wall_microseconds, row.peer_wall_microseconds, row.graph_microseconds, row.peer_graph_microseconds)
     return (
         row.case,
         row.workload,
-        f"{row.microseconds:,.0f}" if row.microseconds >= 100 else f"{row.microseconds:.1f}",
+        number(row.microseconds, 1),
         f"{row.bytes_moved / 1e6:,.1f}",
         f"{row.gb_per_s:.1f}",
         f"{row.percent_of_copy:.0f}",
-        ratio(row.time_over_twin),
-        ratio(row.time_over_peer),
+        number(row.time_over_twin),
+        number(row.time_over_peer),
+        *((number(time, 1) for time in times) if row.wall_microseconds is not None else ()),
         row.peer,
     )
 
 
 def format_line(cells: Sequence[str]) -> str:
     """Cells padded to the table's column widths: names to the left, numbers to the right."""
-    widths = (26, 12, 10, 9, 8, 10, 12, 12, 0)
+    widths = (26, 12, 10, 9, 8, 10, 12, 12, *(10,) * (len(cells) - len(HEADINGS)), 0)
+    names = (0, 1, len(cells) - 1)
     return "  ".join(
-        cell.ljust(width) if index in (0, 1, 8) else cell.rjust(width)
+        cell.ljust(width) if index in names else cell.rjust(width)
         for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ).rstrip()
 
@@ -262,12 +263,11 @@ def run_benches(benches: Mapping[str, CaseMaker], settings: Settings) -> list[Ro
     timer = Timer(settings.device)
     rows: list[Row] = []
     facts = machine()
-    gpu = torch.device(settings.device).type == "cuda"
-    processor = facts["gpu"] if gpu else f"{facts['cpu']}, {facts['threads']} threads"
+    processor = facts["gpu"] if settings.on_gpu else f"{facts['cpu']}, {facts['threads']} threads"
     say(f"{processor}; torch {facts['torch']}; {settings.dtype}.")
     say("Cold caches, contenders interleaved, medians. Ratios of times: below 1 is faster than the other.")
     for bench, cases in benches.items():
-        say(f"\n{bench}\n{format_line(HEADINGS)}")
+        say(f"\n{bench}\n{format_line(headings(settings))}")
         for case in cases(settings):
             rows.append(measure(bench, case, settings, timer))
             say(format_line(format_row(rows[-1])))

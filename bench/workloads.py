@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -54,9 +55,14 @@ def tensors(
     workload: str, dtype: torch.dtype, device: str, *, seed: int = 0, scale: float = 0.05, requires_grad: bool = False
 ) -> list[Tensor]:
     """Normally distributed tensors of a workload's shapes, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = (torch.randn(shape, generator=generator) * scale for shape in WORKLOADS[workload]())
+    drawn = (x * scale for x in _drawn(workload, seed))
     return [x.to(device, dtype).requires_grad_(requires_grad) for x in drawn]
+
+
+@functools.lru_cache(maxsize=4)  # a GPU would wait for the CPU to draw the same numbers again
+def _drawn(workload: str, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in WORKLOADS[workload]()]
 
 
 def numel(workload: str) -> int:

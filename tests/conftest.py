@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+import require_cuda
 import torch
 from cuda_emulator import build
 
 from sparse_accel import ops
+
+pytest_configure = require_cuda.pytest_configure
+pytest_collection_modifyitems = require_cuda.pytest_collection_modifyitems
+pytest_runtest_setup = require_cuda.pytest_runtest_setup
+pytest_runtest_makereport = require_cuda.pytest_runtest_makereport
 
 
 class Backend(NamedTuple):
@@ -20,10 +26,9 @@ class Backend(NamedTuple):
 
 @pytest.fixture(params=["cpu", "cuda-emulated", "cuda"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """Each backend in turn. ``cuda-emulated``: the CUDA kernels, run on CPU tensors by the emulator."""
+    """Each backend in turn. ``cuda-emulated``: the CUDA kernels, run on CPU tensors by the emulator. ``cuda`` has the
+    mark of that name (see require_cuda.py)."""
     name: str = request.param
-    if name == "cuda" and not (torch.cuda.is_available() and ops._library._C.has_cuda):
-        pytest.skip("no CUDA device, or sparse_accel was built without CUDA")
     if name == "cuda-emulated":
         monkeypatch.setattr(ops._library, "_C", build.load())
     return Backend(name, torch.device("cuda" if name == "cuda" else "cpu"))

@@ -3,6 +3,7 @@
 // counts failures. With nvcc (-x cu) the same tests run on a GPU.
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -36,13 +37,29 @@ inline bool close(double got, double want, double tolerance) {
   return std::fabs(got - want) <= tolerance * (1 + std::fabs(want));
 }
 
+// "Device" memory of the exact size. The emulator's holds NaN until it is written; a GPU's is given the same bytes,
+// so that an element that no kernel has written shows there too. Not with CHECK_UNWRITTEN in the environment: then
+// compute-sanitizer's initcheck sees which bytes nobody wrote.
+inline void* allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  bool good = cudaMalloc(&memory, bytes ? bytes : 1) == cudaSuccess;
+#ifdef __CUDACC__
+  static const bool unwritten = std::getenv("CHECK_UNWRITTEN") != nullptr;
+  if (good && bytes && !unwritten) good = cudaMemset(memory, 0xFF, bytes) == cudaSuccess;
+#endif
+  if (!good) {
+    std::printf("no memory of %zu bytes: %s\n", bytes, cudaGetErrorString(cudaGetLastError()));
+    std::exit(3);
+  }
+  return memory;
+}
+
 // Memory of the exact size, so that sanitizers see its ends; `shift` elements before it make it misaligned.
 template <class T>
 class Device {
  public:
-  explicit Device(std::size_t size, std::size_t shift = 0) : size_(size), shift_(shift) {
-    if (cudaMalloc(&memory_, (size + shift) * sizeof(T)) != cudaSuccess) std::abort();
-  }
+  explicit Device(std::size_t size, std::size_t shift = 0)
+      : memory_(static_cast<T*>(allocate((size + shift) * sizeof(T)))), size_(size), shift_(shift) {}
   explicit Device(const std::vector<T>& values, std::size_t shift = 0) : Device(values.size(), shift) {
     if (size_) cudaMemcpy(get(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice);
   }
@@ -56,7 +73,7 @@ class Device {
   }
 
  private:
-  T* memory_ = nullptr;
+  T* memory_;
   std::size_t size_, shift_;
 };
 
@@ -144,13 +161,15 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-// 0: all correct, 1: wrong results, 2: the emulator refused.
+// 0: all correct, 1: wrong results, 2: the emulator or the CUDA runtime refused.
 template <class Body>
 int run(Body body) {
 #ifdef __CUDACC__
   body();
-  const cudaError_t error = cudaDeviceSynchronize();
-  if (error != cudaSuccess) return std::printf("CUDA ERROR %s\n", cudaGetErrorString(error)), 2;
+  const cudaError_t finished = cudaDeviceSynchronize(), launched = cudaGetLastError();
+  for (const cudaError_t error : {finished, launched}) {
+    if (error != cudaSuccess) return std::printf("CUDA ERROR %s\n", cudaGetErrorString(error)), 2;
+  }
 #else
   try {
     body();

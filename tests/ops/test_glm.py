@@ -174,16 +174,21 @@ def test_epoch_equals_the_loop(backend: Any, family: str, beta: float) -> None:
 
 
 def test_epoch_is_a_sequence_of_single_steps(backend: Any) -> None:
-    z, features, targets = problem("poisson", 5, 6, 2)
-    x, x_prev = z.clone().to(backend.device), z.clone().to(backend.device)
-    iterations = sa.glm_epoch(x, x_prev, *(t.to(backend.device) for t in (features, targets, torch.arange(5))), 0.5,
+    """On one backend: the exp of a GPU is not that of the CPU, and has no say in this."""
+    z, features, targets = (t.to(backend.device) for t in problem("poisson", 5, 6, 2))
+    x, x_prev = z.clone(), z.clone()
+    iterations = sa.glm_epoch(x, x_prev, features, targets, torch.arange(5, device=backend.device), 0.5,
                               family="poisson")  # fmt: skip
-    total = 0
+    counts = []
     for i in range(5):
         z, count = sa.glm_prox(z, features[i : i + 1], targets[i : i + 1], 0.5, "poisson", "single")
-        total += int(count)
-    torch.testing.assert_close(x.cpu(), z.cpu(), rtol=1e-13, atol=1e-13)
-    assert int(iterations) == total
+        counts.append(int(count))
+    # nvcc fuses multiply-adds in each of the two kernels as it sees fit: last bits of each step differ, and a step
+    # that ends at its tolerance may end one iteration sooner or later
+    fused = backend.name == "cuda"
+    tolerance = 1e-12 if fused else 1e-13
+    torch.testing.assert_close(x, z, rtol=tolerance, atol=tolerance)
+    assert abs(int(iterations) - sum(counts)) <= (len(counts) if fused else 0)
 
 
 def test_the_bracket_is_of_the_extrapolated_point() -> None:

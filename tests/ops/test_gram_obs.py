@@ -28,13 +28,28 @@ def problem(problems: int, units: int, block: int, outputs: int, seed: int = 0) 
     return torch.cholesky_inverse(torch.linalg.cholesky(gram + damping)), draw(problems, outputs, n)
 
 
+def until_a_tie(order: Tensor, expected: Tensor, damages: Tensor, costs: Tensor) -> tuple[Tensor, ...]:
+    """Each problem up to the first step at which another unit was taken at the same cost, to within the rounding of
+    cuSOLVER and LAPACK; from there on the two are different problems. Cut to zeros; at most a tenth may be."""
+    same = torch.ones_like(expected, dtype=torch.bool)
+    for problem_ in range(len(expected)):
+        differ = (order[problem_] != expected[problem_]).nonzero().flatten().tolist()
+        if differ:
+            torch.testing.assert_close(damages[problem_, differ[0]], costs[problem_, differ[0]], rtol=1e-9, atol=0)
+            same[problem_, differ[0] :] = False
+    assert int((~same).sum()) <= 0.1 * same.numel(), "the order differs in more than a late tie"
+    return tuple(values * same for values in (order, expected, damages, costs))
+
+
 def check(device: torch.device, inverse: Tensor, weight: Tensor, block: int, steps: int, sets: Tensor | None) -> None:
     before = inverse.clone(), weight.clone()
     there = None if sets is None else sets.to(device)
     order, damages = gram_obs(inverse.to(device), weight.to(device), block, steps, there)
     expected, costs = reference.gram_obs(inverse, weight, block, steps, sets)
-    assert torch.equal(order.cpu(), expected)
-    torch.testing.assert_close(damages.cpu(), costs, rtol=1e-9, atol=1e-12 * float(costs.sum()))
+    if device.type == "cuda":
+        order, expected, damages, costs = until_a_tie(order.cpu(), expected, damages.cpu(), costs)
+    assert torch.equal(order, expected)
+    torch.testing.assert_close(damages, costs, rtol=1e-9, atol=1e-12 * float(costs.sum()))
     assert torch.equal(inverse, before[0])
     assert torch.equal(weight, before[1])
 

@@ -124,7 +124,9 @@ def test_views_give_the_same(backend: Any) -> None:
     expected = sa.masked_cg(w, mask, h, 4, start=w)
     strided = [torch.stack([t, t], -1)[..., 0] for t in (w, mask)]
     found = sa.masked_cg(*strided, h.t().contiguous().t(), 4, start=strided[0])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # H by columns: cuBLAS has another kernel for it, whose sums have another order, as those of the twin have
+    tolerance = 1e-4 if backend.name == "cuda" else 1e-5
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(w, problem(12, 30, torch.float32, backend.device)[0])
 
 

@@ -120,7 +120,12 @@ def test_lr_and_scalars_as_tensors(backend: Any) -> None:
         take_step(ops.rmda_step_, found, gradients(tensors, t), layouts, lr=lr)
         take_step(ops.rmda_step_, expected, gradients(tensors, t), layouts, lr=0.5)
     for x, y in zip(found, expected, strict=True):
-        assert torch.equal(x[0].cpu(), y[0].cpu())
+        if backend.name == "cuda":  # clocks there take sqrt and a fused multiply-add: the last bit of a double
+            assert_near(
+                x[0].cpu(), y[0].cpu(), 1e-15 if x[0].dtype == torch.float64 else VALUE_TOLERANCE[torch.float32]
+            )
+        else:
+            assert torch.equal(x[0], y[0])
 
 
 def test_amp(backend: Any) -> None:

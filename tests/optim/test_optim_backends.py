@@ -82,9 +82,8 @@ def test_lr_on_the_device(backend: Any) -> None:
         torch.testing.assert_close(one.cpu(), two, rtol=5e-6, atol=5e-7)
 
 
+@pytest.mark.cuda
 def test_capture_in_a_cuda_graph() -> None:
-    if not (torch.cuda.is_available() and sa.ops._library._C.has_cuda):
-        pytest.skip("no CUDA device, or sparse_accel was built without CUDA")
     models = [make_model().cuda(), make_model().cuda()]
     opts = [
         sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.02)), lr=torch.tensor(0.1, device="cuda"), capturable=True)

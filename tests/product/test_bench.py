@@ -29,9 +29,9 @@ def settings():
 
 def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
     import bench
-    from bench import harness
+    from bench import timer
 
-    monkeypatch.setattr(harness, "last_cache_bytes", lambda device: 1 << 16)
+    monkeypatch.setattr(timer, "last_cache_bytes", lambda device: 1 << 16)
     file = tmp_path / "new" / "rows.json"
     assert bench.main(["--workloads", "tiny", "--seconds", "0.001", "--json", str(file)]) == 0
     output = capsys.readouterr().out
@@ -51,9 +51,9 @@ def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
 def test_each_bench_runs_alone(name, capsys, monkeypatch):
     import importlib
 
-    from bench import harness
+    from bench import timer
 
-    monkeypatch.setattr(harness, "last_cache_bytes", lambda device: 1 << 16)
+    monkeypatch.setattr(timer, "last_cache_bytes", lambda device: 1 << 16)
     module = importlib.import_module(f"bench.bench_{name}")
     assert module.main(["--workloads", "tiny", "--seconds", "0.001", "--dtype", "float64"]) == 0
     output = capsys.readouterr().out

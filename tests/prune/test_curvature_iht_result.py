@@ -113,7 +113,7 @@ def test_semi_structured_says_what_is_missing(result):
         export_sparse(result.model, ["none"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 def test_semi_structured():
     torch.manual_seed(0)
     net = nn.Linear(128, 64).cuda()

@@ -1,0 +1,64 @@
+"""benches.py FILE: the benches one after another; every row is written to FILE as soon as it is known, and a bench that
+fails leaves the others alone. Exits with 1 if one failed, or had no time."""
+
+import argparse
+import dataclasses
+import gc
+import importlib
+import json
+import os
+import time
+import traceback
+from pathlib import Path
+
+from bench import harness
+
+# In order of importance: what the time does not suffice for is the last.
+BENCHES = [
+    ("optim", "float32"), ("prox", "float32"), ("group_score", "float32"),
+    ("optim", "bfloat16"), ("prox", "bfloat16"), ("group_score", "bfloat16"),
+    ("topk", "float32"), ("group_topk", "float32"),
+    ("gram_obs", "float32"), ("ispasp", "float32"), ("glm", "float32"),
+]  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workloads", nargs="+", default=harness.DEFAULT_WORKLOADS)
+    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--until", type=float, default=float("inf"), help="seconds for all")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.until
+    timer = harness.Timer(options.device)
+    content = {"machine": harness.machine(), "rows": [], "failures": []}
+
+    def write() -> None:
+        part = options.file.with_suffix(".part")
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(part, options.file)
+
+    for bench, dtype in BENCHES:
+        settings = harness.Settings(options.device, dtype, tuple(options.workloads), options.seconds)
+        headings = harness.headings(settings)
+        harness.say(f"\n{bench}, {dtype}\n{harness.format_line(headings)}")
+        try:
+            for case in importlib.import_module(f"bench.bench_{bench}").cases(settings):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no time was left at {case.name}, {case.workload}")
+                row = harness.measure(bench, case, settings, timer)
+                content["rows"].append(dataclasses.asdict(row))
+                harness.say(harness.format_line(harness.format_row(row)))
+                write()
+        except Exception as error:
+            why, text = f"{type(error).__name__}: {error}"[:300], traceback.format_exc()[-3000:]
+            content["failures"].append({"bench": f"{bench}, {dtype}", "why": why, "text": text})
+            harness.say(f"FAILED {why}\n{text}")
+        gc.collect()
+        write()
+    return bool(content["failures"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
