@@ -7,6 +7,7 @@ _compat.check()
 from . import _build_info, ops, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
+from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "CompactError",
     "CompactResult",
+    "Examples",
     "GroupL0",
     "GroupLasso",
     "GroupLayout",

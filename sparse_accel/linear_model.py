@@ -63,8 +63,8 @@ class _SPPAMModel(BaseEstimator):
         rows = _tensor(X)
         if self.fit_intercept:
             rows = with_column(rows, 1.0)
-        x = torch.zeros(rows.shape[1], dtype=rows.dtype)
-        x_prev, average = x.clone(), torch.zeros(rows.shape[1], dtype=torch.float64)
+        x = torch.zeros(rows.shape[1], dtype=rows.dtype, device="cpu")
+        x_prev, average = x.clone(), torch.zeros(rows.shape[1], dtype=torch.float64, device="cpu")
         count = X.shape[0]
         order = torch.from_numpy(np.concatenate([random.permutation(count) for _ in range(self.max_iter)]))
         targets = torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64))
@@ -91,7 +91,7 @@ def _tensor(X: Any) -> Tensor:
     X = X.tocsr().copy()
     X.sum_duplicates()
     indices = (torch.from_numpy(X.indptr.astype(np.int64)), torch.from_numpy(X.indices.astype(np.int64)))
-    return torch.sparse_csr_tensor(*indices, torch.from_numpy(X.data), X.shape, check_invariants=False)
+    return torch.sparse_csr_tensor(*indices, torch.from_numpy(X.data), X.shape, check_invariants=False, device="cpu")
 
 
 class SPPAMRegressor(RegressorMixin, _SPPAMModel):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparse_accel.channels.call import run_model
+from sparse_accel.channels.runs import first_of, run_as_is, run_model
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class CompactReport:
 
 
 def compare_models(dense: nn.Module, small: nn.Module, example_inputs: Any, max_abs_diff: float) -> CompactReport:
-    """Measure two models with the same layer names; neither changes."""
+    """Measure two models with the same layer names, on the first example; neither changes."""
     probes = [copy.deepcopy(model).eval() for model in (dense, small)]
     counts = [count_macs(probe, example_inputs) for probe in probes]
     latency = latencies_ms(probes, example_inputs)
@@ -161,7 +161,8 @@ def _own_params(module: nn.Module) -> int:
 def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     """Multiply-accumulates of one run by module name, ``""`` for the whole: FLOPs of ``torch.utils.flop_counter`` / 2.
 
-    It counts matrix products, convolutions and attention, nothing elementwise. Empty, with a warning, where it fails.
+    It counts matrix products, convolutions and attention, nothing elementwise; of several examples the first. Empty,
+    with a warning, where it fails.
 
     Example:
         >>> count_macs(nn.Linear(3, 2), torch.zeros(5, 3))[""]
@@ -170,7 +171,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            run_model(model, copy.deepcopy(example_inputs))
+            run_model(model, copy.deepcopy(first_of(example_inputs)))
     except Exception as error:  # the model runs without it: a report without MACs is better than none
         logger.warning("MACs are not counted: torch.utils.flop_counter: %s: %s", type(error).__name__, error)
         return {}
@@ -188,11 +189,11 @@ def latencies_ms(
 
     Args:
         models: in the mode to measure.
-        example_inputs: see :func:`run_model`.
+        example_inputs: see :func:`run_model`; of several examples the first counts.
         budget_s: time after which no further round starts, but for the first five (of large models, the first one).
         most: number of rounds.
     """
-    inputs = copy.deepcopy(example_inputs)
+    inputs = copy.deepcopy(first_of(example_inputs))
     cuda = any(tensor.is_cuda for model in models for tensor in model.parameters())
     times: list[list[float]] = [[] for _ in models]
     stop = float("inf")
@@ -202,7 +203,7 @@ def latencies_ms(
                 if cuda:
                     torch.cuda.synchronize()
                 start = time.perf_counter()
-                run_model(model, inputs)
+                run_as_is(model, inputs)
                 if cuda:
                     torch.cuda.synchronize()
                 if turn > 0:  # the first is a warm-up

@@ -74,5 +74,5 @@ def convergence_rate(lr: float, momentum: float, eigenvalue: float) -> float:
     d = 1 + lr * eigenvalue
     if d == 0:
         return float("inf")
-    matrix = torch.tensor([[(1 + momentum) / d, -momentum / d], [1.0, 0.0]], dtype=torch.float64)
+    matrix = torch.tensor([[(1 + momentum) / d, -momentum / d], [1.0, 0.0]], dtype=torch.float64, device="cpu")
     return float(torch.linalg.eigvals(matrix).abs().max())

@@ -92,9 +92,10 @@ class Calibration:
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
-    """Nested tuples, lists and mappings with their tensors on ``device``."""
+    """Nested tuples, lists and mappings with their tensors on ``device``, those of inference mode as ordinary ones."""
     if isinstance(tree, Tensor):
-        return tree.to(device)
+        moved = tree.to(device)
+        return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
     if isinstance(tree, Mapping):
         return {key: to_device(item, device) for key, item in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.channels.containers import tree_tensors as tree_tensors
 from sparse_accel.channels.graph import ChannelGraph
+from sparse_accel.channels.runs import run_model as run_model
 from sparse_accel.channels.slots import Value
 
 Results = Value | Sequence[Value]
@@ -79,30 +81,6 @@ def _measured(name: str) -> Callable[[Measured, Any], Any]:
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     for _form in (f"__{_name}__", f"__r{_name}__"):
         setattr(Measured, _form, _measured(_form))
-
-
-def tree_tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from tree_tensors(item)
-    elif isinstance(tree, (tuple, list, set, frozenset)):
-        for item in tree:
-            yield from tree_tensors(item)
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        for item in fields(tree):
-            yield from tree_tensors(getattr(tree, item.name))
-
-
-def run_model(model: nn.Module, example_inputs: Any) -> Any:
-    """``model(*tuple)``, ``model(**dict)`` or ``model(tensor)``."""
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return model(*example_inputs)
-    return model(example_inputs)
 
 
 class Trace(Protocol):

@@ -41,6 +41,7 @@ class Read:
         transposed: the weight is ``[C, O / groups, ...]``.
         bias_ok: a constant can be absorbed for this call alone: by its bias, a new bias, or ``norm``.
         norm: name of the running mean that alone takes the output, or None.
+        run: number of the run that made the call.
     """
 
     module: str
@@ -54,6 +55,7 @@ class Read:
     transposed: bool = False
     bias_ok: bool = True
     norm: str | None = None
+    run: int | None = None
 
     @property
     def groups(self) -> int:
@@ -163,7 +165,7 @@ class ChannelGraph:
 
     def pin_everything(self) -> None:
         """Keep every channel seen so far."""
-        self.slots.pin(torch.arange(len(self.slots)))
+        self.slots.pin(torch.arange(len(self.slots), device="cpu"))
 
     def note(self, message: str) -> None:
         """Record a reason once."""
@@ -185,4 +187,4 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def is_conv1d_linear(module: nn.Module) -> bool:
     """Whether a module is the ``Conv1D`` of Hugging Face's GPT-2: a linear layer with a transposed weight."""
-    return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0)).dim() == 2
+    return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0, device="cpu")).dim() == 2

@@ -39,7 +39,7 @@ class Slots:
         """``count`` fresh slots, int64 ``[count]``."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
-        return torch.arange(first, first + count)
+        return torch.arange(first, first + count, device="cpu")
 
     def find(self, slot: int) -> int:
         """The representative of the slot's class: its smallest member."""
@@ -136,7 +136,9 @@ class Value:
     def opaque(cls, shape: Sequence[int], const: bool = False) -> Value:
         """A tensor none of whose channels may go."""
         ones = [1] * len(shape)
-        return cls(torch.Size(shape), torch.zeros(ones, dtype=torch.int64), torch.full(ones, const))
+        return cls(
+            torch.Size(shape), torch.zeros(ones, dtype=torch.int64, device="cpu"), torch.full(ones, const, device="cpu")
+        )
 
     def varying(self) -> set[int]:
         """The dimensions along which the labels vary: those that hold channels."""

@@ -22,9 +22,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparse_accel.channels import rules
 from sparse_accel.channels.attributes import Counted, mark_attributes, unmark_attributes
-from sparse_accel.channels.call import Call, measure, run_model, tree_tensors
+from sparse_accel.channels.call import Call, Measured, measure
+from sparse_accel.channels.containers import tensors_inside, tree_tensors
+from sparse_accel.channels.folds import merge_runs, settle_folds
 from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
+from sparse_accel.channels.runs import Examples, as_tensors, plain_attributes, run_leaves
 from sparse_accel.channels.slots import Value
+from sparse_accel.channels.unvisited import settle_unvisited
 
 # Functions that read only a tensor's description; those that return no tensor need no rule.
 _METADATA_NAMES = """dim ndimension size numel nelement stride storage_offset element_size data_ptr untyped_storage
@@ -48,17 +52,18 @@ class Tracer(TorchFunctionMode):
         self.names = {id(tensor): name for name, tensor in self.graph.tensors.items()}
         self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.stack: list[tuple[str, nn.Module]] = [("", model)]
-        self.parameter_uses: dict[str, int] = {}
+        self.parameter_uses: dict[str, int] = {}  # in one run, the most
+        self.visited: set[str] = set()  # modules that ran
         self.changed: set[str] = set()  # buffers that the forward pass writes
+        self.run_number = 0
+        self._uses: dict[str, int] = {}  # of parameters and buffers in this run
         self.leaked = False  # whether Python has seen values that depend on the input
         self.finished: frozenset[str] = frozenset()  # weights read in eval mode, when the pass in train mode runs
         self.absorbers: list[tuple[Value, str]] = []  # a linear map's result and the running mean that takes it
         mark_attributes(model, self.graph.frozen)
-        for module in model.modules():
-            plain = (item for key, item in vars(module).items() if key not in ("_parameters", "_buffers", "_modules"))
-            for item in tree_tensors(list(plain)):
-                if id(item) not in self.names:
-                    self.values[item] = Value.opaque(item.shape, const=True)
+        for item in tensors_inside([list(plain_attributes(module)) for module in model.modules()]):
+            if id(item) not in self.names:
+                self.values[item] = Value.opaque(item.shape, const=True)
 
     def where(self) -> str:
         """The module that runs now, for messages."""
@@ -149,7 +154,7 @@ class Tracer(TorchFunctionMode):
         for tensor in taken:
             if id(tensor) in self.names:
                 name = self.names[id(tensor)]
-                self.parameter_uses[name] = self.parameter_uses.get(name, 0) + 1
+                self._uses[name] = self._uses.get(name, 0) + 1
             else:
                 self.value_of(tensor).uses += 1
         in_place = call.name.endswith("_") and not call.name.endswith("__")
@@ -195,32 +200,51 @@ class Tracer(TorchFunctionMode):
                 value.const = torch.zeros_like(value.const)
                 value.matrix = None
 
-    def run(self, example_inputs: Any) -> list[Tensor]:
-        """Run the model once; its output tensors, whose channels stay."""
+    def run(self, examples: Examples) -> list[Tensor]:
+        """Run the model on every example; what leaves it, whose channels stay."""
+        outputs: list[Tensor] = []
+        for example in examples.single():
+            outputs += self._run_once(example)
+        return outputs
+
+    def _run_once(self, example: Examples) -> list[Tensor]:
         del self.stack[1:]
-        for tensor in tree_tensors(example_inputs):
+        self.run_number += 1
+        self.leaked = False
+        self._uses = {}
+        for tensor in tensors_inside(example.runs):
             if id(tensor) not in self.names:
                 self.values[tensor] = Value.opaque(tensor.shape)
         try:
             with torch.no_grad(), self.follow_modules(), self:
-                outputs = list(tree_tensors(run_model(self.model, example_inputs)))
+                leaves = run_leaves(self.model, example)
         except UnsupportedModelError:
             raise
         except Exception as error:
             raise UnsupportedModelError(
                 f"{self.where()}: the forward pass on example_inputs failed: {type(error).__name__}: {error}"
             ) from error
-        for tensor in outputs:
-            self.pin(tensor)
-            self.value_of(tensor).uses += 1
-        return outputs
+        for read in self.graph.reads:
+            read.run = self.run_number if read.run is None else read.run
+        for name, count in self._uses.items():
+            self.parameter_uses[name] = max(count, self.parameter_uses.get(name, 0))
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                self.pin(leaf)
+                self.value_of(leaf).uses += 1
+            elif isinstance(leaf, Counted):
+                leaf.freeze()
+            elif isinstance(leaf, Measured):
+                for source in leaf.sources:
+                    self.graph.slots.pin(source)
+        return as_tensors(leaves)
 
-    def run_in_train_mode(self, example_inputs: Any) -> None:
+    def run_in_train_mode(self, examples: Examples) -> None:
         """Follow the channels into modules that only run in train mode (auxiliary heads), which read them too."""
         self.finished = frozenset(read.weight for read in self.graph.reads)
         self.model.train()
         try:
-            self.run(example_inputs)
+            self.run(examples)
         except UnsupportedModelError as error:
             idle = next(name for name, _ in self.model.named_parameters() if name not in self.parameter_uses)
             self.graph.note(f"{idle}: not used in eval mode, and train mode cannot be followed ({error})")
@@ -241,6 +265,7 @@ class Tracer(TorchFunctionMode):
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any) -> None:
             self.stack.append((name, module))
+            self.visited.add(name)
 
         return hook
 
@@ -262,23 +287,28 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
 
     Args:
         model: a module in eval mode that may be run (a copy: a forward pass can change buffers).
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+        example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs or
+            :class:`~sparse_accel.channels.runs.Examples`: all runs are followed into one graph.
 
     Returns:
-        The graph, and the model's output tensors.
+        The graph, and all tensors that leave the model.
 
     Raises:
-        UnsupportedModelError: the model holds scripted modules, or its forward pass failed; the message names where.
+        UnsupportedModelError: the model holds scripted modules, its forward pass failed, or its output holds what
+            cannot be seen through; the message names where.
     """
+    examples = Examples.of(example_inputs).check(model)
     _refuse_wrappers(model)
     tracer = Tracer(model)
     try:
-        outputs = tracer.run(example_inputs)
+        outputs = tracer.run(examples)
         if not outputs:
             raise UnsupportedModelError("the model's output holds no tensor")
-        _settle_folds(tracer)
+        settle_folds(tracer.graph, tracer.absorbers, tracer.parameter_uses)
         if any(name not in tracer.parameter_uses for name, _ in model.named_parameters()):
-            tracer.run_in_train_mode(example_inputs)
+            tracer.run_in_train_mode(examples)
+            merge_runs(tracer.graph)
+        settle_unvisited(tracer.graph, model, set(tracer.parameter_uses), tracer.visited, examples.unvisited)
     finally:
         unmark_attributes(model)
     tracer.graph.settle_attributes()
@@ -296,19 +326,3 @@ def _refuse_wrappers(model: nn.Module) -> None:
         if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
             inner = "_orig_mod" if kind == "OptimizedModule" else "module"
             raise UnsupportedModelError(f"{name or 'model'} ({kind}): pass the module inside (.{inner})")
-
-
-def _settle_folds(tracer: Tracer) -> None:
-    """Decide for every read where a constant may be absorbed: its bias, the running mean after it, or nowhere."""
-    graph = tracer.graph
-    for value, mean in tracer.absorbers:
-        if value.uses == 1 and tracer.parameter_uses[mean] == 1 and value.source is not None:
-            graph.reads[value.source].norm = mean
-    for read in graph.reads:
-        alone = sum(other.weight == read.weight for other in graph.reads) == 1
-        if read.bias is not None:
-            alone = alone and tracer.parameter_uses.get(read.bias, 0) == 1
-        read.bias_ok = alone and (read.bias_ok or read.norm is not None)
-        if not read.bias_ok:
-            read.foldable = read.foldable & (read.values == 0)
-            read.values = read.values * read.foldable

@@ -94,7 +94,7 @@ class Width:
         Raises:
             ValueError: not a non-empty set of unit indices, or unequally many in the rows of ``balance``.
         """
-        kept = torch.as_tensor(kept).detach().cpu()
+        kept = torch.as_tensor(kept, device="cpu").detach().cpu()
         if kept.dim() != 1 or kept.numel() == 0 or kept.is_floating_point() or kept.dtype == torch.bool:
             raise ValueError(f"kept[{self.name!r}]: expected a non-empty vector of unit indices, got {kept!r}")
         kept = kept.long().sort().values

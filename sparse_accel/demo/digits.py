@@ -15,9 +15,9 @@ def load_digits() -> Images:
     from sklearn.datasets import load_digits as load
 
     data = load()
-    inputs = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(data.target, dtype=torch.int64)
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    inputs = torch.tensor(data.images, dtype=torch.float32, device="cpu").unsqueeze(1) / 16
+    labels = torch.tensor(data.target, dtype=torch.int64, device="cpu")
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0), device="cpu")
     train, test = order[TEST_IMAGES:], order[:TEST_IMAGES]
     return Images(inputs[train], labels[train], inputs[test], labels[test])
 

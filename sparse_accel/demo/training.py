@@ -69,7 +69,7 @@ def fit(
         begin = time.perf_counter()
         model.train()
         total = torch.zeros((), device=images.train_x.device)
-        order = torch.randperm(count, generator=generator).to(images.train_x.device)
+        order = torch.randperm(count, generator=generator, device="cpu").to(images.train_x.device)
         batches = [batch for batch in order.split(batch_size) if len(batch) == batch_size]
         for batch in batches:
             loss = F.cross_entropy(model(images.train_x[batch]), images.train_y[batch])

@@ -72,7 +72,7 @@ class ProximalOptimizer(Optimizer):
                 if isinstance(value, _Kept):
                     values[key] = self._placed(param, key, value.tensor)
                 elif key in self._scalar_state and not isinstance(value, Tensor):
-                    values[key] = self._placed(param, key, torch.tensor(value))
+                    values[key] = self._placed(param, key, torch.tensor(value, device="cpu"))
 
     # ------------------------------------------------------------------ parameter groups
 
@@ -247,6 +247,7 @@ class ProximalOptimizer(Optimizer):
         return super().state_dict()
 
     @_disable_dynamo
+    @torch.inference_mode(False)
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a :meth:`state_dict`, copying it. Unlike torch's, float32 state of half-precision parameters stays
         float32: a resumed run gives the same bits as one that never stopped.

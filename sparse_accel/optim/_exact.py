@@ -93,7 +93,9 @@ def with_column(rows: Tensor, value: float) -> Tensor:
     values = rows.values().new_full((old.numel(),), value)
     columns = rows.col_indices().new_full((old.numel(),), rows.shape[1])
     values[old], columns[old] = rows.values(), rows.col_indices()
-    return torch.sparse_csr_tensor(crow + steps, columns, values, (count, rows.shape[1] + 1), check_invariants=False)
+    return torch.sparse_csr_tensor(
+        crow + steps, columns, values, (count, rows.shape[1] + 1), check_invariants=False, device=rows.device
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,4 +30,4 @@ def prox_(
         values.append(size * (norms != 0).sum().double() if prox == "hard" else size**0.5 * norms.sum())
     if not return_value:
         return None
-    return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
+    return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64, device="cpu")

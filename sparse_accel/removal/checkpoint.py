@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel import _build_info
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.channels.graph import tensors_of
 from sparse_accel.removal.compact import CompactResult
 from sparse_accel.removal.files import CheckpointError
@@ -105,6 +106,7 @@ def read_plan(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return plan
 
 
+@outside_inference_mode
 def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Rebuild a compact model from a fresh instance of the dense one.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError, tensors_of
 from sparse_accel.channels.liveness import decide
+from sparse_accel.channels.runs import Examples, Method, outputs_of
 from sparse_accel.channels.trace import trace
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
@@ -49,11 +50,14 @@ class CompactResult:
     report: CompactReport
 
 
+@outside_inference_mode
 def compact(
     model: nn.Module,
     example_inputs: Any,
     optimizer: Optimizer | None = None,
     *,
+    methods: Sequence[Method] | None = None,
+    unvisited: str | None = None,
     tolerance: float | None = None,
 ) -> CompactResult:
     """Remove every channel that cannot reach an output, without changing the outputs.
@@ -76,7 +80,13 @@ def compact(
 
     Args:
         model: in train or eval mode; neither it nor its mode changes, also not on failure.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device; a
+            list of such tuples and dicts where one does not reach every part of the model (task heads, branches); or
+            :class:`sparse_accel.Examples`. The report is on the first.
+        methods: what else than ``model(...)`` users call: ``["forward", "encode"]``, see
+            :class:`sparse_accel.Examples`.
+        unvisited: ``"keep"`` (the default) what a layer that no example reaches may read, going by its sizes, or
+            ``"ignore"`` such layers. ``result.plan["notes"]`` names their parameters.
         optimizer: whose parameters are the model's. The result's optimizer continues as this one would if what was
             removed were zero and stayed so: the same next steps of the kept weights.
         tolerance: largest accepted difference of the outputs on the example, relative to ``max(1, max |output|)``;
@@ -97,24 +107,33 @@ def compact(
     """
     if optimizer is not None:
         check_optimizer(optimizer, model)
-    try:
-        example_inputs = copy.deepcopy(example_inputs)  # the models run on copies, the caller's stay as they are
-    except RuntimeError as error:
-        raise CompactError(f"example_inputs cannot be copied (detach them): {error}") from error
+    examples = copy_examples(Examples.of(example_inputs, methods, unvisited).check(model))
     probe = copy_model(model).eval()
     with comparable(model):
-        graph, expected = trace(probe, copy.deepcopy(example_inputs))
+        graph, expected = trace(probe, copy.deepcopy(examples))
     del probe
     decision = decide(graph)
     plan = make_plan(decision, model)
     small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
     carry_gradients(model, small, plan)
-    max_abs_diff = verify_outputs(small, example_inputs, expected, tolerance)
+    max_abs_diff = verify_outputs(small, examples, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
     with torch.random.fork_rng(devices=_cuda_devices(model)):
-        report = compare_models(model, small, example_inputs, max_abs_diff)  # at the speed of the caller's settings
+        report = compare_models(model, small, examples, max_abs_diff)  # at the speed of the caller's settings
     return CompactResult(small, carried, plan, max_abs_diff, report)
+
+
+def copy_examples(examples: Examples) -> Examples:
+    """A deep copy: models run on copies, the caller's examples stay as they are.
+
+    Raises:
+        CompactError: they cannot be copied.
+    """
+    try:
+        return copy.deepcopy(examples)
+    except Exception as error:
+        raise CompactError(f"example_inputs cannot be copied (detach them): copy.deepcopy: {error}") from error
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -169,7 +188,7 @@ def verify_outputs(small: nn.Module, example_inputs: Any, expected: list[Tensor]
     """Run the compact model on the example; return the largest difference, raise past the tolerance."""
     try:
         with torch.no_grad(), comparable(small):
-            came = list(tree_tensors(run_model(copy_model(small).eval(), copy.deepcopy(example_inputs))))
+            came = outputs_of(copy_model(small).eval(), copy.deepcopy(example_inputs))
     except Exception as error:
         raise CompactError(f"the compact model does not run: {type(error).__name__}: {error}") from error
     if len(came) != len(expected):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.removal.files import CheckpointError
 from sparse_accel.removal.optimizer_state import rebuild
 from sparse_accel.removal.surgery import in_order, memory_order
@@ -76,6 +77,7 @@ def save_optimizer(optimizer: Optimizer, model: nn.Module, directory: str | os.P
     return directory
 
 
+@outside_inference_mode
 def load_optimizer(
     directory: str | os.PathLike[str], model: nn.Module, optimizer_class: type[AnyOptimizer]
 ) -> AnyOptimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.channels.graph import ChannelGraph, tensors_of
 from sparse_accel.channels.liveness import Decision
+from sparse_accel.channels.runs import Examples, Method, outputs_of
 from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.channels.widths import Widths
-from sparse_accel.removal.compact import CompactError, comparable, copy_model, verify_outputs
+from sparse_accel.removal.compact import comparable, copy_examples, copy_model, verify_outputs
 from sparse_accel.removal.configs import config_changes
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
@@ -41,6 +42,7 @@ class RemovalResult:
     max_abs_diff: float
     optimizer: Optimizer | None = None
 
+    @outside_inference_mode
     def add_bias(self, module: str) -> nn.Parameter:
         """The bias of a linear or convolutional layer of ``model``; where it has none, a new one at zero.
 
@@ -64,10 +66,18 @@ class RemovalResult:
         return bias
 
 
-def find_widths(model: nn.Module, example_inputs: Any) -> Widths:
+@outside_inference_mode
+def find_widths(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    methods: Sequence[Method] | None = None,
+    unvisited: str | None = None,
+) -> Widths:
     """Every width of a model of which units can be removed physically.
 
-    The model is run once; see :class:`~sparse_accel.channels.widths.Width` for what is found. The units of a width are
+    The model is run once on each example; see :class:`~sparse_accel.channels.widths.Width` for what is found. The units
+    of a width are
 
     - channels, with all that is tied to them: their filters (gate and up projection of a gated MLP, every layer whose
       outputs are added), norms, and what reads them. A flattened channel owns several columns of its reader, both
@@ -84,7 +94,11 @@ def find_widths(model: nn.Module, example_inputs: Any) -> Widths:
 
     Args:
         model: in train or eval mode; neither it nor its mode changes.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+        example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, a list of such tuples and
+            dicts or :class:`sparse_accel.Examples`, on the model's device.
+        methods: methods to follow besides ``forward``; see :class:`sparse_accel.Examples`.
+        unvisited: ``"keep"`` (the default) what layers that no example reaches may read, or ``"ignore"`` them; they are
+            named in ``notes``.
 
     Returns:
         The widths in the order in which they are read, with ``refused`` (layers none of whose channels can go) and
@@ -99,15 +113,18 @@ def find_widths(model: nn.Module, example_inputs: Any) -> Widths:
         >>> width.name, width.units, width.unit_size, width.consumers[0].channels[1].tolist()
         ('0', 4, 9, [9, 10, 11, 12, 13, 14, 15, 16, 17])
     """
-    graph, _ = _graph(model, example_inputs)
+    graph, _ = _graph(model, Examples.of(example_inputs, methods, unvisited))
     return widths_of(graph, model)
 
 
+@outside_inference_mode
 def remove_units(
     model: nn.Module,
     example_inputs: Any,
     kept: Mapping[str, Any],
     *,
+    methods: Sequence[Method] | None = None,
+    unvisited: str | None = None,
     verify: bool = True,
     tolerance: float | None = None,
     optimizer: Optimizer | None = None,
@@ -118,10 +135,12 @@ def remove_units(
 
     Args:
         model: in train or eval mode; neither it nor its mode changes, also not on failure.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+        example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, a list of such tuples and
+            dicts or :class:`sparse_accel.Examples`, on the model's device.
         kept: indices of the units to keep, by the width's name (of :func:`find_widths`); other widths stay.
         verify: run both models on the example and compare; the smaller one is also run without.
         tolerance: largest accepted difference, relative to ``max(1, max |output|)``; see :func:`sparse_accel.compact`.
+        methods, unvisited: as for :func:`find_widths`.
         optimizer: whose parameters are the model's; the result's one holds the cut state.
 
     Raises:
@@ -137,7 +156,7 @@ def remove_units(
     """
     if optimizer is not None:
         check_optimizer(optimizer, model)
-    graph, example_inputs = _graph(model, example_inputs)
+    graph, examples = _graph(model, Examples.of(example_inputs, methods, unvisited))
     widths = widths_of(graph, model)
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
     decision = _decision(graph, widths, chosen)
@@ -150,26 +169,23 @@ def remove_units(
     carry_gradients(model, small, plan)
     difference = float("nan")
     if verify:
-        masked = _masked_outputs(model, decision, example_inputs)
-        difference = verify_outputs(small, example_inputs, masked, tolerance)
+        masked = _masked_outputs(model, decision, examples)
+        difference = verify_outputs(small, examples, masked, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
     return RemovalResult(small, plan, difference, carried)
 
 
-def _graph(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, Any]:
+def _graph(model: nn.Module, examples: Examples) -> tuple[ChannelGraph, Examples]:
     """The model's graph, ready for a free choice of units, and a copy of the inputs."""
-    try:
-        example_inputs = copy.deepcopy(example_inputs)
-    except RuntimeError as error:
-        raise CompactError(f"example_inputs cannot be copied (detach them): {error}") from error
+    examples = copy_examples(examples.check(model))
     probe = copy_model(model).eval()
     with comparable(model):
-        graph, _ = trace(probe, copy.deepcopy(example_inputs))
+        graph, _ = trace(probe, copy.deepcopy(examples))
     tie_for_removal(graph)
     for read in graph.reads:  # nothing is folded: what goes is zero for its readers
         read.foldable = torch.zeros_like(read.foldable)
         read.values = torch.zeros_like(read.values)
-    return graph, example_inputs
+    return graph, examples
 
 
 def _decision(graph: ChannelGraph, widths: Widths, kept: Mapping[str, Tensor]) -> Decision:
@@ -182,7 +198,7 @@ def _decision(graph: ChannelGraph, widths: Widths, kept: Mapping[str, Tensor]) -
     return Decision(roots, table, table, graph)
 
 
-def _masked_outputs(model: nn.Module, decision: Decision, example_inputs: Any) -> list[Tensor]:
+def _masked_outputs(model: nn.Module, decision: Decision, examples: Examples) -> list[Tensor]:
     """Outputs of the dense model whose readers hold zeros on what goes."""
     masked = copy_model(model).eval()
     tensors = tensors_of(masked)
@@ -199,4 +215,4 @@ def _masked_outputs(model: nn.Module, decision: Decision, example_inputs: Any) -
                 rows = weight.shape[0] // read.groups
                 for number, block in enumerate(blocks):
                     weight[number * rows : (number + 1) * rows, block.to(weight.device)] = 0
-        return list(tree_tensors(run_model(masked, copy.deepcopy(example_inputs))))
+        return outputs_of(masked, copy.deepcopy(examples))

@@ -143,7 +143,8 @@ class Problem(Objective):
         for start in range(0, losses.shape[1], _CHUNK):
             count = min(_CHUNK, losses.shape[1] - start)
             units = losses.new_zeros(count, *losses.shape)
-            units[torch.arange(count), :, torch.arange(start, start + count)] = 1
+            own = torch.arange(count, device=units.device)
+            units[own, :, start + own] = 1
             parts.append(_pull(losses, leaf, units))
         return torch.cat(parts).movedim(0, 1).double()
 

@@ -93,7 +93,11 @@ class Recorder:
 
     def history(self) -> History:
         columns = [torch.stack(column) for column in zip(*self.rows, strict=True)]
-        return History(torch.tensor(self.iteration), torch.tensor(self.seconds, dtype=torch.float64), *columns)
+        return History(
+            torch.tensor(self.iteration, device="cpu"),
+            torch.tensor(self.seconds, dtype=torch.float64, device="cpu"),
+            *columns,
+        )
 
 
 @dataclass
@@ -145,4 +149,4 @@ def minibatches(samples: int, size: int, seed: int) -> Iterator[Tensor]:
     """Endless epochs of random batches; every epoch sees every row once, the last batch of one may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.randperm(samples, generator=generator).split(size)
+        yield from torch.randperm(samples, generator=generator, device="cpu").split(size)

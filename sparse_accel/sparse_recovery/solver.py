@@ -8,6 +8,8 @@ import time
 import torch
 from torch import Tensor
 
+from sparse_accel._modes import outside_inference_mode
+
 from .elimination import largest
 from .newton import newton_step, stochastic_newton_step
 from .objective import Objective, View
@@ -18,6 +20,7 @@ from .steps import State, gradient_step, refit, spread
 logger = logging.getLogger("sparse_accel")
 
 
+@outside_inference_mode
 def solve(
     problem: Objective,
     k: int,
@@ -148,8 +151,8 @@ class _Run:
                 state.gradient = None
             curved = view
             if curvature_samples is not None:
-                pool = torch.arange(problem.samples or 0) if view.rows is None else view.rows.cpu()
-                drawn = pool[torch.randperm(len(pool), generator=generator)[:curvature_samples]]
+                pool = torch.arange(problem.samples or 0, device="cpu") if view.rows is None else view.rows.cpu()
+                drawn = pool[torch.randperm(len(pool), generator=generator, device="cpu")[:curvature_samples]]
                 curved = View(problem, view.ridge, drawn.to(state.theta.device))
             running = torch.tensor([reason is None for reason in self.reasons], device=state.theta.device)
             theta, support = self._step(view, curved, iteration)

@@ -75,7 +75,7 @@ def product(call: Call, left: Value, right: Value, letters: str) -> Value:
             _keep(call, plain, space)
         slots.unite(plain.labels, rich.labels)
     labels = labels.reshape(labels.shape[: len(out)])
-    return Value(shape, labels, torch.zeros([1] * len(out), dtype=torch.bool))
+    return Value(shape, labels, torch.zeros([1] * len(out), dtype=torch.bool, device="cpu"))
 
 
 def _keep(call: Call, factor: _Operand, space: str) -> None:
@@ -132,7 +132,7 @@ def _attention(call: Call) -> Results:
     heads = key
     if call.arg(7, "enable_gqa", False):
         key, value = (_repeated(one, query) for one in (key, value))
-        zero = torch.zeros([1] * ndim, dtype=torch.bool)
+        zero = torch.zeros([1] * ndim, dtype=torch.bool, device="cpu")
     batch = "abcd"[: ndim - 2]
     scores = product(call, query, key, f"{batch}qe,{batch}ke->{batch}qk")
     note_heads(call, query, heads)

@@ -27,8 +27,8 @@ _REDUCE = "mean sum amax amin max min var std norm prod all any logsumexp argmax
 def _elementwise(call: Call) -> Results:
     shape = call.result.shape
     ndim = len(shape)
-    labels = torch.zeros([1] * ndim, dtype=torch.int64)
-    const = torch.ones([1] * ndim, dtype=torch.bool)
+    labels = torch.zeros([1] * ndim, dtype=torch.int64, device="cpu")
+    const = torch.ones([1] * ndim, dtype=torch.bool, device="cpu")
     zero = torch.zeros_like(const)
     extent = [1] * ndim  # of the operands so far
     tensors = call.tensors()[:1] if call.name in ("to", "type", "type_as") else call.tensors()
@@ -71,7 +71,7 @@ def join(call: Call, left: Tensor, right: Tensor, left_extent: list[int], right_
     if left_spreads:
         slots.pin(left)
     if right_spreads and left_spreads:
-        return torch.full([1] * left.dim(), PINNED)
+        return torch.full([1] * left.dim(), PINNED, device="cpu")
     if right_spreads:  # along its own dimensions the other one stays whole
         for dim in (dim for dim in left_dims if right_extent[dim] > 1):
             left = tie_along(slots, left, dim)
@@ -102,7 +102,7 @@ def _along_dim(call: Call) -> Results:
     dim = call.arg(2, "dim", default) if call.name == "normalize" else call.arg(1, "dim", default)
     if not isinstance(dim, int) or dim % len(source.shape) in source.varying():
         return call.give_up("joins the channels, which are kept")
-    value = Value(source.shape, source.labels, torch.zeros([1] * len(source.shape), dtype=torch.bool))
+    value = Value(source.shape, source.labels, torch.zeros([1] * len(source.shape), dtype=torch.bool, device="cpu"))
     return [value] * len(list(_outputs(call)))
 
 

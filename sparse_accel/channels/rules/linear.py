@@ -30,7 +30,7 @@ def channel_slots(call: Call, value: Value, dim: int) -> Tensor:
         if not call.graph.pinned(everything):
             call.graph.note(f"{call.tracer.where()}: {call.name}: reads across channels, which are kept")
         call.graph.slots.pin(everything)
-        return torch.zeros(size, dtype=torch.int64)
+        return torch.zeros(size, dtype=torch.int64, device="cpu")
     for slots in distinct:
         call.graph.slots.unite(slots[:1], slots)
     return torch.stack([slots[0] for slots in distinct])
@@ -40,7 +40,7 @@ def constant_channels(value: Value, tensor: Tensor, dim: int) -> tuple[Tensor, T
     """Which channels hold one constant everywhere, and its value (float64; 0 elsewhere), both [C]."""
     size = value.shape[dim]
     const = channel_rows(value.const, dim, size).all(1)
-    values = torch.zeros(size, dtype=torch.float64)
+    values = torch.zeros(size, dtype=torch.float64, device="cpu")
     where = const.nonzero().reshape(-1)
     if not where.numel() or not tensor.numel():
         return torch.zeros_like(const), values
@@ -269,7 +269,7 @@ def _norm_of_last(call: Call) -> Results:
         return _joint_norm(call)
     for tensor in call.tensors()[1:]:
         call.tracer.pin(tensor)  # over the features of a head, say
-    return Value(source.shape, source.labels, torch.zeros([1] * len(source.shape), dtype=torch.bool))
+    return Value(source.shape, source.labels, torch.zeros([1] * len(source.shape), dtype=torch.bool, device="cpu"))
 
 
 @rule("group_norm", "local_response_norm")

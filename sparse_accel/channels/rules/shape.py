@@ -179,7 +179,7 @@ def _patches(call: Call) -> Results:
         return call.give_up("mixes the channels, which are kept")
     times = call.result.shape[1] // source.shape[1]
     labels = source.labels.reshape(1, -1, 1).repeat_interleave(times, 1)
-    return Value(call.result.shape, labels, torch.zeros([1] * 3, dtype=torch.bool))
+    return Value(call.result.shape, labels, torch.zeros([1] * 3, dtype=torch.bool, device="cpu"))
 
 
 def _index_width(item: Any) -> int:
@@ -295,7 +295,7 @@ def _pad(call: Call) -> Results:
             return call.give_up("pads the channels")
         widths = [width if ndim - 1 - i // 2 in source.varying() else 0 for i, width in enumerate(widths)]
         labels = torch.nn.functional.pad(source.labels, widths, value=PINNED)
-        return Value(call.result.shape, shrink(labels), torch.zeros([1] * ndim, dtype=torch.bool))
+        return Value(call.result.shape, shrink(labels), torch.zeros([1] * ndim, dtype=torch.bool, device="cpu"))
     const = reduce_all(source.const, padded)
     if mode == "constant" and padded:
         same = call.arg(0, "input").detach().eq(fill).cpu()

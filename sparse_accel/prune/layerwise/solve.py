@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.prune.layerwise.baselines import admm, magnitude, sparsegpt
 from sparse_accel.prune.layerwise.groups import whole_columns, whole_rows
 from sparse_accel.prune.layerwise.iht import curvature_iht
@@ -74,6 +75,7 @@ class LayerInfo:
     dead_inputs: int
 
 
+@outside_inference_mode
 def layerwise_solve(
     weight: Tensor,
     hessian: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_accel.calibration.data import Calibration, all_reduce_, eval_mode
 from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.containers import output_tensors
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.select.gram import gram_obs
 from sparse_accel.prune.structured.choose import joint_problem, unit_sets
@@ -174,7 +175,7 @@ def _effect(
                 for name, tensor in _tensors(layer):
                     tensor.copy_(tensors[name])
         torch.clear_autocast_cache()
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     for new, old in zip(came, dense, strict=True):
         spread = (old - old.mean(0)).square().sum() if old.shape[0] > 1 else old.square().sum()
         sums += torch.stack([(new - old).square().sum(), spread]).cpu()
@@ -199,7 +200,7 @@ def _outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
     device = next((tensor.device for tensor in tree_tensors(list(model.parameters()))), None)
     with torch.no_grad(), eval_mode(model):
         for batch in calibration.batches(device):
-            results = [tensor for tensor in tree_tensors(run_model(model, batch)) if tensor.is_floating_point()]
+            results = [tensor for tensor in output_tensors(run_model(model, batch)) if tensor.is_floating_point()]
             out += [tensor.double().reshape(tensor.shape[0], -1) for tensor in results if tensor.dim()]
             samples += next((len(tensor) for tensor in tree_tensors(batch) if tensor.dim()), 1)
             if samples >= PROBE_SAMPLES:

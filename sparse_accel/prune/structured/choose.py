@@ -91,7 +91,7 @@ def choose(
     if method in ("magnitude", "random"):
         units = len(layers[0].columns)
         if method == "random":
-            score = torch.rand(units, generator=generator, dtype=torch.float64)
+            score = torch.rand(units, generator=generator, dtype=torch.float64, device="cpu")
         else:
             score = sum(weight.detach().double().flatten(1).square().sum(1).cpu() for weight in producers)  # type: ignore[assignment]
         return largest(score, keep, sets).to(layers[0].columns.device)
@@ -104,7 +104,7 @@ def unit_sets(width: Width) -> Tensor | None:
     """The set of each unit, int64 ``[units]``, of which equally many are kept in each; None if any may go."""
     if width.balance is None:
         return None
-    sets = torch.empty(width.units, dtype=torch.int64)
+    sets = torch.empty(width.units, dtype=torch.int64, device="cpu")
     for number, units in enumerate(width.balance):
         sets[units] = number
     return sets

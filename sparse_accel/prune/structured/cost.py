@@ -35,7 +35,7 @@ def first_units(width: Width, count: int) -> Tensor:
     """The first ``count`` units, as many of each set."""
     sets = unit_sets(width)
     if sets is None:
-        return torch.arange(count)
+        return torch.arange(count, device="cpu")
     number = int(sets.max()) + 1
     return torch.cat([(sets == one).nonzero().flatten()[: count // number] for one in range(number)])
 
@@ -173,7 +173,7 @@ class LatencyCost:
 
 def _from_first(times: Sequence[float]) -> np.ndarray:
     """Rank 0's numbers."""
-    values = torch.tensor(times, dtype=torch.float64)
+    values = torch.tensor(times, dtype=torch.float64, device="cpu")
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         values = values.to(device)

@@ -59,7 +59,7 @@ def refit_classifier(
     """
     module = work.get_submodule(name)
     groups, _ = column_count(module)
-    none = torch.empty(0, 1, dtype=torch.int64)
+    none = torch.empty(0, 1, dtype=torch.int64, device="cpu")
     consumer = Consumer(name, f"{name}.weight", None, None, none, groups)
     layer = Layer(work, consumer, site, "dense", new_bias=settings.new_bias, gone=gone)
     collect(Feed(dense, work, calibration, [layer], mask=settings.mask, cache_bytes=0), [layer])

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.data import Calibration, require_memory
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
+from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
@@ -66,7 +68,10 @@ class ISpaSP:
 
     Args:
         model: any model that :func:`sparse_accel.compact` can follow. It does not change, whatever happens.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device.
+        example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, a list of such tuples and
+            dicts or :class:`sparse_accel.Examples`, on the model's device.
+        methods, unvisited: as for :func:`sparse_accel.compact`: what else users call, and what becomes of widths that
+            layers may read which no example reaches.
         keep: share of each width's units to keep, rounded down, at least one.
         method, refit: see above.
         scope: ``"inner"`` for widths inside blocks, ``"all"`` for those on the residual stream too.
@@ -117,6 +122,8 @@ class ISpaSP:
         example_inputs: Any,
         keep: float = 0.5,
         *,
+        methods: Sequence[Method] | None = None,
+        unvisited: str | None = None,
         method: str = "gram_obs",
         refit: str | None = "auto",
         scope: str = "inner",
@@ -149,7 +156,7 @@ class ISpaSP:
         if relu_iterations is not None and relu_iterations < 0:
             raise ValueError(f"relu_iterations: expected at least 0, got {relu_iterations}")
         self.model = model
-        self.example_inputs = example_inputs
+        self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(model)
         self.budget = None if budget is None else dict(budget)
         patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
         self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method)
@@ -169,6 +176,7 @@ class ISpaSP:
             seed=seed,
         )
 
+    @outside_inference_mode
     def run(self, calibration: Any, *, batch_size: int = 128) -> StructuredResult:
         """Prune.
 

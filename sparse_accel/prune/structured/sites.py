@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from sparse_accel.calibration.data import eval_mode
 from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.containers import output_tensors
+from sparse_accel.channels.runs import Examples
 
 _ADD = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
 _RELU = frozenset(("relu", "relu_"))
@@ -108,16 +110,29 @@ class _Follow(TorchFunctionMode):
 
 
 def find_sites(model: nn.Module, example_inputs: Any, consumers: Mapping[str, str | None]) -> dict[str, Site]:
-    """Run the model once on the example and see what becomes of the consumers' results.
+    """Run the model on the examples and see what becomes of the consumers' results.
 
     Args:
         model: runs in eval mode, without gradients.
-        example_inputs: see :func:`~sparse_accel.channels.call.run_model`.
+        example_inputs: see :func:`~sparse_accel.channels.runs.run_model`.
         consumers: names of linear maps, each with the name of the norm that alone follows it, or None.
 
     Returns:
-        A site for every consumer, by its name.
+        A site for every consumer, by its name. Of several examples it tells what holds in all that reach the consumer.
     """
+    found = [_sites_of(model, example, consumers) for example in Examples.of(example_inputs).single()]
+    sites = {}
+    for name, norm in consumers.items():
+        own = [run[name] for run in found if run[name].calls] or [found[0][name]]
+        residual = all(site.residual for site in own)
+        relu = residual == any(site.residual for site in own) and all(site.relu for site in own)
+        calls, output = max(site.calls for site in own), any(site.output for site in own)
+        sites[name] = Site(name, norm, calls, residual, relu, output)
+    return sites
+
+
+def _sites_of(model: nn.Module, example: Examples, consumers: Mapping[str, str | None]) -> dict[str, Site]:
+    """The sites of one run."""
     follow = _Follow()
     calls = dict.fromkeys(consumers, 0)
 
@@ -133,7 +148,7 @@ def find_sites(model: nn.Module, example_inputs: Any, consumers: Mapping[str, st
     handles = [module.register_forward_hook(hook_of(name)) for name, module in results.items()]
     try:
         with torch.no_grad(), eval_mode(model), follow:
-            outputs = {id(tensor) for tensor in tree_tensors(run_model(model, example_inputs))}
+            outputs = {id(tensor) for tensor in output_tensors(run_model(model, example))}
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.removal.files import CheckpointError, read_json, read_tensors
 
 MASKS_FILE, MASKS_PLAN = "masks.safetensors", "masks.json"
@@ -43,6 +44,7 @@ class Masks(Mapping[str, Tensor]):
         0.0
     """
 
+    @outside_inference_mode
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         if masks is None:
@@ -120,6 +122,7 @@ class Masks(Mapping[str, Tensor]):
         return directory
 
     @classmethod
+    @outside_inference_mode
     def load(cls, directory: str | os.PathLike[str], model: nn.Module) -> Masks:
         """The masks that :meth:`save` wrote, for a model with the same parameters; its weights stay as they are.
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches, fingerprint
 from sparse_accel.calibration.data import Calibration, require_memory
 from sparse_accel.calibration.ranks import broadcast_, together
@@ -132,6 +133,7 @@ class CurvatureIHT:
         self.options = SolverOptions(method, iterations, seed, dtype, dict(solver))
         select_layers(self.model, targets, skip, sparsity)  # say now what is wrong with them
 
+    @outside_inference_mode
     def run(self, calibration: Any, *, held_out: Any = None) -> CurvatureIHTResult:
         """Prune a copy of the model.
 

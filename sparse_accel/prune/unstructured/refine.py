@@ -21,7 +21,8 @@ from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import all_reduce_, eval_mode, stream, to_device
 from sparse_accel.calibration.moments import Gram, column_chunks
 from sparse_accel.calibration.ranks import broadcast_, fewest, together
-from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.call import run_model
+from sparse_accel.channels.containers import output_tensors
 from sparse_accel.prune.unstructured.layers import Layer
 from sparse_accel.prune.unstructured.progress import Progress
 from sparse_accel.prune.unstructured.solve import CHUNK_BYTES, columns_input
@@ -74,8 +75,8 @@ class Refinement:
                 targets = self._outputs(self.dense, batch, self.held_out)
                 outputs = self._outputs(self.pruned, batch, self.held_out)
                 for index, (target, output) in enumerate(zip(targets, outputs, strict=True)):
-                    pair = torch.tensor([_square(output.double() - target.double()), _square(target)])
-                    sums[index] = sums.get(index, torch.zeros(2)) + pair
+                    pair = torch.tensor([_square(output.double() - target.double()), _square(target)], device="cpu")
+                    sums[index] = sums.get(index, torch.zeros(2, device="cpu")) + pair
         table = torch.stack([sums[index] for index in sorted(sums)]).to(self.device)
         all_reduce_([table])
         return float((table[:, 0] / table[:, 1].clamp(min=1e-30)).mean())
@@ -187,7 +188,7 @@ class Refinement:
             pairs = zip(moved, outputs, targets, strict=True)
             slopes.append([(new - old) / (probe * _energy(target) ** 0.5) for new, old, target in pairs])
         count = len(directions)
-        system = torch.zeros(count, count + 1, dtype=torch.float64)
+        system = torch.zeros(count, count + 1, dtype=torch.float64, device="cpu")
         for i in range(count):
             for j in range(count):
                 system[i, j] = _dot(slopes[i], slopes[j])
@@ -196,7 +197,7 @@ class Refinement:
         all_reduce_([system])
         system = system.cpu()
         scale = system[:, :count].diagonal().clamp(min=1e-300).sqrt()
-        matrix = system[:, :count] / scale / scale[:, None] + 1e-6 * torch.eye(count, dtype=torch.float64)
+        matrix = system[:, :count] / scale / scale[:, None] + 1e-6 * torch.eye(count, dtype=torch.float64, device="cpu")
         factors = (torch.linalg.solve(matrix, system[:, count] / scale) / scale).tolist()
         step = [torch.zeros_like(weight) for weight in weights]
         for factor, item in zip(factors, directions, strict=True):
@@ -241,7 +242,7 @@ class Refinement:
 
     def _outputs(self, model: nn.Module, batch: Any, batches: Batches) -> list[Tensor]:
         """Floating-point outputs, without padded positions."""
-        found = [t for t in tree_tensors(run_model(model, batch)) if t.is_floating_point() and t.numel()]
+        found = [t for t in output_tensors(run_model(model, batch)) if t.is_floating_point() and t.numel()]
         if not found:
             raise ValueError("refine: the model returns no floating-point tensor to compare")
         return [batches.positions(t).float() if t.dtype != torch.float64 else batches.positions(t) for t in found]

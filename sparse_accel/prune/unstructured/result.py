@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_accel._modes import outside_inference_mode
 from sparse_accel.channels.graph import tensors_of
 from sparse_accel.prune.unstructured.masks import Masks, pack, unpack
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport
@@ -91,6 +92,7 @@ class CurvatureIHTResult:
         return export_sparse(self.model, list(self.masks), form)
 
 
+@outside_inference_mode
 def load_sparse(directory: str | os.PathLike[str], model: nn.Module) -> CurvatureIHTResult:
     """Rebuild a pruned model from a fresh instance of the dense one.
 
@@ -128,7 +130,7 @@ def load_sparse(directory: str | os.PathLike[str], model: nn.Module) -> Curvatur
                 if entry["masked"]:
                     masks[name] = unpack(stored[f"{name}:mask"], entry["shape"])
                     kept = stored[f"{name}:kept"]
-                    value = torch.zeros(entry["shape"], dtype=kept.dtype)
+                    value = torch.zeros(entry["shape"], dtype=kept.dtype, device="cpu")
                     value[masks[name]] = kept
                 else:
                     value = stored[name]
