@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_accel.calibration.data import all_reduce_
+from sparse_accel.calibration.powers import SAFE, magnitude, times_power
+from sparse_accel.calibration.ranks import fewest
 from sparse_accel.channels.graph import is_conv1d_linear
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -99,7 +101,8 @@ class Gram:
     """Streamed first and second moments of columns ``H`` and, if asked for, their products with targets ``T``.
 
     Products are taken in the columns' precision (float32 at least) and summed in ``dtype``. With ``centred`` the
-    columns are shifted by their first batch's mean before the product, so that a large mean costs no digits.
+    columns are shifted by their first batch's mean before the product, so that a large mean costs no digits. Columns
+    and targets whose squares would leave the range of float32 are divided by a power of two first, which is exact.
 
     Args:
         groups: independent sets of columns (of a grouped convolution).
@@ -133,6 +136,8 @@ class Gram:
         self.count = 0
         self._shift: Tensor | None = None  # [g, D + T, 1]
         self._features = features
+        # What all sums are taken of: columns / 2^power, targets / 2^power; None until one is not zero.
+        self._powers: list[int | None] = [None, None]
         self._sum = torch.zeros(groups, features + targets, dtype=dtype, device=device)
         self._products = torch.zeros(groups, features + targets, features, dtype=dtype, device=device)
 
@@ -161,6 +166,7 @@ class Gram:
             raise ValueError(f"columns and targets: expected shape {list(expected)} together, got {list(rows.shape)}")
         if not rows.shape[2]:
             return
+        rows = self._in_range(rows)
         if self.centred:
             if self._shift is None:
                 self._shift = rows.mean(2, keepdim=True)
@@ -170,8 +176,38 @@ class Gram:
             self._products += (rows @ rows[:, : self._features].mT).to(self._products)
         self.count += rows.shape[2]
 
+    def _in_range(self, rows: Tensor) -> Tensor:
+        """Rows over their powers of two, which grow where rows are larger than those before."""
+        parts = (rows[:, : self._features], rows[:, self._features :])
+        for which, part in enumerate(parts):
+            largest, power = magnitude(part), self._powers[which]
+            if largest is not None and (power is None or largest - power > SAFE):
+                self._rescale(which, 0 if abs(largest) <= SAFE else largest)
+        if not any(self._powers):
+            return rows
+        return torch.cat([times_power(part, -(power or 0)) for part, power in zip(parts, self._powers, strict=True)], 1)
+
+    def _rescale(self, which: int, power: int) -> None:
+        """Sums of the columns (0) or the targets (1) over another power of two."""
+        change = (self._powers[which] or 0) - power
+        self._powers[which] = power
+        if change:
+            own = slice(0, self._features) if not which else slice(self._features, None)
+            for sums in (self._sum, self._products, *([] if self._shift is None else [self._shift])):
+                sums[:, own] = times_power(sums[:, own], change)
+            if not which:  # the products' second factor
+                self._products = times_power(self._products, change)
+
+    def _times(self, tensor: Tensor, columns: int, targets: int) -> Tensor:
+        """A result in units of so many columns and targets."""
+        return times_power(tensor, columns * (self._powers[0] or 0) + targets * (self._powers[1] or 0))
+
     def all_reduce_(self) -> None:
         """Join the moments of all ranks: every rank then holds the same."""
+        for which, power in enumerate(self._powers):
+            largest = -fewest(10_000 if power is None else -power, self._sum.device)
+            if largest != -10_000:
+                self._rescale(which, largest)
         if self.centred:
             shift = torch.zeros_like(self._sum) if self._shift is None else self._shift[..., 0].to(self._sum)
             mean = shift + self._sum / max(1, self.count)
@@ -200,22 +236,27 @@ class Gram:
         return mean if self._shift is None else mean + self._shift[..., 0].to(mean)
 
     @property
-    def gram(self) -> Tensor:
-        """Sum of ``h hᵀ`` (about the mean if centred), symmetric, [groups, D, D]."""
+    def hessian(self) -> Tensor:
+        """:attr:`gram` over a power of four: for what does not depend on a common factor."""
         square = self._centred_products()[:, : self._features]
         return (square + square.mT) / 2
 
     @property
+    def gram(self) -> Tensor:
+        """Sum of ``h hᵀ`` (about the mean if centred), symmetric, [groups, D, D]."""
+        return self._times(self.hessian, 2, 0)
+
+    @property
     def cross(self) -> Tensor:
         """Sum of ``t hᵀ`` (about the means if centred), [groups, T, D]."""
-        return self._centred_products()[:, self._features :]
+        return self._times(self._centred_products()[:, self._features :], 1, 1)
 
     @property
     def mean(self) -> Tensor:
         """Mean column, [groups, D]."""
-        return self._mean()[:, : self._features]
+        return self._times(self._mean()[:, : self._features], 1, 0)
 
     @property
     def target_mean(self) -> Tensor:
         """Mean target, [groups, T]."""
-        return self._mean()[:, self._features :]
+        return self._times(self._mean()[:, self._features :], 0, 1)

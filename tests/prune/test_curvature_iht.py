@@ -224,12 +224,12 @@ class Attention(nn.Module):
 
 
 def test_layers_with_the_same_input_share_a_hessian(monkeypatch):
-    from sparse_accel.prune import curvature_iht
+    from sparse_accel.prune.unstructured import pruner
 
     seen = []
-    original = curvature_iht.hessian_of
+    original = pruner.hessian_of
     monkeypatch.setattr(
-        curvature_iht,
+        pruner,
         "hessian_of",
         lambda *args: seen.append([layer.name for layer in args[2].layers]) or original(*args),
     )
@@ -238,7 +238,7 @@ def test_layers_with_the_same_input_share_a_hessian(monkeypatch):
 
 
 def test_an_input_changed_in_place_is_another_input(monkeypatch):
-    from sparse_accel.prune import curvature_iht
+    from sparse_accel.prune.unstructured import pruner
 
     class Net(nn.Module):
         def __init__(self):
@@ -252,8 +252,8 @@ def test_an_input_changed_in_place_is_another_input(monkeypatch):
             return y + self.b(x)
 
     names = []
-    original = curvature_iht.hessian_of
-    monkeypatch.setattr(curvature_iht, "hessian_of", lambda *args: names.append(args[2].name) or original(*args))
+    original = pruner.hessian_of
+    monkeypatch.setattr(pruner, "hessian_of", lambda *args: names.append(args[2].name) or original(*args))
     CurvatureIHT(Net(), 0.5).run(torch.randn(10, 4))
     assert names == ["a", "b"]
 

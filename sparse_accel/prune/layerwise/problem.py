@@ -38,6 +38,8 @@ class LayerProblem:
         self.given = hessian.detach()
         wide = self.given.to(torch.promote_types(self.given.dtype, torch.float32))
         mean = float(wide.diagonal().double().mean()) if len(wide) else 0.0
+        if math.isinf(mean):  # the sum overflows, not its terms
+            mean = float((wide.diagonal().double() / len(wide)).sum())
         wide = wide / (mean or 1.0)
         self.unit = ((wide + wide.T) / 2).to(dtype)
         self.alive = self.unit.diagonal() > DEAD

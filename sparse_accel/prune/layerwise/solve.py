@@ -60,7 +60,7 @@ class LayerInfo:
         kept: number of weights in the support.
         sparsity: share of the weights removed.
         dead_inputs: number of inputs that are always zero (zero diagonal). Their weights go first; those kept stay as
-            they were.
+            they were. Where all are, the largest weights are kept.
     """
 
     method: str
@@ -162,6 +162,8 @@ def _solve(
     if target.kept == 0:
         return torch.zeros_like(problem.original), 0, 0
     run = 1
+    if problem.dead == problem.weight.shape[1]:  # no inputs to tell one weight from another
+        return problem.solution(magnitude(problem, target)[0]), 0, 0
     if method == "iht" and target.by in ("input", "output"):
         scaled, mask = (whole_columns if target.by == "input" else whole_rows)(problem, target)
         refit = refit or 0

@@ -233,9 +233,9 @@ def _selection(problem: GramProblem, kept: Tensor, order: Tensor, damages: Tenso
         kept=kept,
         weight=problem.shaped(problem.compact(weight, mask)),
         order=order,
-        damages=damages.flatten(),
-        explained=problem.explained(weight),
-        delta=tuple(problem.delta.tolist()),
+        damages=problem.as_given(damages.flatten()),
+        explained=float(problem.as_given(torch.tensor(problem.explained(weight), dtype=torch.float64))),
+        delta=tuple(problem.as_given(problem.delta).tolist()),
         units=problem.units,
     )
 

@@ -44,6 +44,15 @@ def kept_units(name: str, keep: int | float, units: int, sets: int = 1, least: i
     return keep
 
 
+SAFE = 200  # numbers in [2^-200, 2^200] may be inverted and squared
+
+
+def _times_power(tensor: Tensor, power: int) -> Tensor:
+    """``tensor * 2^power``, in two steps: 2^power alone may be out of range."""
+    half = power // 2
+    return tensor * 2.0**half * 2.0 ** (power - half)
+
+
 class GramProblem:
     """Checked arguments in float64 with a leading dimension of groups, and what the methods share."""
 
@@ -79,6 +88,11 @@ class GramProblem:
                 raise ValueError(f"{name}: expected finite numbers, got NaN or inf")
             tensors.append(wide if batch else wide[None])
         self.gram, self.cross, self.weight = tensors
+        self.power = 0  # G and M are taken over 2^power, where inverses of G would leave the range of float64
+        largest = float(self.gram.diagonal(dim1=1, dim2=2).abs().max()) if columns else 0.0
+        if largest > 0 and abs(exponent := math.frexp(largest)[1]) > SAFE:
+            self.power = exponent
+            self.gram, self.cross = (_times_power(tensor, -exponent) for tensor in (self.gram, self.cross))
         self.groups = self.gram.shape[0]
         self.own_units = columns // block
         self.units = self.groups * self.own_units
@@ -140,6 +154,10 @@ class GramProblem:
 
     def explained(self, weight: Tensor) -> float:
         return float((weight * (2 * self.cross - weight @ self.gram)).sum())
+
+    def as_given(self, tensor: Tensor) -> Tensor:
+        """An error, energy or ridge in the units of the arguments."""
+        return _times_power(tensor, self.power) if self.power else tensor
 
     def by_unit(self, matrix: Tensor) -> Tensor:
         """``[groups, d, n]`` as ``[groups, units, block, d]``."""

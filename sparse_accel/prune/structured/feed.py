@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.calibration.data import Calibration, all_reduce_
+from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.channels.call import tree_tensors
 from sparse_accel.prune.structured.layer import Layer, Piece
 from sparse_accel.prune.structured.sites import Seen, Watch
@@ -127,7 +128,9 @@ def relu_aware(
                 now = weight[:, :, at].to(columns) @ few + shift.to(columns).reshape(layer.groups, -1, 1)
                 target = torch.where(wanted > 0, wanted + free, torch.minimum(now, free))
                 cross, total = sums[layer.name]
-                cross[:, :, at] += (target @ few.mT).double()
+                powers = power_of(target), power_of(few)  # of a product that would leave the range of float32
+                product = times_power(target, -powers[0]) @ times_power(few, -powers[1]).mT
+                cross[:, :, at] += times_power(product.double(), sum(powers))
             total += target.sum(2, dtype=torch.float64)
 
         feed.run(visit)

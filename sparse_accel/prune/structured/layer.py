@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_accel.calibration.data import all_reduce_
 from sparse_accel.calibration.moments import Gram, column_chunks, column_count
+from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.channels.graph import is_conv1d_linear
 from sparse_accel.channels.widths import Consumer
 from sparse_accel.prune.select.gram import refit
@@ -173,7 +174,9 @@ class Layer:
             return
         target = wanted if short is None else wanted - short
         self.gram.update(columns, target)
-        self._square += target.square().sum(2, dtype=torch.float64)
+        power = power_of(target)
+        square = times_power(target, -power).square().sum(2, dtype=torch.float64)
+        self._square += times_power(square, 2 * power)
 
     def finish(self) -> None:
         """Join the moments of all ranks, and take what selection and refit need from them."""

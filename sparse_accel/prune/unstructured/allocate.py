@@ -60,7 +60,7 @@ def allocate(steps: Sequence[Step], front: Front, batches: Batches, options: Sol
         with together(device):
             gram = hessian_of(front, batches, step, options.dtype)
         gram.all_reduce_()
-        hessian = gram.gram
+        hessian = gram.hessian
         for layer in step.layers:
             points = sorted(
                 {r * removed / total for r in POINTS} | {1 - (1 - removed / total) * (1 - r) for r in BEYOND}

@@ -276,7 +276,7 @@ class _Run:
         with together(device):
             gram = hessian_of(self.front, self.train, step, self.settings.options.dtype)
         gram.all_reduce_()
-        hessian, columns = gram.gram, gram.count
+        hessian, columns = gram.hessian, gram.count
         del gram
         reports, tensors = [], {}
         for layer in step.layers:
@@ -303,6 +303,7 @@ def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
         damping=solved.damping,
         columns=columns,
         modules=tuple(layer.modules),
+        dead=solved.dead,
     )
 
 

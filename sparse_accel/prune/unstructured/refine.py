@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import all_reduce_, eval_mode, stream, to_device
 from sparse_accel.calibration.moments import Gram, column_chunks
+from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.calibration.ranks import broadcast_, fewest, together
 from sparse_accel.channels.call import run_model
 from sparse_accel.channels.containers import output_tensors
@@ -75,11 +76,12 @@ class Refinement:
                 targets = self._outputs(self.dense, batch, self.held_out)
                 outputs = self._outputs(self.pruned, batch, self.held_out)
                 for index, (target, output) in enumerate(zip(targets, outputs, strict=True)):
-                    pair = torch.tensor([_square(output.double() - target.double()), _square(target)], device="cpu")
-                    sums[index] = sums.get(index, torch.zeros(2, device="cpu")) + pair
+                    both = [_square(output.double() - target.double()), _square(target)]
+                    pair = torch.tensor(both, dtype=torch.float64, device="cpu")
+                    sums[index] = sums[index] + pair if index in sums else pair
         table = torch.stack([sums[index] for index in sorted(sums)]).to(self.device)
         all_reduce_([table])
-        return float((table[:, 0] / table[:, 1].clamp(min=1e-30)).mean())
+        return float((table[:, 0] / table[:, 1].clamp(min=1e-300)).mean())
 
     def round(self) -> None:
         """One pass of steps over the training batches."""
@@ -208,8 +210,9 @@ class Refinement:
         return step
 
     def _conditioned(self, layer: Layer, gradient: Tensor, inverse: Tensor) -> Tensor:
-        """``−g H⁻¹``"""
-        return -layer.as_weight((layer.as_matrix(gradient).to(inverse.dtype) @ inverse).to(gradient.dtype))
+        """``−g H⁻¹``, of weights over a power of two where they are far from 1."""
+        direction = -layer.as_weight((layer.as_matrix(gradient).to(inverse.dtype) @ inverse).to(gradient.dtype))
+        return times_power(direction, 2 * power_of(layer.weight))
 
     def _curvatures(self) -> list[Tensor]:
         """``(H / mean diag H + damping)⁻¹`` of every layer's inputs in the pruned model, [groups, C, C]."""
@@ -231,7 +234,7 @@ class Refinement:
         while grams:
             gram = grams.pop(0)
             gram.all_reduce_()
-            hessian = gram.gram
+            hessian = gram.hessian
             mean = hessian.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(hessian.dtype).tiny)
             hessian /= mean[:, None, None]
             hessian.diagonal(dim1=1, dim2=2).add_(DAMPING)

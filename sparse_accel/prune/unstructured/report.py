@@ -24,6 +24,8 @@ class LayerReport:
         damping: that the Hessian needed, relative to its mean diagonal.
         columns: input columns (samples times positions) that its Hessian sums.
         modules: that share the weight.
+        dead: input columns that were zero in all samples, over all groups of a convolution. Their weights go first;
+            where all are, the largest weights stay.
     """
 
     name: str
@@ -35,6 +37,7 @@ class LayerReport:
     damping: float
     columns: int
     modules: tuple[str, ...] = ()
+    dead: int = 0
 
     @property
     def numel(self) -> int:
@@ -120,5 +123,6 @@ class CurvatureIHTReport:
         if self.rounds:
             errors = ", ".join(f"{error:.4g}" for error in self.rounds)
             lines.append(f"held-out error of the outputs, first pass and further rounds: {errors}; kept: {self.best}")
+        lines += [f"{at.name or 'model'}: {at.dead} of its inputs are always zero" for at in self.layers if at.dead]
         lines += [f"left dense: {name}: {reason}" for name, reason in self.left.items() if reason != "skip"]
         return "\n".join(lines)

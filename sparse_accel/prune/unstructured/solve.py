@@ -30,12 +30,13 @@ class SolverOptions:
 
 @dataclass
 class Solved:
-    """A layer's solution: matrix [groups, R, C], relative output error, seconds, damping."""
+    """A layer's solution: matrix [groups, R, C], relative output error, seconds, damping, dead inputs."""
 
     matrix: Tensor
     error: float
     seconds: float
     damping: float
+    dead: int = 0
 
 
 def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -> Gram:
@@ -82,7 +83,7 @@ def solve_layer(
     dense = layer.matrix() if dense is None else dense
     start = time.perf_counter()
     parts = []
-    damping = 0.0
+    damping, dead = 0.0, 0
     shape = (dense.shape[1], *layer.weight.shape[1:]) if isinstance(layer.module, nn.modules.conv._ConvNd) else None
     try:
         for group, share in enumerate(group_targets(dense, hessian, target)):
@@ -97,13 +98,14 @@ def solve_layer(
                 **options.extra,
             )
             damping = max(damping, float(part.info.damping))  # type: ignore[attr-defined]
+            dead += part.info.dead_inputs  # type: ignore[attr-defined]
             parts.append(part)
     except ValueError as error:
         raise ValueError(f"{layer.where}: {error}") from error
     except RuntimeError as error:
         raise RuntimeError(f"{layer.where}: {error}") from error
     matrix = torch.stack(parts)
-    return Solved(matrix, relative_error(matrix, dense, hessian), time.perf_counter() - start, damping)
+    return Solved(matrix, relative_error(matrix, dense, hessian), time.perf_counter() - start, damping, dead)
 
 
 def relative_error(matrix: Tensor, dense: Tensor, hessian: Tensor) -> float:
