@@ -1,100 +1,16 @@
-"""Second moments of layer inputs, streamed: what a linear map sees, as columns, and their Gram matrices."""
+"""Second moments of layer inputs, streamed: the Gram matrices of the columns that a linear map sees."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from sparse_accel.calibration.columns import column_chunks, column_count, columns
 from sparse_accel.calibration.data import all_reduce_
 from sparse_accel.calibration.powers import SAFE, magnitude, times_power
 from sparse_accel.calibration.ranks import fewest
-from sparse_accel.channels.graph import is_conv1d_linear
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-
-
-def column_count(module: nn.Module) -> tuple[int, int]:
-    """``(groups, D)`` of :func:`columns`.
-
-    Raises:
-        TypeError: the module is not a Linear, Conv1d, Conv2d, Conv3d or HF Conv1D.
-    """
-    if isinstance(module, nn.Linear):
-        return 1, module.in_features
-    if isinstance(module, _CONVS):
-        return module.groups, module.in_channels // module.groups * math.prod(module.kernel_size)
-    if is_conv1d_linear(module):
-        return 1, module.get_parameter("weight").shape[0]
-    raise TypeError(f"expected a Linear, Conv1d, Conv2d, Conv3d or Conv1D module, got {type(module).__name__}")
-
-
-def columns(module: nn.Module, x: Tensor) -> Tensor:
-    """What the rows of a layer's weight are multiplied with, ``[groups, D, N]``.
-
-    ``weight.reshape(groups, out / groups, D) @ columns(module, x)`` are the layer's outputs before the bias, one
-    column for each sample and position (im2col for convolutions, with their stride, padding, dilation and groups).
-
-    Args:
-        module: Linear, Conv1d, Conv2d, Conv3d, or the Conv1D of Hugging Face (whose weight is ``[D, out]``).
-        x: its input, ``[..., in_features]`` or ``[batch, in_channels, ...]`` (or without the batch).
-
-    Example:
-        >>> conv = nn.Conv2d(2, 4, 3, bias=False)
-        >>> x = torch.randn(1, 2, 5, 5)
-        >>> out = conv.weight.reshape(1, 4, -1) @ columns(conv, x)
-        >>> torch.allclose(out.reshape(4, 3, 3), conv(x)[0], atol=1e-5)
-        True
-    """
-    groups, features = column_count(module)
-    if not isinstance(module, _CONVS):
-        return x.reshape(1, -1, features).transpose(1, 2)
-    ndim = len(module.kernel_size)
-    if x.dim() == ndim + 1:
-        x = x[None]
-    pads = module._reversed_padding_repeated_twice
-    if any(pads):
-        x = F.pad(x, pads, mode=_PAD_MODES[module.padding_mode])
-    for dim, (size, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
-    ):
-        x = x.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    batch = x.shape[0]
-    x = x.reshape(batch, groups, x.shape[1] // groups, *x.shape[2:])
-    spatial = list(range(3, 3 + ndim))
-    taps = list(range(3 + ndim, 3 + 2 * ndim))
-    return x.permute(1, 2, *taps, 0, *spatial).reshape(groups, features, -1)
-
-
-def column_chunks(module: nn.Module, x: Tensor, max_bytes: int = 1 << 26) -> Iterator[tuple[Tensor, slice]]:
-    """:func:`columns` of a few samples at a time.
-
-    Args:
-        module: see :func:`columns`.
-        x: with a batch dimension for convolutions.
-        max_bytes: of one chunk, unless one sample takes more.
-
-    Yields:
-        Columns ``[groups, D, n]`` and the samples (of the flattened leading dimensions for linear layers) that they
-        belong to.
-    """
-    features = column_count(module)[1]
-    if isinstance(module, _CONVS):
-        if x.dim() == len(module.kernel_size) + 1:
-            x = x[None]
-        taps = math.prod(module.kernel_size) / math.prod(module.stride)
-        sample = math.ceil(math.prod(x.shape[1:]) * taps)
-    else:
-        x = x.reshape(-1, features)
-        sample = features
-    step = max(1, max_bytes // max(1, sample * x.element_size()))
-    for start in range(0, len(x), step):
-        chosen = slice(start, min(start + step, len(x)))
-        yield columns(module, x[chosen]), chosen
+__all__ = ["Gram", "column_chunks", "column_count", "columns"]
 
 
 class Gram:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sparse_accel.channels.call import Call, Measured
+from sparse_accel.channels.slots import PINNED
 
 
 class Factor(NamedTuple):
@@ -156,6 +157,33 @@ def same_channels(call: Call, size: Measured, labels: Tensor) -> bool:
     slots = call.graph.slots
     source = {root for known in size.sources for root in slots.roots(known.unique()).tolist()}
     return source == set(slots.roots(labels.unique()).tolist())
+
+
+def tie_counted(call: Call, size: Measured, labels: Tensor, dim: int) -> bool:
+    """Tie channels to those of another tensor whose number their size is, if each is a slot of its own.
+
+    ``fc(pooled).view(batch, channels, 1, 1)`` takes the number of ``x.shape[1]``, which the result is to multiply: both
+    stay equally many if they go together. They are no sum for that alone.
+
+    Args:
+        call: that asked for the size.
+        size: read off other tensors.
+        labels: of the result.
+        dim: of the result that has the size.
+
+    Returns:
+        Whether they could be tied.
+    """
+    slots = call.graph.slots
+    own = set(slots.roots(labels).tolist())
+    if labels.shape[dim] != labels.numel() or len(own) != int(size) or PINNED in own or len(size.sources) != 1:
+        return False
+    (source,) = size.sources
+    others = set(slots.roots(source).tolist())
+    if source.numel() != int(size) or len(others) != int(size) or PINNED in others or own & others:
+        return False
+    slots.unite(labels.reshape(-1), source.reshape(-1), product=True)
+    return True
 
 
 def count_sizes(call: Call, sizes: list[Any], labels: Tensor, dims: set[int]) -> bool:

@@ -21,6 +21,9 @@ PINNED = 0
 class Slots:
     """Union-find over channel slots; the class of slot 0 is never removed.
 
+    Beside the classes it knows their *sums*: what is tied otherwise than by a product of activations. A gate's channels
+    go together with those that it multiplies, but they are no part of the same sum.
+
     Example:
         >>> slots = Slots()
         >>> rows = slots.new(2)
@@ -31,6 +34,7 @@ class Slots:
 
     def __init__(self) -> None:
         self._parent: list[int] = [PINNED]
+        self._sums: list[int] | None = None  # the same without products; None while there has been no product
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -39,26 +43,31 @@ class Slots:
         """``count`` fresh slots, int64 ``[count]``."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
+        if self._sums is not None:
+            self._sums.extend(range(first, first + count))
         return torch.arange(first, first + count, device="cpu")
 
     def find(self, slot: int) -> int:
         """The representative of the slot's class: its smallest member."""
-        parent = self._parent
-        root = slot
-        while parent[root] != root:
-            root = parent[root]
-        while parent[slot] != root:
-            parent[slot], slot = root, parent[slot]
-        return root
+        return _find(self._parent, slot)
 
-    def unite(self, left: Tensor, right: Tensor) -> None:
-        """Tie ``left[i]`` to ``right[i]`` for every i (any shapes that broadcast)."""
+    def unite(self, left: Tensor, right: Tensor, *, product: bool = False) -> None:
+        """Tie ``left[i]`` to ``right[i]`` for every i (any shapes that broadcast).
+
+        Args:
+            left: slots.
+            right: slots.
+            product: they meet as factors of a product, so that they stay apart in :meth:`sums`.
+        """
         left, right = torch.broadcast_tensors(left, right)
-        pairs = torch.stack([left.reshape(-1), right.reshape(-1)])
-        for a, b in zip(*torch.unique(pairs, dim=1).tolist(), strict=True):
-            a, b = self.find(a), self.find(b)
-            if a != b:
-                self._parent[max(a, b)] = min(a, b)
+        pairs = torch.unique(torch.stack([left.reshape(-1), right.reshape(-1)]), dim=1).tolist()
+        if product and self._sums is None:
+            self._sums = list(self._parent)
+        for parent in [self._parent] if product or self._sums is None else [self._parent, self._sums]:
+            for a, b in zip(*pairs, strict=True):
+                a, b = _find(parent, a), _find(parent, b)
+                if a != b:
+                    parent[max(a, b)] = min(a, b)
 
     def pin(self, labels: Tensor) -> None:
         """Mark every slot in ``labels`` as one that must stay."""
@@ -71,6 +80,30 @@ class Slots:
         """The class of each slot in ``labels`` (of all slots without it), int64."""
         slots = range(len(self._parent)) if labels is None else labels.reshape(-1).tolist()
         return np.fromiter((self.find(slot) for slot in slots), dtype=np.int64, count=len(slots))
+
+    def sums(self, labels: Tensor | None = None) -> np.ndarray:
+        """The sum of each slot in ``labels`` (of all slots without it), by its smallest member, int64.
+
+        Example:
+            >>> slots = Slots()
+            >>> rows = slots.new(3)
+            >>> slots.unite(rows[:1], rows[1:2], product=True)
+            >>> slots.unite(rows[:1], rows[2:])
+            >>> slots.roots(rows).tolist(), slots.sums(rows).tolist()
+            ([1, 1, 1], [1, 2, 1])
+        """
+        parent = self._parent if self._sums is None else self._sums
+        slots = range(len(parent)) if labels is None else labels.reshape(-1).tolist()
+        return np.fromiter((_find(parent, slot) for slot in slots), dtype=np.int64, count=len(slots))
+
+
+def _find(parent: list[int], slot: int) -> int:
+    root = slot
+    while parent[root] != root:
+        root = parent[root]
+    while parent[slot] != root:
+        parent[slot], slot = root, parent[slot]
+    return root
 
 
 def shrink(core: Tensor) -> Tensor:

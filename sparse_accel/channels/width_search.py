@@ -11,7 +11,7 @@ from sparse_accel.channels.slots import PINNED
 from sparse_accel.channels.widths import Consumer, Width, Widths
 
 _Signature = frozenset[tuple[tuple[str, int], int]]
-_LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LINEAR_MAPS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def tie_for_removal(graph: ChannelGraph) -> None:
@@ -94,8 +94,11 @@ def _width(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, classes: li
     ordered = np.asarray(classes, dtype=np.int64)[order.numpy()]
     rows = {name: table[order] for name, table in rows.items()}
     index[ordered] = np.arange(len(ordered))
-    consumers = _consumers(graph, model, roots, index, reads, len(ordered))
     start = min(position for position, _ in reads)
+    coupled = _adds_to_itself(graph, roots, index, reads, {p for name, p in producers.items() if name not in inner})
+    late = [] if coupled else [p for name, p in producers.items() if p >= start and name not in inner]
+    consumers = _consumers(graph, model, roots, index, reads, len(ordered), late)
+    behind = [position for position, _ in reads if position > max(late, default=-1)]
     return Width(
         name=made_by[0],
         kind="channels",
@@ -105,10 +108,39 @@ def _width(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, classes: li
         consumers=consumers,
         rows=rows,
         inner=inner,
-        coupled=any(position >= start for name, position in producers.items() if name not in inner),
-        order=start,
+        coupled=coupled,
+        order=min(behind, default=start),
+        gates=[name for name in made_by if producers[name] in late],
         classes=ordered,
     )
+
+
+def _adds_to_itself(
+    graph: ChannelGraph, roots: np.ndarray, index: np.ndarray, reads: list[tuple[int, Read]], producers: set[int]
+) -> bool:
+    """Whether something that comes after a reader of the units is added to them: a residual stream.
+
+    What only multiplies them, as a gate computed from them does, is another sum of the graph's slots.
+
+    Args:
+        graph: of the model.
+        roots: class of every slot.
+        index: unit of every class, -1 for others.
+        reads: that take the units, with their positions.
+        producers: positions of the reads that make them; -1 for an embedding.
+    """
+    first: dict[int, int] = {}  # position of the first reader of each sum
+    for position, read in reads:
+        own = read.inputs[torch.from_numpy(index[roots[read.inputs.numpy()]] >= 0)]
+        for part in np.unique(graph.slots.sums(own)).tolist():
+            first.setdefault(part, position)
+    for position in producers - {-1}:
+        outputs = graph.reads[position].outputs
+        own = outputs[torch.from_numpy(index[roots[outputs.numpy()]] >= 0)]
+        parts = np.unique(graph.slots.sums(own)).tolist()
+        if any(part in first and position >= first[part] for part in parts):
+            return True
+    return False
 
 
 def _is_embedding(model: nn.Module, weight: str) -> bool:
@@ -128,16 +160,15 @@ def _consumers(
     index: np.ndarray,
     reads: list[tuple[int, Read]],
     units: int,
+    gates: list[int],
 ) -> list[Consumer]:
     consumers: dict[tuple[str, str], Consumer] = {}
-    for _, read in reads:
+    for position, read in reads:
         key = (read.module, read.weight)
         if key in consumers:
             consumers[key].calls += 1
             continue
-        module = model.get_submodule(read.module)
-        own = _names_own(model, read.module, read.weight)
-        alone = sum(other.weight == read.weight and other.module != read.module for other in graph.reads) == 0
+        obstacle = _obstacle(graph, model, read)
         consumers[key] = Consumer(
             module=read.module,
             weight=read.weight,
@@ -146,16 +177,28 @@ def _consumers(
             channels=_positions(index[roots[read.inputs.numpy()]], units),
             groups=read.groups,
             transposed=read.transposed,
-            plain=own and alone and (isinstance(module, _LINEAR_MAPS) or is_conv1d_linear(module)),
+            plain=not obstacle,
+            obstacle=obstacle,
+            stage=sum(gate < position for gate in gates),
         )
     return list(consumers.values())
 
 
-def _names_own(model: nn.Module, module: str, weight: str) -> bool:
-    """Whether ``weight`` is the module's own, and no other module's."""
-    tensor = getattr(model.get_submodule(module), "weight", None)
+def _obstacle(graph: ChannelGraph, model: nn.Module, read: Read) -> str:
+    """Why no new weight can be written for a reader of units; empty if one can."""
+    module = model.get_submodule(read.module)
+    tensor = getattr(module, "weight", None)
     names = [name for name, item in model.named_parameters(remove_duplicate=False) if item is tensor]
-    return names == [weight]
+    if read.weight not in names:
+        return f"it is computed by the forward pass of a {type(module).__name__}, not by a layer that owns the weight"
+    users = [other.module for other in graph.reads if other.weight == read.weight]
+    users += [name.rpartition(".")[0] for name in names]
+    others = [name for name in dict.fromkeys(users) if name != read.module]
+    if others:
+        return f"its weight is also that of {', '.join(others)}"
+    if not (isinstance(module, _LINEAR_MAPS) or is_conv1d_linear(module)):
+        return f"a {type(module).__name__} is none of Linear, Conv1d to Conv3d, ConvTranspose1d to 3d and HF Conv1D"
+    return ""
 
 
 def _balance(graph: ChannelGraph, roots: np.ndarray, widths: Widths) -> None:

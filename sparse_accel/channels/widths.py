@@ -8,7 +8,8 @@ often, form one width. :mod:`~sparse_accel.channels.width_search` finds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,10 @@ class Consumer:
         groups: the convolution's groups; 1 for linear layers.
         transposed: the weight is ``[in, out / groups, ...]`` (a transposed convolution, the Conv1D of Hugging Face).
         calls: how often one forward pass computes it.
-        plain: the module is a Linear, Conv1d, Conv2d, Conv3d or HF Conv1D that owns the weight: its first input holds
-            the units, and its weight may be replaced.
+        plain: the module is a Linear, a convolution, a transposed convolution or an HF Conv1D that alone owns the
+            weight: its first input holds the units, and its weight may be replaced.
+        obstacle: why it is not plain, in words; empty if it is.
+        stage: how many of the width's gates come before it: what it reads depends on the consumers of lower stages.
     """
 
     module: str
@@ -43,6 +46,8 @@ class Consumer:
     transposed: bool = False
     calls: int = 1
     plain: bool = True
+    obstacle: str = ""
+    stage: int = 0
 
 
 @dataclass(eq=False)
@@ -60,8 +65,11 @@ class Width:
         rows: which rows (entries of the output dimension) of each producer's weight a unit owns, by the weight's name,
             int64 [units, rows].
         inner: depthwise convolutions that units pass through.
-        coupled: some producer is or comes after a consumer, as around residual blocks: the width of the stream.
-        order: position of the first consumer among the forward pass's linear maps.
+        coupled: something that comes after a consumer is added to the units, as around residual blocks: the width of
+            the stream.
+        order: position of the first consumer among the forward pass's linear maps; of those behind all gates.
+        gates: producers that come after a consumer and only multiply the units, such as the last layer of a
+            squeeze-and-excitation.
         balance: unit indices [parts, n] of which every row must keep equally many (a grouped convolution's groups),
             or None.
     """
@@ -77,6 +85,7 @@ class Width:
     coupled: bool = False
     order: int = 0
     balance: Tensor | None = None
+    gates: list[str] = field(default_factory=list)
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
 
     @property
@@ -84,6 +93,16 @@ class Width:
         """Whether new weights can be written for every consumer: each a plain layer that is called once and whose
         weight nobody else uses."""
         return all(consumer.plain and consumer.calls == 1 for consumer in self.consumers)
+
+    def obstacles(self) -> dict[str, str]:
+        """Why new weights cannot be written for some consumers, by their names; empty if :attr:`refittable`."""
+        found = {}
+        for consumer in self.consumers:
+            if not consumer.plain:
+                found[consumer.module] = consumer.obstacle or "its weight cannot be replaced"
+            elif consumer.calls != 1:
+                found[consumer.module] = f"one forward pass calls it {consumer.calls} times"
+        return found
 
     def check(self, kept: Any) -> Tensor:
         """The kept units, sorted.
@@ -110,17 +129,57 @@ class Width:
         return kept
 
 
+def grouped(reasons: Mapping[str, str], what: str = "layers", shown: int = 4) -> list[str]:
+    """Reasons in words, equal ones together.
+
+    Args:
+        reasons: by name; a name (and its kind) that a reason starts with is taken off.
+        what: the names are of, in the plural.
+        shown: names to spell out of one group.
+
+    Example:
+        >>> grouped({"a": "a (Linear): too small", "b": "b (Linear): too small", "c": "c (Conv2d): odd"})
+        ['2 layers (a, b): too small', 'c (Conv2d): odd']
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        own = re.match(re.escape(name or "model") + r"(?: \([^()]*\))?: ", reason)
+        groups.setdefault(reason[own.end() :] if own else reason, []).append(name)
+    lines = []
+    for why, names in groups.items():
+        if len(names) == 1:
+            whole = reasons[names[0]]
+            lines.append(whole if whole != why else f"{names[0] or 'model'}: {why}")
+        else:
+            few = [name or "model" for name in names[:shown]] + ["…"] * (len(names) > shown)
+            lines.append(f"{len(names)} {what} ({', '.join(few)}): {why}")
+    return lines
+
+
+class Refusals(dict[str, str]):
+    """Why layers keep their channels, by name; equal reasons once when printed.
+
+    Example:
+        >>> print(Refusals({"a": "a (Linear): its outputs must stay", "b": "b (Linear): its outputs must stay"}))
+        2 layers (a, b): its outputs must stay
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(grouped(self))
+
+
 class Widths(list[Width]):
     """The widths of a model in the order in which they are read.
 
     Attributes:
-        refused: linear layers of which no output channel can go, and why: by module name.
+        refused: linear layers of which no output channel can go, and why: by module name. Printed, equal reasons stand
+            together.
         notes: everything that the analysis kept for want of a rule.
     """
 
     def __init__(self, widths: Iterable[Width] = ()) -> None:
         super().__init__(widths)
-        self.refused: dict[str, str] = {}
+        self.refused = Refusals()
         self.notes: list[str] = []
 
     def named(self, name: str) -> Width:

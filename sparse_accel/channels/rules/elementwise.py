@@ -20,6 +20,9 @@ add sub subtract mul multiply div divide true_divide rsub __radd__ __rmul__ __rs
 maximum minimum where gt lt ge le eq ne greater less addcmul addcdiv lerp fmod remainder atan2 copysign masked_fill
 logical_and logical_or logical_xor fmax fmin expand_as floor_divide __and__ __or__ __xor__
 """
+_PRODUCTS = frozenset(
+    ["mul", "multiply", "__rmul__", "div", "divide", "true_divide", "__rdiv__", "__rtruediv__", "floor_divide", "rdiv"]
+)
 _REDUCE = "mean sum amax amin max min var std norm prod all any logsumexp argmax argmin median nanmean"
 
 
@@ -84,8 +87,14 @@ def join(call: Call, left: Tensor, right: Tensor, left_extent: list[int], right_
         return right  # a number, or the first operand
     if not (left_dims or right_dims) and max(right_extent, default=1) == 1:
         return left
-    slots.unite(left, right)
-    return left if left.numel() >= right.numel() else right
+    if call.name.rstrip("_") not in _PRODUCTS and call.name not in _PRODUCTS:
+        slots.unite(left, right)
+        return left if left.numel() >= right.numel() else right
+    # A gate is part of no sum. The product goes on as the factor whose channels are the older ones: what is multiplied.
+    slots.unite(left, right, product=True)
+    if left.numel() != right.numel():
+        return left if left.numel() > right.numel() else right
+    return left if int(slots.sums(left).min()) <= int(slots.sums(right).min()) else right
 
 
 @rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")

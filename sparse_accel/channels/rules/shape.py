@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel.channels.attributes import Counted, count_sizes, free_dims, same_channels
+from sparse_accel.channels.attributes import Counted, count_sizes, free_dims, same_channels, tie_counted
 from sparse_accel.channels.call import Call, Measured, Results, rule, tree_tensors
 from sparse_accel.channels.rules.linear import channel_slots
 from sparse_accel.channels.slots import PINNED, Value, reduce_all, shrink, tie_along
@@ -97,8 +97,10 @@ def _reshape(call: Call) -> Results:
         return call.give_up("reinterprets the memory")
     moved = _moved(call)
     labels, varying = moved[0].labels, moved[0].varying()
-    for size in sizes:
-        if isinstance(size, Measured) and not same_channels(call, size, labels):
+    for dim, size in enumerate(sizes):
+        if not isinstance(size, Measured) or same_channels(call, size, labels):
+            continue
+        if dim not in varying or not tie_counted(call, size, labels, dim):
             for other in size.sources:  # of another tensor: a number that must not change
                 call.graph.slots.pin(other)
     if not varying:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.columns import column_count
 from sparse_accel.calibration.data import Calibration
-from sparse_accel.calibration.moments import column_count
 from sparse_accel.channels.widths import Consumer
 from sparse_accel.prune.structured.feed import Feed
 from sparse_accel.prune.structured.layer import Layer, Settings

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.columns import column_chunks, column_count, is_convolution, weight_matrix, weight_of
 from sparse_accel.calibration.data import all_reduce_
-from sparse_accel.calibration.moments import Gram, column_chunks, column_count
+from sparse_accel.calibration.moments import Gram
 from sparse_accel.calibration.powers import power_of, times_power
-from sparse_accel.channels.graph import is_conv1d_linear
 from sparse_accel.channels.widths import Consumer
 from sparse_accel.prune.select.gram import refit
 from sparse_accel.prune.select.ispasp import batchnorm_affine
@@ -40,10 +40,9 @@ class Settings:
             return "skip" if site.residual else "dense"
         if self.refit != "auto":
             return "dense" if self.refit == "dense" else "local"
-        convolution = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         if site.residual:
-            return "skip" if convolution else "local"
-        return "dense" if convolution or site.relu or site.output else "local"
+            return "skip" if is_convolution(module) else "local"
+        return "dense" if is_convolution(module) or site.relu or site.output else "local"
 
 
 Piece = tuple[Tensor, "Tensor | None", "Tensor | None"]
@@ -109,10 +108,7 @@ class Layer:
         self.fixed = free.nonzero().flatten()
 
     def _raw_weight(self) -> Tensor:
-        weight = self.module.get_parameter("weight").detach().double()
-        if is_conv1d_linear(self.module):
-            weight = weight.T
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, self.features)
+        return weight_matrix(self.module, self.module.get_parameter("weight").detach().double())
 
     @property
     def nbytes(self) -> int:
@@ -144,7 +140,7 @@ class Layer:
             Columns ``[groups, D, n]``; the wanted result, with its shortcut, ``[groups, out / groups, n]``, or None;
             the pruned model's shortcut of that shape, or None.
         """
-        convolution = isinstance(self.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        convolution = is_convolution(self.module)
         batched = len(getattr(self.module, "kernel_size", ())) + 2
         for call, x in enumerate(seen.inputs):
             wanted = None if dense is None else dense.results[call]
@@ -158,7 +154,7 @@ class Layer:
             elif x.dim() < batched:
                 x = x[None]
                 wanted, short = (None if t is None else t[None] for t in (wanted, short))
-            for columns, part in column_chunks(self.module, x):
+            for columns, part in column_chunks(self.module, x, size=seen.sizes[call][-max(1, batched - 2) :]):
                 columns = columns if columns.dtype == torch.float64 else columns.float()
                 yield columns, self._as_rows(wanted, part, columns), self._as_rows(short, part, columns)
 
@@ -306,8 +302,7 @@ class Layer:
 
     def _store(self, weight: Tensor) -> None:
         parameter = self.module.get_parameter("weight")
-        flat = weight.reshape(self.outputs, self.features)
-        parameter.copy_((flat.T if is_conv1d_linear(self.module) else flat).reshape(parameter.shape))
+        parameter.copy_(weight_of(self.module, weight))
         torch.clear_autocast_cache()  # it would go on with the old weights in half precision
 
     def _create_bias(self, shift: Tensor) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparse_accel._modes import outside_inference_mode
+from sparse_accel.calibration.columns import is_convolution
 from sparse_accel.calibration.data import Calibration, require_memory
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
-from sparse_accel.channels.widths import Width
+from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
@@ -29,8 +30,6 @@ from sparse_accel.report import compare_models
 
 logger = logging.getLogger("sparse_accel")
 
-# Why the last layers and the stream of a network have no units: not worth a note.
-_PLAIN_REFUSALS = ("its outputs must stay", "its outputs are one unit, or unread")
 REFITS = ("auto", None, "bias", "local", "dense", "skip")
 
 
@@ -196,9 +195,9 @@ class ISpaSP:
         work = copy_model(dense).eval()
         found = find_widths(work, self.example_inputs)
         if not found:
-            reasons = "; ".join(found.refused.values()) or "no linear map reads another"
+            reasons = "; ".join(grouped(found.refused)) or "no linear map reads another"
             raise UnsupportedModelError(f"nothing can be pruned: {reasons}")
-        notes = [reason for reason in found.refused.values() if not reason.endswith(_PLAIN_REFUSALS)]
+        notes = grouped(found.refused)
         widths = self.request.chosen(list(found), notes)
         consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
         consumers |= {consumer.module: consumer.norm for width in widths for consumer in width.consumers}
@@ -253,9 +252,7 @@ class ISpaSP:
         if self.refit_head is not None:
             return self.refit_head
         modules = [work.get_submodule(consumer.module) for width in widths for consumer in width.consumers]
-        return self.settings.refit == "auto" and any(
-            isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in modules
-        )
+        return self.settings.refit == "auto" and any(is_convolution(module) for module in modules)
 
     def _state_memory(self, widths: list[Width], work: nn.Module, sites: dict[str, Site]) -> int:
         """Bytes of the largest stage: its sums, and four matrices over the columns of all consumers."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from sparse_accel.channels.widths import Width
+from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.choose import unit_sets
 
 
@@ -33,29 +33,38 @@ class Request:
     method: str
 
     def chosen(self, widths: list[Width], notes: list[str]) -> list[Width]:
-        """The widths to prune, front to back."""
+        """The widths to prune, front to back.
+
+        Args:
+            widths: of the model.
+            notes: gets a line for every reason why widths are left whole that are not left out by ``only`` or ``skip``.
+        """
         for name, patterns in (("only", self.only or ()), ("skip", self.skip), ("keep_per_layer", self.keep_per_layer)):
             for pattern in patterns:
                 if not any(matches(width, pattern) for width in widths):
                     known = ", ".join(width.name for width in widths[:8])
                     raise ValueError(f"{name}: {pattern!r} matches no width; the model's are {known or 'none'}")
-        chosen = [
+        asked = [
             width
             for width in widths
-            if (self.scope == "all" or not width.coupled)
-            and (self.only is None or any(matches(width, pattern) for pattern in self.only))
+            if (self.only is None or any(matches(width, pattern) for pattern in self.only))
             and not any(matches(width, pattern) for pattern in self.skip)
         ]
-        if self.method == "ispasp":
-            for width in [width for width in chosen if len(width.consumers) > 1]:
-                names = ", ".join(consumer.module for consumer in width.consumers)
-                notes.append(f"{width.name}: left whole: method='ispasp' takes widths with one reader, got {names}")
-                chosen.remove(width)
-        for width in chosen:
-            if not width.refittable:
-                odd = [c.module for c in width.consumers if not c.plain or c.calls != 1]
-                notes.append(f"{width.name}: left whole: {odd[0]} is not a plain linear map that is called once")
-        return sorted((width for width in chosen if width.refittable), key=lambda width: width.order)
+        reasons = {width.name: self._left(width) for width in asked}
+        left = {width.name + where: f"left whole: {why}" for width in asked for where, why in reasons[width.name]}
+        notes += grouped(left, "widths")
+        return sorted((width for width in asked if not reasons[width.name]), key=lambda width: width.order)
+
+    def _left(self, width: Width) -> list[tuple[str, str]]:
+        """Why a width stays whole, with where in the width that lies; empty if it is pruned."""
+        if self.scope != "all" and width.coupled:
+            return [("", "a residual stream (what comes behind a reader is added to the units): scope='all' prunes it")]
+        for reader, why in width.obstacles().items():
+            return [(f" (read by {reader})", f"no new weight for a reader: {why}")]
+        if self.method == "ispasp" and len(width.consumers) > 1:
+            names = ", ".join(consumer.module for consumer in width.consumers)
+            return [("", f"method='ispasp' takes widths with one reader, got {names}")]
+        return []
 
     def count(self, width: Width) -> int:
         """Units of a width to keep."""

@@ -170,11 +170,13 @@ class Seen:
 
     Attributes:
         inputs: of the consumer.
+        sizes: shapes of its own results.
         results: after the norm, and after the addition where the site has a shortcut and it was asked for.
         shortcuts: the other terms of the additions.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
+    sizes: list[torch.Size] = field(default_factory=list)
     results: list[Tensor] = field(default_factory=list)
     shortcuts: list[Tensor] = field(default_factory=list)
 
@@ -258,6 +260,7 @@ class Watch(TorchFunctionMode):
             if self.inputs:
                 x = next(tree_tensors((args, kwargs)))
                 self.seen[name].inputs.append(x.clone() if self.open > 1 else x)
+                self.seen[name].sizes.append(output.shape)
             if site.norm is None or not (self.results or name in self.sums):
                 self._finish(name, output)
 

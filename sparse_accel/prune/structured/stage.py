@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.columns import weight_matrix
 from sparse_accel.calibration.data import Calibration
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.structured.choose import choose, unit_sets
@@ -103,7 +104,16 @@ def prune_width(
             sets=unit_sets(width),
             generator=generator,
         )
-    error = _refit(feed, layers, relu, kept, settings, moments=moments, changed=changed)
+    errors = []
+    at = [0 if settings.refit is None else consumer.stage for consumer in width.consumers]
+    for stage in sorted(set(at)):
+        own = [layer for layer, number in zip(layers, at, strict=True) if number == stage]
+        again = [layer for layer in relu if layer in own]
+        if stage > min(at):  # behind a gate whose own readers have just been refit
+            feed = Feed(dense, work, calibration, own, mask=settings.mask, cache_bytes=cache if again else 0)
+            collect(feed, own)
+        errors += _refit(feed, own, again, kept, settings, moments=moments, changed=changed)
+    error = (sum(e[0] for e in errors) / len(errors), sum(e[1] for e in errors) / len(errors)) if errors else None
     for layer in layers:
         lost = layer.removed_columns(kept)
         gone[layer.name] = torch.cat([gone[layer.name], lost]) if layer.name in gone else lost
@@ -130,12 +140,12 @@ def _refit(
     *,
     moments: bool,
     changed: bool,
-) -> tuple[float, float] | None:
-    """Rewrite the consumers; the error before and after."""
+) -> list[tuple[float, float]]:
+    """Rewrite the consumers; the error of each before and after, nothing without moments."""
     if not moments:
         for layer in layers:
             layer.cut(kept)
-        return None
+        return []
     before = [layer.error(layer.masked(kept), layer.shift) for layer in layers]
     solutions: Solutions = {}
     for layer in layers:
@@ -165,13 +175,12 @@ def _refit(
             if layer.name in solutions:
                 layer.write(*solutions[layer.name])
     after = [layer.error(*solutions.get(layer.name, (layer.weight, layer.shift))) for layer in layers]
-    return sum(before) / len(before), sum(after) / len(after)
+    return list(zip(before, after, strict=True))
 
 
 def _by_unit(model: nn.Module, name: str, rows: Tensor) -> Tensor:
     """What of a producer's weight makes each unit, ``[units, ...]``."""
     weight = model.get_parameter(name).detach()
     module = model.get_submodule(name.rpartition(".")[0])
-    transposed = type(module).__name__ in ("Conv1D", "Embedding") or type(module).__name__.startswith("ConvTranspose")
-    weight = weight.transpose(0, 1) if transposed else weight
-    return weight[rows.to(weight.device)]
+    matrix = weight.T if isinstance(module, nn.Embedding) else weight_matrix(module, weight).flatten(0, 1)
+    return matrix[rows.to(weight.device)]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.columns import is_convolution, spread
 from sparse_accel.calibration.data import Calibration, all_reduce_, stream
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.select.ispasp import ispasp_select
@@ -15,17 +16,19 @@ from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.layer import Layer, Settings
 
 
-def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tuple[Tensor, int]:
-    """The consumer's input summed over the samples, float64, and their number.
+def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tuple[Tensor, int, torch.Size]:
+    """The consumer's input summed over the samples, float64, their number, and the spatial size of its result.
 
-    ``[in_features]`` for a linear consumer, ``[in_channels, *spatial]`` for a convolution, over all ranks.
+    The sum is ``[in_features]`` for a linear consumer, ``[in_channels, *spatial]`` for a convolution, over all ranks.
     """
     total: Tensor | None = None
     count = torch.zeros(1, dtype=torch.float64, device=layer.weight.device)
+    size = torch.Size()
 
-    def visit(_name: str, x: Tensor, _output: Any) -> None:
-        nonlocal total
+    def visit(_name: str, x: Tensor, output: Any) -> None:
+        nonlocal total, size
         keep = len(getattr(layer.module, "kernel_size", ())) + 1
+        size = output.shape[output.dim() - keep + 1 :]
         x = x.reshape(-1, *x.shape[x.dim() - keep :])
         part = x.sum(0, dtype=torch.float64)
         if total is not None and total.shape != part.shape:
@@ -38,7 +41,7 @@ def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tupl
     stream(model, calibration, {layer.name: layer.module}, visit)
     assert total is not None  # stream() raises where the module is not called
     all_reduce_([total, count])
-    return total, int(count)
+    return total, int(count), size
 
 
 def ispasp_choose(
@@ -56,19 +59,26 @@ def ispasp_choose(
     module = layer.module
     channels = width.consumers[0].channels.to(layer.weight.device)
     geometry: dict[str, Any] = {}
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        if channels.shape[1] != 1 or (module.groups > 1 and len(layer.fixed)):
+    transposed = is_convolution(module) and bool(getattr(module, "transposed", False))
+    if is_convolution(module):
+        if channels.shape[1] != 1 or (layer.groups > 1 and len(layer.fixed)):
             raise ValueError(f"{layer.name}: method='ispasp' takes convolutions whose units are single channels")
-        weight = layer.weight.reshape(module.weight.shape)
-        if module.groups == 1:
+        kernel: Any = module.kernel_size
+        weight = layer.weight.reshape(layer.outputs, -1, *kernel)  # [out, in / groups, *kernel]
+        if layer.groups == 1:
             weight = weight[:, channels[:, 0]]
         geometry = {key: getattr(module, key) for key in ("stride", "padding", "dilation", "groups", "padding_mode")}
+        if transposed:  # a convolution of stride 1 of the spread input, its taps in reverse
+            weight = weight.flip(list(range(2, weight.dim())))
+            geometry |= {"stride": 1, "padding": 0}
     else:
         weight = layer.weight[0][:, channels.flatten()]
     sets = unit_sets(width)
     kept: Tensor | None = None
     for _ in range(settings.iterations if settings.fresh_batches else 1):
-        total, count = hidden_sum(work, calibration, layer)
+        total, count, size = hidden_sum(work, calibration, layer)
+        if transposed:
+            total = spread(module, total[None], size)[0]
         kept = ispasp_select(
             total[channels[:, 0]] if weight.dim() > 2 else total[channels],
             weight,
