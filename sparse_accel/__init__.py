@@ -13,7 +13,7 @@ from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RMDA, SPPAM, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
-from .prune.layerwise.targets import GroupSparsity, Rows
+from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .removal.files import CheckpointError
@@ -24,6 +24,7 @@ __all__ = [
     "L1",
     "RMDA",
     "SPPAM",
+    "BlockSparsity",
     "BuildInfo",
     "CheckpointError",
     "CompactError",

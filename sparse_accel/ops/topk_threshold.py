@@ -21,6 +21,7 @@ def topk_threshold_(
     by: str = "tensor",
     layout: GroupLayout | str | None = None,
     scale: Tensor | None = None,
+    dim: int = -1,
 ) -> Tensor:
     """Keep the elements with the k largest scores and set all others to zero, in place.
 
@@ -32,8 +33,8 @@ def topk_threshold_(
     ``"row"``       elements of each ``x[i]`` (a vector is one row)
     ``"group"``     whole groups of ``layout``, the k with the largest Euclidean norm of their elements' scores
     ``"within"``    elements of each group of ``layout``; ties go by their order in memory
-    a pair (n, m)   n of every m neighbours along the last dimension, whatever ``by``; where m does not divide it, the
-                    last block of each row has r < m elements, of which min(n, r) are kept
+    a pair (n, m)   n of every m neighbours along ``dim``, whatever ``by``; where m does not divide its size, the last
+                    block has r < m elements, of which min(n, r) are kept
     ==============  ==========================================================================================
 
     Args:
@@ -45,12 +46,16 @@ def topk_threshold_(
         layout: the groups: a :class:`GroupLayout` of the memory of ``x``, or ``"input"``, ``"output"``, ``"kernel"``.
         scale: one number for each column (last dimension); scores are then ``|x| * scale``, formed in memory only for
             whole groups, and within groups of a tensor that is not contiguous. Only where ``scores`` is None.
+        dim: along which (n, m) counts neighbours, and to whose indices ``scale`` belongs then. The last by default: of
+            a linear layer's weight the inputs, but of a convolution's ``[out, in, kh, kw]`` the kernel's width. Its
+            input channels, as sparse tensor cores want them, are ``dim=1``; in channels_last memory nothing is copied.
 
     Returns:
         What was kept: a boolean tensor of the shape and strides of ``x``.
 
     Raises:
-        ValueError: NaN among the scores, k out of range, shapes or a layout that do not fit; nothing has changed then.
+        ValueError: NaN among the scores, k out of range, shapes, a layout or ``dim`` that do not fit; nothing has
+            changed then.
         TypeError: an unsupported dtype.
 
     Example:
@@ -64,6 +69,13 @@ def topk_threshold_(
                 [ 3.0000,  3.0000,  0.0000,  0.0000]])
     """
     numbers = [k] if isinstance(k, int) else list(k)
+    if dim != -1:
+        if len(numbers) != 2:
+            raise ValueError(f"dim: expected -1 unless k is a pair (n, m), got {dim}")
+        if not -x.dim() <= dim < x.dim():
+            raise ValueError(f"dim: expected one of the {x.dim()} dimensions of x, got {dim}")
+        moved = None if scores is None else scores.movedim(dim, -1) if scores.dim() == x.dim() else scores
+        return _topk_threshold(x.movedim(dim, -1), moved, numbers, by, [], scale).movedim(-1, dim)
     if by not in ("group", "within") or len(numbers) == 2:
         return _topk_threshold(x, scores, numbers, by, [], scale)
     if layout is None:

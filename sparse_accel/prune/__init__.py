@@ -7,7 +7,7 @@ them. ``select`` works on plain arrays, ``layerwise`` on one layer, ``structured
 from sparse_accel.calibration.data import Calibration
 from sparse_accel.channels.widths import Consumer, Width, Widths
 from sparse_accel.prune.layerwise.solve import LayerInfo, layerwise_solve
-from sparse_accel.prune.layerwise.targets import GroupSparsity, Rows
+from sparse_accel.prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from sparse_accel.prune.select.gram import GramSelection, energy_select, gram_cosamp, gram_obs, refit
 from sparse_accel.prune.select.ispasp import ISpaSPSelection, batchnorm_affine, ispasp_select
 from sparse_accel.prune.structured.pruner import ISpaSP, PruneError
@@ -19,6 +19,7 @@ from sparse_accel.prune.unstructured.result import CurvatureIHTResult, export_sp
 from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
 
 __all__ = [
+    "BlockSparsity",
     "Calibration",
     "Consumer",
     "CurvatureIHT",

@@ -159,7 +159,10 @@ def test_what_leaves_the_model_stays(name: str) -> None:
 
 def test_without_it_the_layer_is_cut() -> None:
     assert sa.compact(half_read(), X).model.a.out_features == 3
-    assert sa.compact(half_read(lambda h: SimpleNamespace(size=6, dtype=h.dtype, f=torch.relu)), X).model.a.out_features == 3
+    assert (
+        sa.compact(half_read(lambda h: SimpleNamespace(size=6, dtype=h.dtype, f=torch.relu)), X).model.a.out_features
+        == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["namespace", "slots", "deque", "generator", "registered", "closure", "array"])

@@ -21,7 +21,7 @@ MOST_DAMPING = 1.0
 
 
 class LayerProblem:
-    """Checked arguments, scaled.
+    """The arguments, scaled; :func:`check` them before.
 
     Attributes:
         hessian: ``[C, C]`` with a unit diagonal and the damping, float32 (float64 for float64 weights).
@@ -32,7 +32,6 @@ class LayerProblem:
     """
 
     def __init__(self, weight: Tensor, hessian: Tensor, damping: float) -> None:
-        _check(weight, hessian, damping)
         self.original = weight.detach()
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.given = hessian.detach()
@@ -107,7 +106,8 @@ def _least_damping(hessian: Tensor) -> float:
     return 1e-6 if hessian.dtype == torch.float32 else 1e-12
 
 
-def _check(weight: Tensor, hessian: Tensor, damping: float) -> None:
+def check(weight: Tensor, hessian: Tensor, damping: float) -> None:
+    """Raise TypeError or ValueError unless the arguments make a problem; the message names the argument."""
     for name, tensor in (("weight", weight), ("hessian", hessian)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")

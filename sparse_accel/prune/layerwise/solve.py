@@ -18,10 +18,11 @@ from sparse_accel.prune.layerwise.baselines import admm, magnitude, sparsegpt
 from sparse_accel.prune.layerwise.groups import whole_columns, whole_rows
 from sparse_accel.prune.layerwise.iht import curvature_iht
 from sparse_accel.prune.layerwise.obs import obs
-from sparse_accel.prune.layerwise.problem import LayerProblem, conjugate_gradients
-from sparse_accel.prune.layerwise.targets import GroupSparsity, Projection, Rows, Sparsity, parse
+from sparse_accel.prune.layerwise.problem import LayerProblem, check, conjugate_gradients
+from sparse_accel.prune.layerwise.taps import into_order, out_of_order
+from sparse_accel.prune.layerwise.targets import BlockSparsity, GroupSparsity, Projection, Rows, Sparsity, parse
 
-__all__ = ["GroupSparsity", "LayerInfo", "Rows", "layerwise_solve"]
+__all__ = ["BlockSparsity", "GroupSparsity", "LayerInfo", "Rows", "layerwise_solve"]
 
 
 class _Method(NamedTuple):
@@ -95,7 +96,8 @@ def layerwise_solve(
             float64. Not changed.
         hessian: ``X X^T`` of the inputs, ``[C, C]``, as a sum or a mean.
         sparsity: the share of weights to remove, ``"n:m"`` (n kept of every m neighbours of a row; a last run shorter
-            than m keeps n, or all that it has), :class:`Rows` or :class:`GroupSparsity`.
+            than m keeps n, or all that it has; with the ``shape`` of a convolution neighbours are input channels at
+            one tap, see :class:`BlockSparsity` for the other order), :class:`Rows` or :class:`GroupSparsity`.
         iterations: of ``"iht"``, at most; 32 is better by about 1 %. Not of groups of whole columns (input channels:
             backward elimination, :func:`~sparse_accel.prune.gram_obs`) and of whole rows (outputs: exact at once).
         method: ``"iht"``, or for comparison ``"magnitude"``, ``"sparsegpt"``, ``"obs"`` (greedy, one weight of each row
@@ -103,7 +105,8 @@ def layerwise_solve(
         damping: added to the diagonal of H, times its mean; the method's own if None. Ten times more and so on while H
             is not positive definite: logged, and told in ``info``.
         refit: steps of conjugate gradients on the support in the end; the method's own if None.
-        shape: ``(R, in, ...)`` of the convolution weight that ``weight`` is a view of, for groups; ``[R, C]`` if None.
+        shape: ``(R, in, ...)`` of the convolution weight that ``weight`` is a view of, for groups and n:m; ``[R, C]``
+            if None.
         seed: for methods that draw numbers; none does at present: the result is a function of the other arguments.
 
     Returns:
@@ -130,16 +133,20 @@ def layerwise_solve(
     asked = DEFAULTS[method].damping if damping is None else damping
     begin = time.perf_counter()
     with torch.no_grad():
-        problem = LayerProblem(weight, hessian, asked)
+        check(weight, hessian, asked)
         rows, columns = weight.shape
         target = parse(sparsity, (rows, columns), shape)
+        given, order = weight, target.order
+        if order is not None:
+            given, hessian = into_order(weight.detach(), order, (1,)), into_order(hessian.detach(), order, (0, 1))
+        problem = LayerProblem(given, hessian, asked)
         solution, run, steps = _solve(problem, target, method, iterations, refit)
         if weight.is_cuda:
             torch.cuda.synchronize(weight.device)
         seconds = time.perf_counter() - begin
         info = LayerInfo(
             method=method,
-            error=problem.error(solution),
+            error=problem.error(solution),  # fillers add nothing
             seconds=seconds,
             damping=problem.damping,
             damping_asked=float(asked),
@@ -147,8 +154,10 @@ def layerwise_solve(
             refit=steps,
             kept=target.kept,
             sparsity=1.0 - target.density,
-            dead_inputs=problem.dead,
+            dead_inputs=problem.dead - (0 if order is None else int((order < 0).sum())),
         )
+        if order is not None:
+            solution = out_of_order(solution, order, columns)
     solution.info = info  # type: ignore[attr-defined]
     return solution
 

@@ -1,8 +1,8 @@
 """What a sparse weight has to look like: how many weights are kept, and which of a tensor of scores.
 
-A target is given as a number (the share of weights to remove), ``"n:m"``, :class:`Rows` or :class:`GroupSparsity`;
-:func:`parse` makes of it a :class:`Projection`, bound to the shape of one layer. All selections are exact: so many are
-kept, not one more, and equal scores go to the lowest index.
+A target is given as a number (the share of weights to remove), ``"n:m"`` or :class:`BlockSparsity`, :class:`Rows` or
+:class:`GroupSparsity`; :func:`parse` makes of it a :class:`Projection`, bound to the shape of one layer. All selections
+are exact: so many are kept, not one more, and equal scores go to the lowest index.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparse_accel.groups import BY, group_layout
 from sparse_accel.ops import topk_threshold_
+from sparse_accel.prune.layerwise.taps import tap_order
 
 MAX_M = 32  # of n:m
 
@@ -72,18 +73,63 @@ class GroupSparsity:
             raise ValueError(f"by: expected one of {', '.join(map(repr, BY))}, got {self.by!r}")
 
 
-Sparsity = float | str | Rows | GroupSparsity
+@dataclasses.dataclass(frozen=True)
+class BlockSparsity:
+    """n of every m neighbouring weights of an output are kept; ``"n:m"`` is short for it.
+
+    Args:
+        n: kept of every block.
+        m: weights of a block, up to 32.
+        along: what neighbours are in a convolution's weight ``[out, in, kh, kw]``. ``"input"``: input channels at the
+            same tap, as sparse tensor cores want it (the order of channels_last memory, kh × kw × in); a last block of
+            fewer than m channels keeps n, or all that it has, so that with n or fewer input channels (of a group: a
+            depthwise convolution has one) nothing is removed. ``"row"``: the flattened (in, kh, kw). Linear layers and
+            1 × 1 convolutions know no difference.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> parse(BlockSparsity(2, 4), (1, 54), (1, 6, 3, 3)).kept, parse("2:4", (1, 54)).kept
+        (36, 28)
+    """
+
+    n: int
+    m: int
+    along: str = "input"
+
+    def __post_init__(self) -> None:
+        numbers = not any(isinstance(x, bool) or not isinstance(x, int) for x in (self.n, self.m))
+        if not numbers or not 1 <= self.n < self.m <= MAX_M:
+            raise ValueError(f'sparsity: expected "n:m" with 1 <= n < m <= {MAX_M}, got {self.n!r}:{self.m!r}')
+        if self.along not in ("input", "row"):
+            raise ValueError(f"along: expected 'input' or 'row', got {self.along!r}")
+
+    @staticmethod
+    def read(text: str) -> BlockSparsity:
+        """``"n:m"``.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+        if not match or not 1 <= int(match[1]) < int(match[2]) <= MAX_M:
+            raise ValueError(f'sparsity: expected "n:m" with 1 <= n < m <= {MAX_M}, got {text!r}')
+        return BlockSparsity(int(match[1]), int(match[2]))
+
+
+Sparsity = float | str | Rows | GroupSparsity | BlockSparsity
 
 
 def parse(sparsity: Sparsity, shape: tuple[int, int], weight_shape: tuple[int, ...] | None = None) -> Projection:
     """The projection that a target asks for, on a weight of some shape.
 
     Args:
-        sparsity: a number in [0, 1], the share to remove over the whole tensor; ``"n:m"``, n kept of every m
-            neighbours in a row; :class:`Rows`; :class:`GroupSparsity`.
+        sparsity: a number in [0, 1], the share to remove over the whole tensor; ``"n:m"`` or :class:`BlockSparsity`, n
+            kept of every m neighbours; :class:`Rows`; :class:`GroupSparsity`.
         shape: ``(R, C)`` of the weight as a matrix, one row per output.
-        weight_shape: ``(R, in, ...)`` of the weight that the matrix is a view of, where groups are channels or kernels
-            of a convolution; ``shape`` if None.
+        weight_shape: ``(R, in, ...)`` of the weight that the matrix is a view of, where groups or blocks are of a
+            convolution's channels or kernels; ``shape`` if None.
 
     Raises:
         ValueError: a target that cannot be read, or out of range; ``weight_shape`` is no view of ``shape``.
@@ -102,13 +148,14 @@ def parse(sparsity: Sparsity, shape: tuple[int, int], weight_shape: tuple[int, .
             return _Groups(shape, weight_shape, sparsity)
         sparsity = sparsity.sparsity
     if isinstance(sparsity, str):
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", sparsity)
-        n, m = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 1 <= n < m <= MAX_M:
-            raise ValueError(f'sparsity: expected "n:m" with 1 <= n < m <= {MAX_M}, got {sparsity!r}')
-        return _OfEvery(shape, n, m)
+        sparsity = BlockSparsity.read(sparsity)
+    if isinstance(sparsity, BlockSparsity):
+        taps = math.prod(weight_shape[2:])
+        if sparsity.along == "row" or taps == 1:
+            return _OfEvery(shape, sparsity.n, sparsity.m)
+        return _OfEveryChannels(shape, sparsity.n, sparsity.m, taps)
     if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
-        raise ValueError(f'sparsity: expected a number, "n:m", Rows or GroupSparsity, got {sparsity!r}')
+        raise ValueError(f'sparsity: expected a number, "n:m", BlockSparsity, Rows or GroupSparsity, got {sparsity!r}')
     total = math.prod(shape)
     return _Elements(shape, total - round(_check_sparsity(sparsity) * total))
 
@@ -123,11 +170,14 @@ class Projection:
         run, in_run: m and n of n:m, else 0.
         by: what the groups are, else ``"element"``.
         groups, of_groups: number of groups kept and in all, else 0.
+        order: of the columns, in which :meth:`keep_` wants them, see
+            :func:`~sparse_accel.prune.layerwise.taps.tap_order`; None: as they are.
     """
 
     in_row: int | None = None
     run = in_run = groups = of_groups = 0
     by = "element"
+    order: Tensor | None = None
 
     def __init__(self, shape: tuple[int, int], kept: int) -> None:
         self.shape = shape
@@ -195,6 +245,21 @@ class _OfEvery(Projection):
 
     def stretch(self, start: int, stop: int) -> Projection:
         return _OfEvery((self.shape[0], stop - start), self.in_run, self.run)
+
+
+class _OfEveryChannels(_OfEvery):
+    """n of every m input channels at each tap of a convolution: runs of columns in the order of the taps."""
+
+    def __init__(self, shape: tuple[int, int], n: int, m: int, taps: int) -> None:
+        rows, columns = shape
+        channels = columns // taps
+        self.order = tap_order(channels, taps, m)
+        super().__init__((rows, len(self.order)), n, m)
+        self.shape = shape
+        self.kept = rows * taps * (channels // m * n + min(n, channels % m))
+        self.density = self.kept / (rows * columns) if rows * columns else 1.0
+        if self.kept == rows * columns:  # nothing to choose, and fillers would count
+            self.order = None
 
 
 class _Groups(Projection):

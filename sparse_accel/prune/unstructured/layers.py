@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from sparse_accel.calibration.moments import column_count
 from sparse_accel.channels.graph import is_conv1d_linear
+from sparse_accel.prune.layerwise.targets import BlockSparsity
 
 logger = logging.getLogger("sparse_accel")
 
@@ -168,8 +169,8 @@ def select_layers(model: nn.Module, targets: Targets, skip: Sequence[str], spars
         used.update(hits)
         reason = "skip" if any(matches(name, pattern) for pattern in skip) else _unsuitable(module)
         target = patterns[hits[-1]]
-        if reason is None and target is None:
-            reason = "targets"
+        if reason is None:
+            reason = "targets" if target is None else _too_narrow(module, target)
         if reason is not None:
             out.left.setdefault(name, reason)
             continue
@@ -218,6 +219,23 @@ def _unsuitable(module: nn.Module) -> str | None:
     if not weight.is_floating_point() or weight.layout != torch.strided:
         return f"its weight is {weight.dtype}, {weight.layout}"
     return "its weight is empty" if not weight.numel() else None
+
+
+def _too_narrow(module: nn.Module, target: Any) -> str | None:
+    """Why n:m removes nothing of a layer: it has no more than n neighbours."""
+    try:
+        blocks = BlockSparsity.read(target) if isinstance(target, str) else target
+    except ValueError:
+        return None  # the solver says what is wrong with it
+    if not isinstance(blocks, BlockSparsity):
+        return None
+    count, what = column_count(module)[1], "inputs"
+    if isinstance(module, nn.modules.conv._ConvNd) and blocks.along == "input":
+        count, what = module.in_channels // module.groups, "input channels"
+    of = " of each group" if getattr(module, "groups", 1) > 1 else ""
+    if count > blocks.n:
+        return None
+    return f"{blocks.n}:{blocks.m} removes nothing where there are {count} {what}{of}"
 
 
 def _unshared(found: Mapping[int, Layer], owners: Mapping[int, Mapping[str, nn.Module]], out: Selection) -> list[Layer]:

@@ -87,9 +87,9 @@ class CurvatureIHTResult:
             os.replace(directory / (name + ".tmp"), directory / name)
         return directory
 
-    def export(self, form: str = "csr") -> dict[str, Tensor]:
+    def export(self, form: str = "csr", along: str = "input") -> dict[str, Tensor]:
         """The pruned weights in one of torch's sparse formats; see :func:`export_sparse`."""
-        return export_sparse(self.model, list(self.masks), form)
+        return export_sparse(self.model, list(self.masks), form, along)
 
 
 @outside_inference_mode
@@ -140,21 +140,25 @@ def load_sparse(directory: str | os.PathLike[str], model: nn.Module) -> Curvatur
     return CurvatureIHTResult(new, CurvatureIHTReport.from_plain(plan["report"]), Masks(new, masks))
 
 
-def export_sparse(model: nn.Module, names: list[str], form: str = "csr") -> dict[str, Tensor]:
+def export_sparse(model: nn.Module, names: list[str], form: str = "csr", along: str = "input") -> dict[str, Tensor]:
     """Weights in one of torch's sparse formats.
 
     Args:
         model: whose parameters they are.
-        names: of parameters, such as ``list(result.masks)``. Those of more than two dimensions are taken as
+        names: of parameters, such as ``list(result.masks)``. Those of more than two dimensions are taken as matrices
             ``[first dimension, the rest]``.
         form: ``"csr"`` for ``torch.sparse_csr`` tensors, ``"semi_structured"`` for torch's 2:4 format, which exists
             for float16, bfloat16 and int8 weights on NVIDIA GPUs from compute capability 8.0 on.
+        along: of the semi-structured columns of a convolution ``[out, in, kh, kw]``: ``"input"`` for ``kh × kw × in``
+            (input channels as neighbours, as in channels_last memory and as ``"2:4"`` prunes them), ``"row"`` for
+            ``in × kh × kw`` (``torch.nn.functional.unfold``'s order). CSR is always the latter.
 
     Returns:
         The sparse tensors by parameter name. ``torch.nn.functional.linear`` takes them in place of the dense weights.
 
     Raises:
-        ValueError: ``form`` or a name is unknown; or a weight cannot be semi-structured: the message says why.
+        ValueError: ``form``, ``along`` or a name is unknown; or a weight cannot be semi-structured: the message says
+            why.
 
     Example:
         >>> net = nn.Linear(4, 2)
@@ -164,26 +168,51 @@ def export_sparse(model: nn.Module, names: list[str], form: str = "csr") -> dict
     """
     if form not in ("csr", "semi_structured"):
         raise ValueError(f"form: expected 'csr' or 'semi_structured', got {form!r}")
+    if along not in ("input", "row"):
+        raise ValueError(f"along: expected 'input' or 'row', got {along!r}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     out = {}
     for name in names:
         if name not in parameters:
             raise ValueError(f"names: the model has no parameter {name!r}")
         weight = parameters[name].detach()
-        weight = weight.reshape(len(weight), -1)
-        out[name] = weight.to_sparse_csr() if form == "csr" else _semi_structured(name, weight)
+        if form == "csr":
+            out[name] = weight.reshape(len(weight), -1).to_sparse_csr()
+        else:
+            out[name] = _semi_structured(name, weight, along)
     return out
 
 
-def _semi_structured(name: str, weight: Tensor) -> Tensor:
+def _two_of_four(name: str, weight: Tensor, along: str) -> Tensor:
+    """The weight as a matrix in whose rows every four neighbours hold at most two nonzeros.
+
+    Raises:
+        ValueError: it is not such a weight.
+    """
+    run = weight[0].numel() if along == "row" else weight.shape[1]
+    if along == "input":
+        weight = weight.movedim(1, -1)
+    rows = weight.reshape(len(weight), -1)
+    if run % 4:
+        what = "inputs" if weight.dim() == 2 else "input channels" if along == "input" else "weights of a row"
+        raise ValueError(f"{name}: expected a multiple of 4 {what} for torch's semi-structured format, got {run}")
+    if bool(((rows.reshape(len(rows), -1, 4) != 0).sum(2) > 2).any()):
+        where = "neighbours in a row" if weight.dim() == 2 or along == "row" else "input channels at one tap"
+        raise ValueError(
+            f"{name}: expected at most 2 of 4 {where} to be nonzero; prune with sparsity='2:4'"
+            + (", or export with the along that it was pruned with" if weight.dim() > 2 else "")
+        )
+    return rows
+
+
+def _semi_structured(name: str, weight: Tensor, along: str) -> Tensor:
     if weight.device.type != "cuda":
         raise ValueError(f"{name}: torch's semi-structured format needs a CUDA tensor, got one on {weight.device}")
     if weight.dtype not in (torch.float16, torch.bfloat16, torch.int8):
         raise ValueError(f"{name}: torch's semi-structured format needs float16, bfloat16 or int8, got {weight.dtype}")
-    rows, columns = weight.shape
-    if columns % 4 or bool(((weight.reshape(rows, -1, 4) != 0).sum(2) > 2).any()):
-        raise ValueError(f"{name}: expected at most 2 of 4 weights in a row to be nonzero; prune with sparsity='2:4'")
+    rows = _two_of_four(name, weight, along)
     try:
-        return torch.sparse.to_sparse_semi_structured(weight)
+        return torch.sparse.to_sparse_semi_structured(rows)
     except (RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{name}: torch cannot make a {rows} × {columns} weight semi-structured: {error}") from error
+        size = " × ".join(map(str, rows.shape))
+        raise ValueError(f"{name}: torch cannot make a {size} weight semi-structured: {error}") from error

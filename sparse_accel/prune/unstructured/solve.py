@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.moments import Gram, column_chunks
 from sparse_accel.calibration.replay import Front
+from sparse_accel.prune.layerwise.targets import BlockSparsity
 from sparse_accel.prune.unstructured.layers import Layer, Step
 
 CHUNK_BYTES = 1 << 26  # of im2col columns at a time
@@ -141,4 +142,6 @@ def work_bytes(layer: Layer, dtype: torch.dtype) -> int:
     groups, rows, features = layer.shape
     sums = 2 * groups * features * (features + 1) * dtype.itemsize
     solver = 4 * (8 * features * features + 12 * rows * features)
+    if isinstance(layer.module, nn.modules.conv._ConvNd) and isinstance(layer.target, (str, BlockSparsity)):
+        solver += features * features * dtype.itemsize  # the Hessian in the order of the taps
     return sums + solver + 3 * layer.weight.numel() * layer.weight.element_size()
