@@ -74,8 +74,6 @@ class ProximalOptimizer(Optimizer):
                 elif key in self._scalar_state and not isinstance(value, Tensor):
                     values[key] = self._placed(param, key, torch.tensor(value, device="cpu"))
 
-    # ------------------------------------------------------------------ parameter groups
-
     @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; it may name its own ``penalty`` (or None). The dictionary itself is not kept.
@@ -118,7 +116,8 @@ class ProximalOptimizer(Optimizer):
 
     @_disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step. Gradients are checked in all groups before anything changes.
+        """Do one step. Gradients are checked in all groups before anything changes. As in torch, a parameter frozen by
+        ``requires_grad_(False)`` still takes the gradient that it holds, until ``zero_grad()`` drops it.
 
         Args:
             closure: reevaluates the model with gradients enabled and returns the loss.
@@ -149,7 +148,7 @@ class ProximalOptimizer(Optimizer):
         """Called for each group at the start of its part of the step."""
 
     def _gather(self, group: dict[str, Any], need_grad: bool) -> list[Batch]:
-        """The group's parameters with a gradient (or with state) by device and dtype, checked; nothing changes."""
+        """The group's parameters with a gradient (or with state, and not frozen) by device and dtype, all checked."""
         check_lr(group["lr"])
         penalty = penalty_from_plain(group["penalty"])
         if isinstance(group["penalty"], Penalty):
@@ -158,7 +157,7 @@ class ProximalOptimizer(Optimizer):
         batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
         for param in dict.fromkeys(group["params"]):
             state = self.state.get(param, {})
-            if param.grad is None if need_grad else "step" not in state:
+            if param.grad is None if need_grad else "step" not in state or not param.requires_grad:
                 continue
             work, grad = param, param.grad if need_grad else None
             if grad is not None and grad.layout != torch.strided:
@@ -288,7 +287,7 @@ class ProximalOptimizer(Optimizer):
         by bit, on leaving (also by an exception).
 
         Nested use is one use. What is written into the parameters inside is lost on leaving; ``step()``,
-        ``load_state_dict()`` and ``finalize_()`` are refused inside. Parameters that have had no step stay.
+        ``load_state_dict()`` and ``finalize_()`` are refused inside. Frozen parameters and those without a step stay.
         """
         self._swapped += 1
         backup: dict[Tensor, Tensor] = {}
@@ -307,6 +306,10 @@ class ProximalOptimizer(Optimizer):
     @torch.no_grad()
     def finalize_(self) -> None:
         """Set the parameters to the proximal iterate for good: exact zeros, ready for saving and removal.
+
+        Frozen parameters (``requires_grad=False``) and those without a step stay. The iterate is that of the optimizer's
+        state, whatever the parameters hold: after ``model.load_state_dict(best)`` load the optimizer's state of that
+        moment too, or finalize to that of the *last* step. Weights saved inside :meth:`proximal_parameters` are final.
 
         Raises:
             RuntimeError: called inside :meth:`proximal_parameters`.

@@ -249,6 +249,11 @@ class SPPAM(ProximalOptimizer):
             for param in dict.fromkeys(group["params"]):
                 if not param.is_floating_point():
                     raise ValueError(f"exact steps: expected real parameters, got {param.dtype}")
+                if not param.requires_grad:
+                    raise ValueError(
+                        f"exact steps move every parameter: expected none frozen, got one of shape {tuple(param.shape)} "
+                        "with requires_grad=False; use step(closure)"
+                    )
                 lr = float(group["lr"])
                 if lr == 0:
                     raise ValueError("exact steps: expected lr > 0, got 0")
@@ -269,7 +274,8 @@ class SPPAM(ProximalOptimizer):
         with torch.no_grad():
             for group in self.param_groups:
                 for param in dict.fromkeys(group["params"]):
-                    if group["momentum"] != 0 and "previous" in self.state.get(param, {}):
+                    moves = param.requires_grad or param.grad is not None  # frozen is frozen, also within the step
+                    if moves and group["momentum"] != 0 and "previous" in self.state.get(param, {}):
                         real(param).copy_(self._extrapolated(param, group["momentum"]))
         with torch.enable_grad():
             first = closure()
@@ -322,7 +328,7 @@ class SPPAM(ProximalOptimizer):
         for group in self.param_groups:
             for param in dict.fromkeys(group["params"]):
                 average = self.state.get(param, {}).get("average")
-                if average is None:
+                if average is None or not param.requires_grad:
                     continue
                 if backup is not None:
                     backup[param] = param.detach().clone()
