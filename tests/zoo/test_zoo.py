@@ -1,0 +1,129 @@
+"""Forty small models, everything that the library does with a model: what is left says so, and nothing is wrong."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo_own import OWN
+from zoo_transformers import TRANSFORMERS
+
+import sparse_accel as sa
+from sparse_accel.channels.call import run_model
+from sparse_accel.channels.containers import output_tensors
+
+ZOO = {**OWN, **TRANSFORMERS}
+# Models none of whose widths can go, with the words that say why.
+NO_WIDTHS: dict[str, str] = {}
+
+
+def outputs(model: nn.Module, batch: Any) -> list[Tensor]:
+    with torch.no_grad():
+        return [t.clone() for t in output_tensors(run_model(copy.deepcopy(model).eval(), copy.deepcopy(batch)))]
+
+
+def weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.dim() >= 2)
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    one, two = a.state_dict(), b.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def assert_computes(model: nn.Module, dense: nn.Module, batches: list[Any]) -> None:
+    for batch in batches:
+        came, expected = outputs(model, batch), outputs(dense, batch)
+        assert [t.shape for t in came] == [t.shape for t in expected]
+        assert all(bool(t.isfinite().all()) for t in came if t.is_floating_point())
+
+
+def assert_reloads(result: Any, fresh: nn.Module, batches: list[Any], folder: Path) -> None:
+    loaded = sa.load(sa.save(result, folder), fresh)
+    assert equal(loaded, result.model)
+    for batch in batches:
+        for old, new in zip(outputs(result.model, batch), outputs(loaded, batch), strict=True):
+            assert torch.equal(old, new)
+
+
+@pytest.fixture(params=sorted(ZOO))
+def made(request: pytest.FixtureRequest) -> Iterator[tuple[str, nn.Module, list[Any]]]:
+    if request.param in TRANSFORMERS:
+        pytest.importorskip("transformers", reason="the test group is not installed")
+    model, batches = ZOO[request.param]()
+    model.eval()
+    before = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*of the weights.*")  # what is left is asserted on
+        yield request.param, model, batches
+    assert equal(model, before)
+    assert not model.training
+
+
+def test_the_zoo_is_large() -> None:
+    assert len(ZOO) >= 40
+
+
+def test_compact(made: tuple[str, nn.Module, list[Any]], tmp_path: Path) -> None:
+    """Half of one width's units are read by nobody: they go, and no output of any batch changes."""
+    name, model, batches = made
+    widths = sa.prune.find_widths(model, batches[0])
+    planted = copy.deepcopy(model)
+    for width in list(widths)[:1]:
+        for consumer in width.consumers:
+            module = planted.get_submodule(consumer.module)
+            index = torch.cat([torch.as_tensor(consumer.channels[unit]) for unit in range(width.units // 2)])
+            dim = 0 if type(module).__name__ == "Conv1D" or isinstance(module, nn.modules.conv._ConvTransposeNd) else 1
+            if getattr(module, "groups", 1) == 1:
+                module.weight.data.index_fill_(dim, index, 0)
+    result = sa.compact(planted, batches[0])
+    for batch in batches:
+        for old, new in zip(outputs(planted, batch), outputs(result.model, batch), strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+    assert_reloads(result, ZOO[name]()[0].eval(), batches, tmp_path)
+
+
+def test_structured(made: tuple[str, nn.Module, list[Any]], tmp_path: Path) -> None:
+    name, model, batches = made
+    pruner = sa.prune.ISpaSP(model, batches[0], 0.5)
+    if name in NO_WIDTHS:
+        with pytest.raises(sa.UnsupportedModelError, match=NO_WIDTHS[name]):
+            pruner.run(batches)
+        return
+    result = pruner.run(batches)
+    assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in model.parameters())
+    assert_computes(result.model, model, batches)
+    assert_reloads(result, ZOO[name]()[0].eval(), batches, tmp_path)
+    # Every width of the model was halved, or a note names it.
+    told = "\n".join(result.report.notes)
+    changed = {change.name for change in result.report.widths}
+    for width in sa.prune.find_widths(model, batches[0]):
+        assert width.name in changed or width.coupled or width.name in told, width.name
+    again = pruner.run(batches[::-1])
+    assert equal(again.model, result.model)
+
+
+def test_unstructured(made: tuple[str, nn.Module, list[Any]], tmp_path: Path) -> None:
+    name, model, batches = made
+    pruner = sa.prune.CurvatureIHT(model, 0.5)
+    result = pruner.run(batches)
+    assert_computes(result.model, model, batches)
+    assert_reloads(result, ZOO[name]()[0].eval(), batches, tmp_path)
+    report = result.report
+    assert abs(report.sparsity - 0.5) < 0.02
+    # Every weight was pruned or is named with its share; the whole model's sparsity is told too.
+    total = sum(p.numel() for _, p in weights(model))
+    zeros = sum(int((p == 0).sum()) for _, p in weights(result.model))
+    assert report.weights == total
+    assert abs(report.left_share + sum(layer.numel for layer in report.layers) / total - 1) < 1e-6
+    assert abs(report.model_sparsity - sum(layer.numel - layer.kept for layer in report.layers) / total) < 1e-9
+    assert zeros / total >= report.model_sparsity - 1e-9
+    assert set(report.shares) == set(report.left)
+    again = pruner.run(batches[::-1])
+    assert equal(again.model, result.model)
