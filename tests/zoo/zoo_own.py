@@ -248,7 +248,7 @@ OWN: dict[str, Callable[[], Made]] = {
         4,
         4,
         12,
-    ),  # fmt: skip
+    ),
     "volume_conv": _made(
         lambda: nn.Sequential(
             nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
@@ -258,7 +258,7 @@ OWN: dict[str, Callable[[], Made]] = {
         6,
         6,
         6,
-    ),  # fmt: skip
+    ),
     "generator": _made(
         lambda: nn.Sequential(
             nn.Linear(6, 64),
@@ -272,5 +272,5 @@ OWN: dict[str, Callable[[], Made]] = {
         ),
         4,
         6,
-    ),  # fmt: skip
+    ),
 }

@@ -93,7 +93,10 @@ TRANSFORMERS: dict[str, Callable[[], Made]] = {
     "distilbert": _text(
         "DistilBertConfig",
         "DistilBertModel",
-        **{"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+        dim=32,
+        hidden_dim=48,
+        n_layers=2,
+        n_heads=4,
         **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")),
     ),
     "llama": _text("LlamaConfig", "LlamaForCausalLM", **_LLAMA),
@@ -123,7 +126,7 @@ TRANSFORMERS: dict[str, Callable[[], Made]] = {
         depths=[1, 1],
         layer_type="basic",
         num_labels=3,
-    ),  # fmt: skip
+    ),
     "regnet_y": _vision(
         "RegNetConfig",
         "RegNetForImageClassification",
@@ -134,7 +137,7 @@ TRANSFORMERS: dict[str, Callable[[], Made]] = {
         groups_width=8,
         layer_type="y",
         num_labels=3,
-    ),  # fmt: skip
+    ),
     "convnextv2": _vision(
         "ConvNextV2Config",
         "ConvNextV2ForImageClassification",
@@ -143,7 +146,7 @@ TRANSFORMERS: dict[str, Callable[[], Made]] = {
         depths=[1, 1, 1, 1],
         image_size=32,
         num_labels=3,
-    ),  # fmt: skip
+    ),
     "mobilenet_v2": _vision(
         "MobileNetV2Config",
         "MobileNetV2ForImageClassification",
@@ -153,5 +156,5 @@ TRANSFORMERS: dict[str, Callable[[], Made]] = {
         depth_divisible_by=4,
         min_depth=4,
         num_labels=3,
-    ),  # fmt: skip
+    ),
 }
