@@ -103,7 +103,7 @@ WRAP: dict[str, Callable[[Tensor], Any]] = {
     "generator": later,
     "nested_generator": lambda h: {"all": (x for x in (h,))},
     "object_with_generator": lambda h: SimpleNamespace(items=later(h)),
-    "map": lambda h: map(lambda row: row, h),
+    "map": lambda h: map(torch.neg, h),
     "namedtuple": lambda h: Pair(1, h),
     "dataclass": lambda h: Record("a", h),
     "user_dict": lambda h: UserDict(h=h),
@@ -159,7 +159,10 @@ def test_what_leaves_the_model_stays(name: str) -> None:
 
 def test_without_it_the_layer_is_cut() -> None:
     assert sa.compact(half_read(), X).model.a.out_features == 3
-    assert sa.compact(half_read(lambda h: SimpleNamespace(size=6, dtype=h.dtype, f=torch.relu)), X).model.a.out_features == 3
+    assert (
+        sa.compact(half_read(lambda h: SimpleNamespace(size=6, dtype=h.dtype, f=torch.relu)), X).model.a.out_features
+        == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["namespace", "slots", "deque", "generator", "registered", "closure", "array"])
@@ -231,7 +234,7 @@ def test_hugging_face_output_and_cache() -> None:
 def test_order_and_inputs() -> None:
     a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
     assert [len(t) for t in output_tensors({"x": [a, Plain(b)], "y": (c, a)})] == [1, 2, 3, 1]
-    assert [leaf for leaf in output_leaves([1, 2.5, "s", None, np.float32(3), (n for n in (4,))])] == [1, 2.5, 3, 4]
+    assert output_leaves([1, 2.5, "s", None, np.float32(3), (n for n in (4,))]) == [1, 2.5, 3, 4]
     iterator = iter([a])
     assert not list(tensors_inside([iterator, torch.futures.Future()]))
     assert next(iterator) is a  # inputs are not used up
