@@ -1,8 +1,7 @@
 """Calibration data, and the passes over it that feed statistics: inputs in, module inputs and outputs out.
 
 Pruning with second moments needs, of a few layers at a time, the inputs that a model sees. :func:`stream` runs the
-model over the data and hands every call of those layers to a visitor; nothing is stored, and each pass ends where the
-last of the layers has been called.
+model over the data and hands every call of those layers to a visitor; nothing is stored.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ class Calibration:
             - a tensor ``[N, ...]``: split into batches along its first dimension;
             - a mapping: one batch of keyword inputs;
             - an iterable of model inputs (a list, a DataLoader): each a tensor, a tuple or list of positional inputs
+              (of more than the model's ``forward`` takes, as ``(images, labels)``, pruners use the leading ones)
               or a mapping of keyword inputs. A one-shot iterator is read once and kept in memory;
             - a function without arguments that returns such an iterable, called for every pass: fresh data;
             - a ``Calibration``.
@@ -46,6 +46,8 @@ class Calibration:
         >>> [tuple(batch.shape) for batch in Calibration(torch.zeros(5, 3), batch_size=2).batches()]
         [(2, 3), (2, 3), (1, 3)]
     """
+
+    fresh = False  # whether the batch that is out had not been there in an earlier pass: Batches knows
 
     def __init__(self, inputs: Any, batch_size: int = 128, *, select: Callable[[Any], Any] | None = None) -> None:
         if isinstance(inputs, Calibration):
@@ -73,14 +75,19 @@ class Calibration:
         empty = True
         for item in self._items():
             empty = False
-            batch = item if self.select is None else self.select(item)
-            if not isinstance(batch, (Tensor, tuple, list, Mapping)):
-                raise TypeError(
-                    f"calibration: expected tensors, tuples or mappings as model inputs, got {type(batch).__name__}"
-                )
+            batch = self._inputs(item)
             yield batch if device is None else to_device(batch, torch.device(device))
         if empty:
             raise ValueError("calibration: expected at least one batch, got none")
+
+    def _inputs(self, item: Any) -> Any:
+        """The model's inputs in an item of the data."""
+        batch = item if self.select is None else self.select(item)
+        if not isinstance(batch, (Tensor, tuple, list, Mapping)):
+            raise TypeError(
+                f"calibration: expected tensors, tuples or mappings as model inputs, got {type(batch).__name__}"
+            )
+        return batch
 
     def _items(self) -> Iterable[Any]:
         inputs = self.inputs
@@ -121,30 +128,38 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def device_of(model: nn.Module) -> torch.device | None:
+    """The device of a model's first parameter or buffer."""
+    first = next(tree_tensors((list(model.parameters()), list(model.buffers()))), None)
+    return None if first is None else first.device
+
+
 def stream(
     model: nn.Module,
     calibration: Calibration,
     modules: Mapping[str, nn.Module],
     visit: Visit,
     *,
-    stop: bool = True,
+    stop: bool = False,
+    required: bool = True,
 ) -> int:
     """Run the model over the data in eval mode, without gradients; show every call of some modules to a visitor.
 
     Args:
         model: runs under the caller's autocast, on the device of its first parameter or buffer.
         calibration: the data.
-        modules: the modules to watch, by the name that the visitor gets.
+        modules: the modules to watch, by the name that the visitor gets. Batches may call them any number of times.
         visit: called as ``visit(name, x, y)`` after a call of a module, x its first tensor input, y its output. What
             it raises reaches the caller.
-        stop: end each pass after the last call, as counted in the first pass: right for models that call the same
-            modules for every input.
+        stop: end each forward pass when all of the modules have been called: right where every batch is known to call
+            each of them exactly once. A batch that is not known (``calibration.fresh``) goes to its end.
+        required: whether a module that no batch calls is an error.
 
     Returns:
         The number of batches.
 
     Raises:
-        ValueError: a module is not called at all, or takes no tensor; the message names it.
+        ValueError: a module takes no tensor, or none of the batches calls it; the message names it.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -153,43 +168,37 @@ def stream(
         1
     """
     calls = dict.fromkeys(modules, 0)
-    expected: int | None = None
-    seen = 0
+    left: set[str] | None = None
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            nonlocal seen
             x = next(tree_tensors((args, kwargs)), None)
             if x is None:
                 raise ValueError(f"{name} ({type(module).__name__}): is called without a tensor")
             visit(name, x, output)
             calls[name] += 1
-            seen += 1
-            if seen == expected:
-                raise _LastCall
+            if left is not None:
+                left.discard(name)
+                if not left:
+                    raise _LastCall
 
         return hook
 
-    first = next(tree_tensors((list(model.parameters()), list(model.buffers()))), None)
-    device = None if first is None else first.device
     count = 0
     handles = [m.register_forward_hook(hook_of(name), with_kwargs=True) for name, m in modules.items()]
     try:
         with torch.no_grad(), eval_mode(model):
-            for batch in calibration.batches(device):
-                seen = 0
+            for batch in calibration.batches(device_of(model)):
+                left = set(modules) if stop and not calibration.fresh else None
                 with suppress(_LastCall):
                     run_model(model, batch)
                 count += 1
-                idle = [name for name, number in calls.items() if not number]
-                if idle:
-                    kind = type(modules[idle[0]]).__name__
-                    raise ValueError(f"{idle[0]} ({kind}): the forward pass does not call this module")
-                if stop and expected is None:
-                    expected = seen
     finally:
         for handle in handles:
             handle.remove()
+    idle = [name for name, number in calls.items() if not number]
+    if idle and required:
+        raise ValueError(f"{idle[0]} ({type(modules[idle[0]]).__name__}): the forward pass does not call this module")
     return count
 
 

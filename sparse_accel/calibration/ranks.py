@@ -34,6 +34,15 @@ def from_first(value: Any) -> Any:
     return value
 
 
+def of_all(value: Any) -> list[Any]:
+    """What every rank has, by rank, on every rank."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        box = [None] * dist.get_world_size()
+        dist.all_gather_object(box, value)
+        return box
+    return [value]
+
+
 def fewest(count: int, device: torch.device) -> int:
     """The least of the ranks' numbers."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -84,11 +84,14 @@ class Front:
         *,
         stop: bool,
     ) -> None:
-        """:func:`sparse_accel.calibration.data.stream`; ``restart`` is called where the visits start again."""
+        """:func:`sparse_accel.calibration.data.stream`; ``restart`` is called where the visits start again.
+
+        Modules may be called by no batch.
+        """
         if self.finished:
             try:
                 with self._replaced(batches):
-                    stream(self.model, batches, modules, visit, stop=stop)
+                    stream(self.model, batches, modules, visit, stop=stop, required=False)
                 if batches.changed:
                     raise _CannotReplayError("the batches differ from pass to pass")
                 self.held = self.finished - 1
@@ -98,7 +101,7 @@ class Front:
             self.clear()
             self.units = []
             restart()
-        stream(self.model, batches, modules, visit, stop=stop)
+        stream(self.model, batches, modules, visit, stop=stop, required=False)
 
     @contextmanager
     def _replaced(self, batches: Batches) -> Iterator[None]:
@@ -120,14 +123,23 @@ class Front:
     def _forward(self, number: int, unit: nn.Module, batches: Batches) -> Callable[..., Any] | None:
         """What a finished block does in place of its forward; None: its forward."""
         original = unit.forward
+        met: set[int] = set()  # batches, in this pass
+
+        def once() -> None:
+            if batches.number in met:
+                raise _CannotReplayError(f"{type(unit).__name__} is called more than once for a batch")
+            met.add(batches.number)
 
         def hollow(*args: Any, **kwargs: Any) -> Any:
+            once()
             return self.shapes[number, batches.number]
 
         def replay(*args: Any, **kwargs: Any) -> Any:
+            once()
             return pytree.tree_map_only(Tensor, Tensor.clone, self.kept[batches.number])
 
         def capture(*args: Any, **kwargs: Any) -> Any:
+            once()
             versions = [(tensor, tensor._version) for tensor in tree_tensors((args, kwargs))]
             output = original(*args, **kwargs)
             if any(tensor._version != version for tensor, version in versions):

@@ -74,19 +74,46 @@ class Shared(nn.Module):
         return x
 
 
-def test_stream_sees_every_call_and_stops_after_the_last():
+def test_stream_sees_every_call_and_stops_where_it_is_told():
     net = Shared()
     net.drop.eval()
     seen = []
     data = Calibration([{"x": torch.ones(2, 3), "scale": 2.0}, (torch.ones(4, 3),), torch.ones(1, 3)])
     assert stream(net, data, {"first": net.first}, lambda name, x, y: seen.append((name, len(x)))) == 3
     assert seen == [("first", n) for n in (2, 2, 4, 4, 1, 1)]
-    assert net.ran == 1  # only the first pass was needed whole
+    assert net.ran == 3
     assert net.training
     assert not net.drop.training
     assert not net.first._forward_hooks
-    stream(net, data, {"last": net.last}, lambda name, x, y: None, stop=False)
-    assert net.ran == 4
+    seen.clear()
+    stream(net, data, {"last": net.last}, lambda name, x, y: seen.append(name), stop=True)
+    assert net.ran == 3  # no pass went on
+    assert seen == ["last"] * 3
+    data.fresh = True  # who knows how often these batches call it
+    stream(net, data, {"last": net.last}, lambda name, x, y: None, stop=True)
+    assert net.ran == 6
+
+
+def test_stream_counts_calls_over_all_batches():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            layer = self.a if x[0, 0] >= 0 else self.b
+            for _ in range(len(x)):
+                layer(x)
+            return x
+
+    net, seen = Routed(), []
+    modules = {"a": net.a, "b": net.b}
+    data = Calibration([torch.ones(1, 2), -torch.ones(3, 2), torch.ones(2, 2)])
+    stream(net, data, modules, lambda name, x, y: seen.append(name))
+    assert seen == ["a", "b", "b", "b", "a", "a"]
+    stream(net, Calibration(torch.ones(1, 2)), modules, lambda *_: None, required=False)
+    with pytest.raises(ValueError, match=r"b \(Linear\): the forward pass does not call"):
+        stream(net, Calibration(torch.ones(1, 2)), modules, lambda *_: None)
 
 
 def test_stream_refuses_idle_modules_and_cleans_up():

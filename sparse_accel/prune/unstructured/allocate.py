@@ -61,7 +61,7 @@ def allocate(steps: Sequence[Step], front: Front, batches: Batches, options: Sol
             gram = hessian_of(front, batches, step, options.dtype)
         gram.all_reduce_()
         hessian = gram.hessian
-        for layer in step.layers:
+        for layer in step.layers if gram.count else ():  # others stay as they are
             points = sorted(
                 {r * removed / total for r in POINTS} | {1 - (1 - removed / total) * (1 - r) for r in BEYOND}
             )
@@ -69,8 +69,11 @@ def allocate(steps: Sequence[Step], front: Front, batches: Batches, options: Sol
             curves[layer.name] = [(0.0, 0.0), *inner, (1.0, 1.0)]
         done += step.layers
         front.advance(modules_of(done), pruned)
+    if len(curves) < len(sizes):
+        sizes = {name: sizes[name] for name in curves}
+        removed = round(removed / total * sum(sizes.values()))
     counts = share_out(curves, sizes, removed)
-    return {name: counts[name] / sizes[name] for name in sizes}
+    return targets | {name: counts[name] / sizes[name] for name in sizes}
 
 
 def share_out(curves: Mapping[str, Curve], sizes: Mapping[str, int], removed: int) -> dict[str, int]:

@@ -110,7 +110,7 @@ class Step:
 
     Attributes:
         layers: in the order of their calls.
-        calls: how often the forward pass applies the first of them.
+        calls: how often every batch applies the first of them; 0 if not all batches do equally often.
     """
 
     layers: list[Layer]

@@ -16,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches, fingerprint
 from sparse_accel.calibration.data import Calibration, require_memory
+from sparse_accel.calibration.moments import Gram
+from sparse_accel.calibration.padding import DEFAULT, Keys, Observations, Padding
 from sparse_accel.calibration.ranks import broadcast_, together
 from sparse_accel.calibration.replay import Front, find_units
 from sparse_accel.prune.unstructured.allocate import allocate
-from sparse_accel.prune.unstructured.layers import Layer, Step, Targets, select_layers
+from sparse_accel.prune.unstructured.layers import Step, Targets, select_layers
 from sparse_accel.prune.unstructured.masks import Masks
 from sparse_accel.prune.unstructured.progress import Progress, notes_of, reports_of
 from sparse_accel.prune.unstructured.refine import Refinement
@@ -27,15 +29,16 @@ from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerRepo
 from sparse_accel.prune.unstructured.result import CurvatureIHTResult
 from sparse_accel.prune.unstructured.solve import (
     CHUNK_BYTES,
-    Solved,
     SolverOptions,
     hessian_of,
+    report_of,
     solve_layer,
     work_bytes,
 )
-from sparse_accel.prune.unstructured.steps import find_steps, modules_of
+from sparse_accel.prune.unstructured.steps import find_steps, leave, modules_of
 
 HELD_OUT_EVERY = 8
+UNREACHED = "none of the batches to learn from reaches it"
 
 logger = logging.getLogger("sparse_accel")
 
@@ -64,7 +67,12 @@ class CurvatureIHT:
             weights take Gauss-Newton steps on the error of the model's outputs, with gradients and curvature of
             recomputed inputs. The round with the least error on held-out batches counts; the supports stay.
         seed: of the solver.
-        padding: key of the batches (mappings) that holds 0 for padded positions: their inputs do not count.
+        padding: key of the batches (mappings) whose tensor ``[batch, length]`` holds 0 for padded positions: their
+            inputs do not count. Which layers have those positions is found (of several sequences, and where batch and
+            length are equal, by a run on a shortened batch); ``"decoder_" + key`` counts too. Several keys; or a
+            mapping from patterns of module names to keys (None: all positions), the last match counting:
+            ``{"encoder": "mask", "decoder": "target_mask"}``. What could be read in two ways is an error.
+        batch_first: whether layers' inputs are ``[batch, length, ...]`` or ``[length, batch, ...]``; None: as found.
         max_memory: bytes that the run may take beyond the model and the data, or None.
         activation_memory: bytes for outputs of finished blocks, so that the front need not run again; 0 for none.
         resume_dir: folder for the finished layers. A run with the same settings and data goes on where the last one
@@ -101,7 +109,8 @@ class CurvatureIHT:
         iterations: int = 20,
         refine: int = 0,
         seed: int = 0,
-        padding: str | None = "attention_mask",
+        padding: Keys = DEFAULT,
+        batch_first: bool | None = None,
         max_memory: int | None = None,
         activation_memory: int = 512 << 20,
         resume_dir: str | os.PathLike[str] | None = None,
@@ -127,9 +136,11 @@ class CurvatureIHT:
         self.allocation = allocation
         self.refine = refine
         self.padding = padding
+        self.batch_first = batch_first
         self.max_memory = max_memory
         self.activation_memory = activation_memory
         self.resume_dir = resume_dir
+        Padding(padding, batch_first)  # refuses what is none
         self.options = SolverOptions(method, iterations, seed, dtype, dict(solver))
         select_layers(self.model, targets, skip, sparsity)  # say now what is wrong with them
 
@@ -139,7 +150,8 @@ class CurvatureIHT:
 
         Args:
             calibration: any iterable of model inputs (tensors, tuples, mappings), a tensor, or a
-                :class:`~sparse_accel.calibration.data.Calibration`.
+                :class:`~sparse_accel.calibration.data.Calibration`. Every call of every batch counts; the batches'
+                order does not, to the same bits (see :class:`~sparse_accel.calibration.batches.Batches`).
             held_out: the same, to compare the rounds of ``refine`` on; by default every eighth batch of
                 ``calibration`` is set aside for that (if there is but one, it serves for both).
 
@@ -166,10 +178,17 @@ class _Run:
             parameter.grad = None
         self.selection = select_layers(self.model, settings.targets, settings.skip, settings.sparsity)
         device = self.selection.layers[0].weight.device
+        self.padding = Padding(settings.padding, settings.batch_first)
+        self.total = sum(layer.weight.numel() for layer in self.selection.layers)
+        batches = Batches(data, self.model, self.padding)
+        seen = Observations(
+            self.padding, {name: module for layer in self.selection.layers for name, module in layer.modules.items()}
+        )
+        self.steps, order = find_steps(self.model, batches, self.selection, seen)
         with together(device):
-            self.steps, order = find_steps(self.model, data, self.selection)
-            first = next(data.batches())
-        self.train, self.held_out = self._split(data, held_out)
+            self.padding.learn(self.model, seen)
+            first = next(batches.batches())
+        self.train, self.held_out = self._split(batches, held_out)
         self.layers = [layer for step in self.steps for layer in step.layers]
         self.pruned = modules_of(self.layers)
         self.front = Front(self.model, find_units(self.model, self.pruned, order), settings.activation_memory)
@@ -177,15 +196,14 @@ class _Run:
         self.progress = Progress(settings.resume_dir, self._record(first), device)
         self.reports: list[LayerReport] = []
 
-    def _split(self, data: Calibration, held_out: Calibration | None) -> tuple[Batches, Batches]:
+    def _split(self, data: Batches, held_out: Calibration | None) -> tuple[Batches, Batches]:
         """What to learn from, and what to compare rounds on."""
-        padding = self.settings.padding
-        if not self.settings.refine or held_out is not None:
-            return Batches(data, None, padding), Batches(held_out or data, None, padding)
-        if sum(1 for _ in zip(range(2), data.batches(), strict=False)) < 2:
-            return Batches(data, None, padding), Batches(data, None, padding)
-        train = Batches(data, lambda number: number % HELD_OUT_EVERY != 1, padding)
-        return train, Batches(data, lambda number: number % HELD_OUT_EVERY == 1, padding)
+        if held_out is not None:
+            return data, Batches(held_out, self.model, self.padding)
+        if not self.settings.refine or len(data.prints) < 2:
+            return data, data
+        train = data.part(lambda number: number % HELD_OUT_EVERY != 1)
+        return train, data.part(lambda number: number % HELD_OUT_EVERY == 1)
 
     def _require_memory(self) -> int:
         """State what the run takes beyond the model and the data."""
@@ -216,7 +234,7 @@ class _Run:
             "dtype": str(options.dtype),
             "solver": {key: repr(value) for key, value in sorted(options.extra.items())},
             "refine": settings.refine,
-            "padding": settings.padding,
+            "padding": settings.padding if isinstance(settings.padding, (str, type(None))) else repr(settings.padding),
             "weights": fingerprint([layer.weight for layer in self.layers]),
             "data": fingerprint(first),
         }
@@ -229,11 +247,14 @@ class _Run:
             self._step(number, step)
         rounds: list[float] = []
         best = 0
+        solved = [layer for layer in self.layers if layer.name not in self.selection.left]
+        if not solved:
+            raise ValueError("calibration: none of the batches to learn from reaches a layer to prune")
         if self.settings.refine:
             self.front.clear()
-            refinement = Refinement(self.dense, self.model, self.layers, self.train, self.held_out)
+            refinement = Refinement(self.dense, self.model, solved, self.train, self.held_out)
             rounds, best = refinement.run(self.settings.refine, self.progress)
-        nonzero = {f"{layer.name}.weight".lstrip("."): layer.weight.detach() != 0 for layer in self.layers}
+        nonzero = {f"{layer.name}.weight".lstrip("."): layer.weight.detach() != 0 for layer in solved}
         masks = Masks(self.model, nonzero)
         report = CurvatureIHTReport(
             self.reports,
@@ -265,7 +286,10 @@ class _Run:
         if done is not None:
             tensors, notes = done
             for layer in step.layers:
-                layer.write(tensors[layer.name].to(layer.weight.device))
+                if layer.name in tensors:
+                    layer.write(tensors[layer.name].to(layer.weight.device))
+                else:
+                    leave(layer, UNREACHED, self.total, self.selection)
             self.reports += reports_of(notes)
         else:
             self._solve(key, step)
@@ -273,13 +297,20 @@ class _Run:
 
     def _solve(self, key: str, step: Step) -> None:
         device = step.layers[0].weight.device
-        with together(device):
-            gram = hessian_of(self.front, self.train, step, self.settings.options.dtype)
-        gram.all_reduce_()
+        gram = self._moments(step, self.front)
+        if not gram.count:  # what was pruned before sends all samples elsewhere
+            gram = self._moments(step, Front(self.dense, [], 0))
+            if gram.count:
+                logger.warning(
+                    "%s: reached in the dense model only: solved with its inputs there", step.layers[0].where
+                )
         hessian, columns = gram.hessian, gram.count
         del gram
         reports, tensors = [], {}
         for layer in step.layers:
+            if not columns:
+                leave(layer, UNREACHED, self.total, self.selection)
+                continue
             with together(device):
                 solved = solve_layer(layer, hessian, layer.target, self.settings.options)
             matrix = broadcast_(solved.matrix.to(layer.weight.dtype).contiguous())
@@ -290,21 +321,12 @@ class _Run:
         self.progress.put(key, tensors, notes_of(reports))
         self.reports += reports
 
-
-def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
-    """The report of a layer whose weight has been written."""
-    return LayerReport(
-        name=layer.name,
-        kind=layer.kind,
-        shape=tuple(layer.weight.shape),
-        kept=int((layer.weight != 0).sum()),
-        error=solved.error,
-        seconds=solved.seconds,
-        damping=solved.damping,
-        columns=columns,
-        modules=tuple(layer.modules),
-        dead=solved.dead,
-    )
+    def _moments(self, step: Step, front: Front) -> Gram:
+        """The moments of a step's inputs, over all ranks."""
+        with together(step.layers[0].weight.device):
+            gram = hessian_of(front, self.train, step, self.settings.options.dtype)
+        gram.all_reduce_()
+        return gram
 
 
 __all__ = ["CurvatureIHT", "CurvatureIHTReport", "CurvatureIHTResult", "LayerReport"]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import all_reduce_, eval_mode, stream, to_device
 from sparse_accel.calibration.moments import Gram, column_chunks
+from sparse_accel.calibration.padding import floating
 from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.calibration.ranks import broadcast_, fewest, together
 from sparse_accel.channels.call import run_model
-from sparse_accel.channels.containers import output_tensors
 from sparse_accel.prune.unstructured.layers import Layer
 from sparse_accel.prune.unstructured.progress import Progress
 from sparse_accel.prune.unstructured.solve import CHUNK_BYTES, columns_input
@@ -225,11 +225,11 @@ class Refinement:
 
         def visit(name: str, x: Tensor, output: Any) -> None:
             module = modules[name]
-            for part, _ in column_chunks(module, columns_input(module, x, self.train), CHUNK_BYTES):
+            for part, _ in column_chunks(module, columns_input(module, x, self.train, name), CHUNK_BYTES):
                 grams[names[name]].update(part)
 
         with together(self.device):
-            stream(self.pruned, self.train, modules, visit, stop=False)
+            stream(self.pruned, self.train, modules, visit, required=False)
         inverses = []
         while grams:
             gram = grams.pop(0)
@@ -245,10 +245,11 @@ class Refinement:
 
     def _outputs(self, model: nn.Module, batch: Any, batches: Batches) -> list[Tensor]:
         """Floating-point outputs, without padded positions."""
-        found = [t for t in output_tensors(run_model(model, batch)) if t.is_floating_point() and t.numel()]
+        found = floating(run_model(model, batch))
         if not found:
             raise ValueError("refine: the model returns no floating-point tensor to compare")
-        return [batches.positions(t).float() if t.dtype != torch.float64 else batches.positions(t) for t in found]
+        rows = [batches.positions("", tensor, number) for number, tensor in enumerate(found)]
+        return [tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in rows]
 
     def _batches(self, batches: Batches) -> Iterator[Any]:
         for batch in batches.batches():

@@ -14,6 +14,7 @@ from sparse_accel.calibration.moments import Gram, column_chunks
 from sparse_accel.calibration.replay import Front
 from sparse_accel.prune.layerwise.targets import BlockSparsity
 from sparse_accel.prune.unstructured.layers import Layer, Step
+from sparse_accel.prune.unstructured.report import LayerReport
 
 CHUNK_BYTES = 1 << 26  # of im2col columns at a time
 
@@ -41,7 +42,7 @@ class Solved:
 
 
 def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -> Gram:
-    """``X Xᵀ`` of a step's inputs over all batches (of this rank), summed in ``dtype``."""
+    """``X Xᵀ`` of a step's inputs over all batches (of this rank), every call of them, summed in ``dtype``."""
     groups, _, features = step.layers[0].shape
     device = step.layers[0].weight.device
     grams: list[Gram] = []
@@ -51,17 +52,18 @@ def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -
 
     def visit(name: str, x: Tensor, output: Any) -> None:
         module = step.layers[0].modules[name]
-        for part, _ in column_chunks(module, columns_input(module, x, batches), CHUNK_BYTES):
+        for part, _ in column_chunks(module, columns_input(module, x, batches, name), CHUNK_BYTES):
             grams[0].update(part)
 
     restart()
-    front.stream(batches, step.layers[0].modules, visit, restart, stop=step.calls == 1)
+    modules = {name: front.model.get_submodule(name) for name in step.layers[0].modules}
+    front.stream(batches, modules, visit, restart, stop=step.calls == 1)
     return grams[0]
 
 
-def columns_input(module: nn.Module, x: Tensor, batches: Batches) -> Tensor:
+def columns_input(module: nn.Module, x: Tensor, batches: Batches, name: str) -> Tensor:
     """A layer's input without padded positions (they exist for linear layers only)."""
-    return x if isinstance(module, nn.modules.conv._ConvNd) else batches.positions(x)
+    return x if isinstance(module, nn.modules.conv._ConvNd) else batches.positions(name, x)
 
 
 def solve_layer(
@@ -145,3 +147,19 @@ def work_bytes(layer: Layer, dtype: torch.dtype) -> int:
     if isinstance(layer.module, nn.modules.conv._ConvNd) and isinstance(layer.target, (str, BlockSparsity)):
         solver += features * features * dtype.itemsize  # the Hessian in the order of the taps
     return sums + solver + 3 * layer.weight.numel() * layer.weight.element_size()
+
+
+def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
+    """The report of a layer whose weight has been written."""
+    return LayerReport(
+        name=layer.name,
+        kind=layer.kind,
+        shape=tuple(layer.weight.shape),
+        kept=int((layer.weight != 0).sum()),
+        error=solved.error,
+        seconds=solved.seconds,
+        damping=solved.damping,
+        columns=columns,
+        modules=tuple(layer.modules),
+        dead=solved.dead,
+    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.data import Calibration, stream
+from sparse_accel.calibration.data import Calibration
+from sparse_accel.calibration.padding import Observations
+from sparse_accel.calibration.ranks import of_all, together
+from sparse_accel.calibration.survey import survey
 from sparse_accel.channels.call import tree_tensors
 from sparse_accel.prune.unstructured.layers import Layer, Selection, Step
 
@@ -19,69 +22,126 @@ logger = logging.getLogger("sparse_accel")
 
 
 def find_steps(
-    model: nn.Module, calibration: Calibration, selection: Selection
+    model: nn.Module, calibration: Calibration, selection: Selection, seen: Observations | None = None
 ) -> tuple[list[Step], dict[nn.Module, list[int]]]:
-    """The layers in the order of the forward pass, those with the same inputs together.
+    """The layers in the order of the forward pass, those with the same inputs together, over all batches of all ranks.
 
-    The first batch decides. Layers that it does not reach are left out: an error where they were named, else noted in
-    ``selection.left``.
+    Layers that no batch reaches are left out: an error where they were named, else noted in ``selection.left``.
+
+    Args:
+        model: the model.
+        calibration: the data.
+        selection: the layers.
+        seen: to be shown the batches and the inputs.
 
     Returns:
-        The steps, and for every module when it was called.
+        The steps, and the modules that every batch of this rank calls exactly once, each with when the first batch did.
 
     Raises:
         ValueError: a named layer is not called, or none is.
     """
-    calls: dict[str, list[tuple[Any, ...]]] = {}
-    order: dict[nn.Module, list[int]] = {}
-    tokens = _Tokens()
-    clock = itertools.count()
-
-    def hook_of(layer: Layer) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = next(tree_tensors((args, kwargs)), None)
-            if x is None:
-                raise ValueError(f"{layer.where}: is called without a tensor")
-            calls.setdefault(layer.name, []).append((tokens.of(x), *layer.geometry(module)))
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(hook_of(layer), with_kwargs=True)
-        for layer in selection.layers
-        for module in layer.modules.values()
-    ]
-    handles += [
-        module.register_forward_pre_hook(lambda module, args: order.setdefault(module, []).append(next(clock)))
-        for module in model.modules()
-    ]
-    try:
-        stream(model, _First(calibration), {"model": model}, lambda name, x, output: None)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with together(selection.layers[0].weight.device):
+        own, order = _watch(model, calibration, selection, seen)
+    ranks = of_all(own)
+    names = merged([sequence for rank in ranks for sequence in rank.sequences])
+    total = sum(layer.weight.numel() for layer in selection.layers)
     for layer in selection.layers:
-        if layer.name not in calls:
-            reason = "the forward pass does not call it"
+        if layer.name not in names:
+            reason = "the forward pass does not call it for any calibration batch"
             if selection.explicit:
                 raise ValueError(f"targets: {layer.where}: {reason}")
-            selection.left[layer.name] = reason
-            logger.warning("%s is left dense: %s", layer.where, reason)
-    steps: dict[tuple[Any, ...], Step] = {}
+            leave(layer, reason, total, selection)
     layers = {layer.name: layer for layer in selection.layers}
-    for name, inputs in calls.items():
-        step = steps.setdefault(tuple(inputs), Step([], len(inputs)))
+    steps: dict[tuple[Any, ...], Step] = {}
+    for name in names:
+        counts = {count for rank in ranks for count in rank.counts.get(name, {0})}
+        step = steps.setdefault(
+            tuple(rank.leaders.get(name) for rank in ranks), Step([], min(counts) if len(counts) == 1 else 0)
+        )
         step.layers.append(layers[name])
     if not steps:
         raise ValueError("model: the forward pass calls none of the layers to prune")
     return list(steps.values()), order
 
 
-class _First(Calibration):
-    """The first batch alone."""
+def leave(layer: Layer, reason: str, total: int, selection: Selection) -> None:
+    """Note that a layer stays dense, with its share of the weights."""
+    selection.left[layer.name] = f"{reason} ({100 * layer.weight.numel() / max(1, total):.3g} % of the weights)"
+    logger.warning("%s is left dense: %s", layer.where, selection.left[layer.name])
 
-    def batches(self, device: torch.device | str | None = None) -> Iterator[Any]:
-        yield next(iter(super().batches(device)))
+
+@dataclass
+class _Calls:
+    """What one rank's batches call, in plain values.
+
+    Attributes:
+        sequences: layers in the order of their first calls, every order that a batch has.
+        leaders: by layer the first that reads the same inputs in all batches.
+        counts: by layer how often a batch calls it, every number that occurs.
+    """
+
+    sequences: list[tuple[str, ...]]
+    leaders: dict[str, str]
+    counts: dict[str, set[int]]
+
+
+def _watch(
+    model: nn.Module, calibration: Calibration, selection: Selection, seen: Observations | None
+) -> tuple[_Calls, dict[nn.Module, list[int]]]:
+    inputs: dict[str, list[tuple[Any, ...]]] = {}
+    batches: list[dict[str, int]] = []
+    tokens = _Tokens()
+
+    def hook_of(layer: Layer) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = next(tree_tensors((args, kwargs)), None)
+            if x is None:
+                raise ValueError(f"{layer.where}: is called without a tensor")
+            inputs.setdefault(layer.name, []).append((tokens.of(x), *layer.geometry(module)))
+            batches[-1][layer.name] = batches[-1].get(layer.name, 0) + 1
+
+        return hook
+
+    def begin(batch: Any) -> None:
+        batches.append({})
+        if seen is not None:
+            seen.begin(batch)
+
+    handles = [
+        module.register_forward_pre_hook(hook_of(layer), with_kwargs=True)
+        for layer in selection.layers
+        for module in layer.modules.values()
+    ]
+    try:
+        with nullcontext() if seen is None else seen.watching(model):
+            found = survey(model, calibration, begin)
+    finally:
+        for handle in handles:
+            handle.remove()
+    first: dict[tuple[Any, ...], str] = {}
+    sequences = list(dict.fromkeys(tuple(batch) for batch in batches))
+    leaders = {name: first.setdefault(tuple(inputs[name]), name) for name in merged(sequences)}
+    counts = {name: {batch.get(name, 0) for batch in batches} for name in inputs}
+    return _Calls(sequences, leaders, counts), found.once()
+
+
+def merged(sequences: Sequence[Sequence[str]]) -> list[str]:
+    """One order of all names: what is new in a sequence comes right after what is before it there.
+
+    Example:
+        >>> merged([("stem", "a", "head"), ("stem", "b", "head"), ("early",)])
+        ['early', 'stem', 'b', 'a', 'head']
+    """
+    out: list[str] = []
+    for sequence in dict.fromkeys(map(tuple, sequences)):
+        at = 0
+        for name in sequence:
+            if name in out:
+                at = out.index(name) + 1
+            else:
+                out.insert(at, name)
+                at += 1
+    return out
 
 
 class _Tokens:
