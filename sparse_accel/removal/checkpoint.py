@@ -195,5 +195,5 @@ def _check(plan: Plan, stored: Mapping[str, Tensor], model: nn.Module) -> None:
     for path, attributes in plan["attributes"].items():
         for key, (old, new) in attributes.items():
             came = attribute(modules[path], key) if path in modules else None
-            if came != old or type(came) is not int or type(new) is not int:
+            if came != old or type(came) is not type(old) or type(new) not in (int, bool):
                 raise CheckpointError(f"{path or 'model'}: {key}: expected {old}, got {came} {hint}")

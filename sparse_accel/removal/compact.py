@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.channels.graph import CompactError, UnsupportedModelError, tensors_of
-from sparse_accel.channels.liveness import decide
+from sparse_accel.channels.graph import ChannelGraph, CompactError, UnsupportedModelError, tensors_of
+from sparse_accel.channels.liveness import Decision, decide
 from sparse_accel.channels.runs import Examples, Method, outputs_of
 from sparse_accel.channels.trace import trace
+from sparse_accel.channels.width_search import tie_for_removal, widths_of
+from sparse_accel.removal.configs import follow_removal, owner_of
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.report import CompactReport, compare_models
@@ -75,6 +77,10 @@ def compact(
     written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says where. Every layer keeps at
     least one channel, and the groups of a grouped convolution stay equally wide.
 
+    The configuration of a Hugging Face model follows where it can say what became of all layers, so that
+    ``from_pretrained`` rebuilds what ``save_pretrained`` wrote; the notes say where it cannot. No bias is made in such
+    a model that its configuration does not know.
+
     Equality is that of eval mode: constants use BatchNorm's running statistics. In train mode it holds for channels
     that nobody reads; a folded constant follows the running statistics of the moment of compaction.
 
@@ -112,10 +118,12 @@ def compact(
     with comparable(model):
         graph, expected = trace(probe, copy.deepcopy(examples))
     del probe
+    _keep_what_needs_a_bias(graph, model)
     decision = decide(graph)
     plan = make_plan(decision, model)
     small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
+    _follow(graph, decision, model, small, plan)
     carry_gradients(model, small, plan)
     max_abs_diff = verify_outputs(small, examples, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
@@ -134,6 +142,26 @@ def copy_examples(examples: Examples) -> Examples:
         return copy.deepcopy(examples)
     except Exception as error:
         raise CompactError(f"example_inputs cannot be copied (detach them): copy.deepcopy: {error}") from error
+
+
+def _keep_what_needs_a_bias(graph: ChannelGraph, model: nn.Module) -> None:
+    """No constant is folded into a new bias where the model is rebuilt from a configuration, which does not know it."""
+    for read in graph.reads:
+        new = read.bias is None and read.norm is None and bool((read.foldable & (read.values != 0)).any())
+        if new and owner_of(model, read.module) is not None:
+            graph.note(f"{read.module}: constant channels are kept: from_pretrained would lose a new bias for them")
+            read.foldable = read.foldable & (read.values == 0)
+            read.values = read.values * read.foldable
+
+
+def _follow(graph: ChannelGraph, decision: Decision, model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Let the configurations in a compact model follow."""
+    if all(getattr(module, "config", None) is None for module in model.modules()):
+        return
+    tie_for_removal(graph)  # the decision knows the classes as they were
+    widths = widths_of(graph, model)
+    kept = {width.name: decision.keeps(torch.from_numpy(width.classes)).nonzero().flatten() for width in widths}
+    follow_removal(model, small, plan, widths, kept)
 
 
 def copy_model(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.channels.widths import Widths
 from sparse_accel.removal.compact import comparable, copy_examples, copy_model, verify_outputs
-from sparse_accel.removal.configs import config_changes
+from sparse_accel.removal.configs import follow_removal
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 
@@ -128,6 +128,7 @@ def remove_units(
     verify: bool = True,
     tolerance: float | None = None,
     optimizer: Optimizer | None = None,
+    configs: bool = True,
 ) -> RemovalResult:
     """Cut a model down to some units of its widths.
 
@@ -142,6 +143,8 @@ def remove_units(
         tolerance: largest accepted difference, relative to ``max(1, max |output|)``; see :func:`sparse_accel.compact`.
         methods, unvisited: as for :func:`find_widths`.
         optimizer: whose parameters are the model's; the result's one holds the cut state.
+        configs: let the configuration of a Hugging Face model follow where it can say what became of all layers, so
+            that ``from_pretrained`` rebuilds what ``save_pretrained`` wrote; ``plan["notes"]`` says where it cannot.
 
     Raises:
         ValueError: ``kept`` names no width, or holds something else than units of it; the message names the width.
@@ -161,11 +164,10 @@ def remove_units(
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
     decision = _decision(graph, widths, chosen)
     plan = make_plan(decision, model)
-    shared = config_changes(model, widths, chosen)
-    if shared:
-        plan["attributes"].setdefault("", {}).update(shared)
     small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
+    if configs:
+        follow_removal(model, small, plan, widths, chosen)
     carry_gradients(model, small, plan)
     difference = float("nan")
     if verify:

@@ -137,7 +137,13 @@ def _curve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of units, falling, and the damage at each."""
     layers = [
-        Layer(work, consumer, sites[consumer.module], "local", new_bias=settings.new_bias)
+        Layer(
+            work,
+            consumer,
+            sites[consumer.module],
+            "local",
+            new_bias=settings.may_create_bias(work, consumer.module),
+        )
         for consumer in width.consumers
     ]
     collect(Feed(work, work, calibration, layers, mask=settings.mask, cache_bytes=0), layers)

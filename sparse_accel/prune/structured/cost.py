@@ -43,7 +43,7 @@ def first_units(width: Width, count: int) -> Tensor:
 def smaller(work: nn.Module, example_inputs: Any, widths: Sequence[Width], kept: Mapping[str, int]) -> nn.Module:
     """The model with any so many units of each width."""
     chosen = {width.name: first_units(width, kept[width.name]) for width in widths if kept[width.name] < width.units}
-    return remove_units(work, example_inputs, chosen, verify=False).model if chosen else work
+    return remove_units(work, example_inputs, chosen, verify=False, configs=False).model if chosen else work
 
 
 class CountedCost:

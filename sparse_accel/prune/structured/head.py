@@ -61,7 +61,7 @@ def refit_classifier(
     groups, _ = column_count(module)
     none = torch.empty(0, 1, dtype=torch.int64, device="cpu")
     consumer = Consumer(name, f"{name}.weight", None, None, none, groups)
-    layer = Layer(work, consumer, site, "dense", new_bias=settings.new_bias, gone=gone)
+    layer = Layer(work, consumer, site, "dense", new_bias=settings.may_create_bias(work, name), gone=gone)
     collect(Feed(dense, work, calibration, [layer], mask=settings.mask, cache_bytes=0), [layer])
     units = none[:, 0].to(layer.columns.device)
     before = layer.error(layer.weight, layer.shift)

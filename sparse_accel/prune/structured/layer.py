@@ -17,6 +17,7 @@ from sparse_accel.channels.widths import Consumer
 from sparse_accel.prune.select.gram import refit
 from sparse_accel.prune.select.ispasp import batchnorm_affine
 from sparse_accel.prune.structured.sites import Seen, Site
+from sparse_accel.removal.configs import owner_of
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,15 @@ class Settings:
     iterations: int
     relu_iterations: int
     ridge: float
-    new_bias: bool
+    new_bias: bool | None
     fresh_batches: bool
     mask: str | None
     cache_bytes: int
     seed: int
+
+    def may_create_bias(self, model: nn.Module, module: str) -> bool:
+        """Whether a layer without a bias may get one: by default not where a configuration rebuilds the model."""
+        return owner_of(model, module) is None if self.new_bias is None else self.new_bias
 
     def target(self, site: Site, module: nn.Module) -> str:
         """The refit target of a consumer."""

@@ -25,6 +25,7 @@ from sparse_accel.prune.structured.sites import Site, find_sites
 from sparse_accel.prune.structured.stage import make_layers, prune_width
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
+from sparse_accel.removal.configs import RELOAD, follow_biases
 from sparse_accel.removal.remove import find_widths, remove_units
 from sparse_accel.report import compare_models
 
@@ -89,7 +90,10 @@ class ISpaSP:
             that returns other data on every call.
         fine_tune: called as ``fine_tune(model, name)`` after each width with the model as small as it is by then;
             may train it in place, its shapes must stay.
-        new_bias: whether a consumer without bias and BatchNorm may get a bias.
+        new_bias: whether a consumer without bias and BatchNorm may get a bias. None: not in a model with
+            ``save_pretrained``, which ``from_pretrained`` rebuilds from a configuration without it. With True the
+            configuration's flags (``attention_bias``, ``mlp_bias``) are switched on, and the layers beside get
+            biases of zero; where there is no flag, a note says that only :func:`sparse_accel.save` keeps the bias.
         mask: name of an input ``[batch, length]`` that is zero for padding: linear layers leave those positions out of
             their statistics. None takes all positions.
         max_memory: bytes that the statistics may take; more is refused before the run.
@@ -136,7 +140,7 @@ class ISpaSP:
         ridge: float = 1e-3,
         fresh_batches: bool = False,
         fine_tune: Callable[[nn.Module, str], None] | None = None,
-        new_bias: bool = True,
+        new_bias: bool | None = None,
         mask: str | None = "attention_mask",
         max_memory: int | None = None,
         cache_memory: int = 1 << 30,
@@ -284,6 +288,8 @@ class ISpaSP:
                 shape = list(small.get_parameter(name).shape)
                 plan["tensors"].pop(name, None)
                 plan["created"][name] = {"shape": shape, "like": f"{path}.weight" if path else "weight"}
+        follow_biases(self.model, small, plan)
+        notes += [note for note in plan["notes"] if note.startswith(RELOAD)]
         modes = {name: module.training for name, module in self.model.named_modules()}
         for name, module in small.named_modules():
             module.training = modes.get(name, self.model.training)

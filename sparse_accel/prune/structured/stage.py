@@ -45,7 +45,7 @@ def make_layers(
             consumer,
             sites[consumer.module],
             settings.target(sites[consumer.module], work.get_submodule(consumer.module)),
-            new_bias=settings.new_bias,
+            new_bias=settings.may_create_bias(work, consumer.module),
             gone=gone.get(consumer.module),
         )
         for consumer in width.consumers
