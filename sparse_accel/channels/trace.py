@@ -25,6 +25,7 @@ from sparse_accel.channels.attributes import Counted, mark_attributes, unmark_at
 from sparse_accel.channels.call import Call, measure, run_model, tree_tensors
 from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.channels.slots import Value
+from sparse_accel.wrappers import bare_model
 
 # Functions that read only a tensor's description; those that return no tensor need no rule.
 _METADATA_NAMES = """dim ndimension size numel nelement stride storage_offset element_size data_ptr untyped_storage
@@ -270,7 +271,8 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     Raises:
         UnsupportedModelError: the model holds scripted modules, or its forward pass failed; the message names where.
     """
-    _refuse_wrappers(model)
+    model = bare_model(model, UnsupportedModelError)
+    _refuse_shapeless(model)
     tracer = Tracer(model)
     try:
         outputs = tracer.run(example_inputs)
@@ -285,17 +287,12 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     return tracer.graph, outputs
 
 
-def _refuse_wrappers(model: nn.Module) -> None:
+def _refuse_shapeless(model: nn.Module) -> None:
     for name, module in model.named_modules():
         kind = type(module).__name__
         for key, tensor in {**vars(module), **module._parameters, **module._buffers}.items():
             if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
                 raise UnsupportedModelError(f"{name or 'model'} ({kind}): {key} has no shape yet: run the model once")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedModelError(f"{name or 'model'}: a scripted module cannot be followed; pass the original")
-        if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
-            inner = "_orig_mod" if kind == "OptimizedModule" else "module"
-            raise UnsupportedModelError(f"{name or 'model'} ({kind}): pass the module inside (.{inner})")
 
 
 def _settle_folds(tracer: Tracer) -> None:

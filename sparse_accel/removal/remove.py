@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel.channels.call import run_model, tree_tensors
-from sparse_accel.channels.graph import ChannelGraph, tensors_of
+from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.channels.liveness import Decision
 from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
@@ -22,6 +22,7 @@ from sparse_accel.removal.compact import CompactError, comparable, copy_model, v
 from sparse_accel.removal.configs import config_changes
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
+from sparse_accel.wrappers import bare_model
 
 
 @dataclass
@@ -99,6 +100,7 @@ def find_widths(model: nn.Module, example_inputs: Any) -> Widths:
         >>> width.name, width.units, width.unit_size, width.consumers[0].channels[1].tolist()
         ('0', 4, 9, [9, 10, 11, 12, 13, 14, 15, 16, 17])
     """
+    model = bare_model(model, UnsupportedModelError)
     graph, _ = _graph(model, example_inputs)
     return widths_of(graph, model)
 
@@ -135,8 +137,9 @@ def remove_units(
         >>> remove_units(net, torch.zeros(1, 4), {"0": [0, 2, 5]}).model[2]
         Linear(in_features=3, out_features=2, bias=True)
     """
+    model = bare_model(model, UnsupportedModelError)
     if optimizer is not None:
-        check_optimizer(optimizer, model)
+        optimizer = check_optimizer(optimizer, model)
     graph, example_inputs = _graph(model, example_inputs)
     widths = widths_of(graph, model)
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}

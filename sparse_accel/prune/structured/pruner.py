@@ -24,6 +24,7 @@ from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
 from sparse_accel.removal.remove import find_widths, remove_units
 from sparse_accel.report import compare_models
+from sparse_accel.wrappers import bare_model
 
 logger = logging.getLogger("sparse_accel")
 
@@ -148,7 +149,7 @@ class ISpaSP:
             raise ValueError(f"iterations: expected at least 1, got {iterations}")
         if relu_iterations is not None and relu_iterations < 0:
             raise ValueError(f"relu_iterations: expected at least 0, got {relu_iterations}")
-        self.model = model
+        self.model = bare_model(model, UnsupportedModelError)
         self.example_inputs = example_inputs
         self.budget = None if budget is None else dict(budget)
         patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
