@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from sparse_accel.wrappers import bare_model
 
 BY = ("input", "output", "kernel", "element")
 
@@ -230,17 +233,30 @@ _UNGROUPED: tuple[type[nn.Module], ...] = (
 def named_groupings(model: nn.Module, by: str) -> Iterator[tuple[str, nn.Parameter, Grouping | None]]:
     """Every parameter once, with its first name and its grouping; None where it is not to be regularized.
 
-    A tied parameter is left out of the penalty, with a warning, where its modules would cut it differently.
+    A tied parameter is left out of the penalty, with a warning, where its modules would cut it differently, and so is
+    one of which a parametrization computes the weight.
+
+    Args:
+        model: a module, or a wrapper that has it inside.
+        by: see :class:`Grouping`.
+
+    Raises:
+        ValueError: parameters are flat, sharded, or hidden behind a hook; the message names the module.
 
     Example:
         >>> [(name, grouping is not None) for name, _, grouping in named_groupings(nn.Linear(3, 2), "input")]
         [('weight', True), ('bias', False)]
     """
     found: dict[nn.Parameter, tuple[str, Grouping | None]] = {}
-    for prefix, module in model.named_modules():
+    hidden: set[nn.Module] = set()
+    for prefix, module in bare_model(model).named_modules():
+        if isinstance(module, ParametrizationList):
+            hidden |= set(module.modules())
+            warnings.warn(f"{prefix}: a weight that is computed (parametrization) is left unregularized", stacklevel=3)
         for local, parameter in module.named_parameters(recurse=False):
             name = f"{prefix}.{local}" if prefix else local
-            grouping = module_grouping(module, by) if parameter.dim() >= 2 else None
+            grouped = parameter.dim() >= 2 and module not in hidden
+            grouping = module_grouping(module, by) if grouped else None
             if parameter not in found:
                 found[parameter] = (name, grouping)
             elif found[parameter][1] != grouping:
@@ -258,13 +274,17 @@ def param_groups(model: nn.Module, penalty: Any, **options: Any) -> list[dict[st
     """Parameter groups for an optimizer of this package: weights with the penalty, biases and norms without.
 
     Args:
-        model: its parameters are taken once each, frozen ones too (they take part once they get gradients).
+        model: its parameters are taken once each, frozen ones too (they take part once they get gradients). Of a
+            compiled model or one in DistributedDataParallel it is the module inside, so that names have no prefix.
         penalty: a penalty of this package, such as ``GroupLasso(1e-4, by="input")``, or None.
         **options: further entries of every group, such as ``lr``.
 
     Returns:
         One group of regularized weights per kind of layer (transposed or grouped convolutions have their own) and
         one of everything else, with named parameters.
+
+    Raises:
+        ValueError: parameters are flat, sharded, or hidden behind a hook; the message names the module.
 
     Example:
         >>> from sparse_accel import GroupLasso

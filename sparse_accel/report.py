@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparse_accel.channels.runs import first_of, run_as_is, run_model
+from sparse_accel.wrappers import copy_model
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class CompactReport:
 
 def compare_models(dense: nn.Module, small: nn.Module, example_inputs: Any, max_abs_diff: float) -> CompactReport:
     """Measure two models with the same layer names, on the first example; neither changes."""
-    probes = [copy.deepcopy(model).eval() for model in (dense, small)]
+    probes = [copy_model(model).eval() for model in (dense, small)]
     counts = [count_macs(probe, example_inputs) for probe in probes]
     latency = latencies_ms(probes, example_inputs)
     del probes

@@ -29,6 +29,7 @@ from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, ten
 from sparse_accel.channels.runs import Examples, as_tensors, plain_attributes, run_leaves
 from sparse_accel.channels.slots import Value
 from sparse_accel.channels.unvisited import settle_unvisited
+from sparse_accel.wrappers import bare_model
 
 # Functions that read only a tensor's description; those that return no tensor need no rule.
 _METADATA_NAMES = """dim ndimension size numel nelement stride storage_offset element_size data_ptr untyped_storage
@@ -297,8 +298,9 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
         UnsupportedModelError: the model holds scripted modules, its forward pass failed, or its output holds what
             cannot be seen through; the message names where.
     """
+    model = bare_model(model, UnsupportedModelError)
     examples = Examples.of(example_inputs).check(model)
-    _refuse_wrappers(model)
+    _refuse_shapeless(model)
     tracer = Tracer(model)
     try:
         outputs = tracer.run(examples)
@@ -315,14 +317,9 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     return tracer.graph, outputs
 
 
-def _refuse_wrappers(model: nn.Module) -> None:
+def _refuse_shapeless(model: nn.Module) -> None:
     for name, module in model.named_modules():
         kind = type(module).__name__
         for key, tensor in {**vars(module), **module._parameters, **module._buffers}.items():
             if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
                 raise UnsupportedModelError(f"{name or 'model'} ({kind}): {key} has no shape yet: run the model once")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedModelError(f"{name or 'model'}: a scripted module cannot be followed; pass the original")
-        if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
-            inner = "_orig_mod" if kind == "OptimizedModule" else "module"
-            raise UnsupportedModelError(f"{name or 'model'} ({kind}): pass the module inside (.{inner})")

@@ -116,7 +116,7 @@ def sparsity(model: nn.Module, by: str = "input") -> SparsityReport:
         by: ``"input"``, ``"output"``, ``"kernel"`` or ``"element"``.
 
     Raises:
-        ValueError: ``by`` is none of these.
+        ValueError: ``by`` is none of these; or parameters are flat, sharded, or hidden behind a hook.
 
     Example:
         >>> layer = nn.Linear(4, 2)

@@ -307,9 +307,9 @@ class ProximalOptimizer(Optimizer):
     def finalize_(self) -> None:
         """Set the parameters to the proximal iterate for good: exact zeros, ready for saving and removal.
 
-        Frozen parameters (``requires_grad=False``) and those without a step stay. The iterate is that of the optimizer's
-        state, whatever the parameters hold: after ``model.load_state_dict(best)`` load the optimizer's state of that
-        moment too, or finalize to that of the *last* step. Weights saved inside :meth:`proximal_parameters` are final.
+        Frozen parameters (``requires_grad=False``) and those without a step stay. The iterate is the optimizer's,
+        whatever the parameters hold: after ``model.load_state_dict(best)`` load the optimizer's state of that moment
+        too, or the last step's iterate is set. Weights saved inside :meth:`proximal_parameters` need no finalizing.
 
         Raises:
             RuntimeError: called inside :meth:`proximal_parameters`.

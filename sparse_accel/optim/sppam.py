@@ -251,8 +251,8 @@ class SPPAM(ProximalOptimizer):
                     raise ValueError(f"exact steps: expected real parameters, got {param.dtype}")
                 if not param.requires_grad:
                     raise ValueError(
-                        f"exact steps move every parameter: expected none frozen, got one of shape {tuple(param.shape)} "
-                        "with requires_grad=False; use step(closure)"
+                        "exact steps move every parameter: expected none frozen, got one of shape "
+                        f"{tuple(param.shape)} with requires_grad=False; use step(closure)"
                     )
                 lr = float(group["lr"])
                 if lr == 0:

@@ -1,114 +1,142 @@
-"""Checkpoints of compact models: safetensors and a JSON plan, no pickle."""
+"""Checkpoints of results: one pair of functions for every kind, told apart by the ``format`` of ``plan.json``.
+
+A kind of result says with :func:`register` what of it is written and how a model is made from that again.
+"""
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sparse_accel import _build_info
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.channels.graph import tensors_of
-from sparse_accel.removal.compact import CompactResult
-from sparse_accel.removal.files import CheckpointError
-from sparse_accel.removal.optimizer_checkpoint import load_optimizer, save_optimizer
-from sparse_accel.removal.remove import RemovalResult
-from sparse_accel.removal.surgery import Plan, apply_plan, attribute, cut, in_order, memory_order
+from sparse_accel.removal.files import (
+    CheckpointError,
+    Field,
+    Part,
+    Stored,
+    check_seal,
+    read_json,
+    read_plan,
+    read_tensors,
+    write_parts,
+)
+from sparse_accel.removal.optimizer_checkpoint import GROUPS_FILE, STATE_FILE, load_optimizer, optimizer_part
+from sparse_accel.wrappers import bare_model, copy_model
 
-__all__ = ["CheckpointError", "load", "load_optimizer", "read_plan", "save"]
+__all__ = ["CheckpointError", "Contents", "Source", "load", "load_optimizer", "open_checkpoint", "register", "save"]
 
-FORMAT = "sparse_accel.compact"
 VERSION = 1
 MODEL_FILE, PLAN_FILE = "model.safetensors", "plan.json"
 
 
-def save(result: CompactResult | RemovalResult, directory: str | os.PathLike[str], *, optimizer: bool = True) -> Path:
-    """Write ``model.safetensors`` and ``plan.json``, and the optimizer's two files if the result has one.
+@dataclass
+class Contents:
+    """What is written of a result.
 
-    The tensors are the parameters and the persistent buffers, tied ones once. Later changes of ``result.model``, such
-    as fine-tuning, are saved as they are.
+    Attributes:
+        model: whose class is noted, and which names the optimizer's parameters.
+        tensors: for ``model.safetensors``.
+        plan: plain data that describes them.
+        optimizer: of the model's parameters, or None.
+        stale: files that results of this kind had before, which this checkpoint replaces.
+    """
+
+    model: nn.Module
+    tensors: Mapping[str, Tensor]
+    plan: Mapping[str, Any]
+    optimizer: Optimizer | None = None
+    stale: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open checkpoint: its plan, its tensors, and how messages name the classes."""
+
+    plan: Field
+    stored: Stored
+
+    def hint(self, model: nn.Module) -> str:
+        """Of which class the checkpoint is, and of which the model."""
+        return f"(the checkpoint is of {self.plan['class'].text()}, the model a {class_name(model)})"
+
+
+Fits = Callable[[Any], bool]
+Write = Callable[[Any], Contents]
+Read = Callable[[Source, nn.Module], nn.Module]
+_KINDS: dict[str, tuple[Fits, Write, Read]] = {}
+
+
+def register(form: str, fits: Fits, write: Write, read: Read) -> None:
+    """Make a kind of result known to :func:`save` and :func:`load`.
 
     Args:
-        result: of :func:`sparse_accel.compact` or :func:`sparse_accel.prune.remove_units`.
-        directory: created if need be; existing files of these names are replaced.
+        form: ``format`` of its ``plan.json``.
+        fits: whether an object is such a result.
+        write: what is written of it; raises CheckpointError where it cannot be.
+        read: the model again, on a copy of the one given, after checking every value.
+    """
+    _KINDS[form] = (fits, write, read)
+
+
+def save(result: Any, directory: str | os.PathLike[str], *, optimizer: bool = True) -> Path:
+    """Write a result: ``model.safetensors`` and ``plan.json``, and the optimizer's two files if it has one.
+
+    The tensors are the parameters and the persistent buffers, tied ones once; of masked weights only the kept ones and
+    one bit for each. Later changes of ``result.model``, such as fine-tuning, are saved as they are.
+
+    Args:
+        result: of :func:`sparse_accel.compact`, :func:`sparse_accel.prune.remove_units`,
+            :meth:`sparse_accel.prune.ISpaSP.run` or :meth:`sparse_accel.prune.CurvatureIHT.run`.
+        directory: created if need be; the files of a checkpoint that it holds are replaced or, such as those of another
+            optimizer, removed. An interrupted save leaves the old checkpoint, or one that is refused.
         optimizer: save the result's optimizer too, for :func:`load_optimizer`.
 
     Raises:
-        CheckpointError: the model has state besides tensors (``get_extra_state``), or its shapes are not the plan's.
-            The files are then as they were.
+        CheckpointError: the model has state besides tensors (``get_extra_state``), its shapes are not the plan's, or
+            it holds weights where its masks have none. The files are then as they were.
+        TypeError: ``result`` is none of these.
 
     Returns:
         The directory.
-    """
-    from safetensors.torch import save_file
 
-    model, directory = result.model, Path(directory)
-    for name, module in model.named_modules():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
-            raise CheckpointError(f"{name or 'model'} ({type(module).__name__}): extra state cannot be saved")
-    aliases = _aliases(model)
-    tensors = _persistent(model)
+    Example:
+        >>> import sparse_accel as sa
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> net[2].weight.data[:, 1] = 0
+        >>> sorted(path.name for path in sa.save(sa.compact(net, torch.zeros(1, 4)), "small").iterdir())
+        ['model.safetensors', 'plan.json']
+    """
+    form = next((form for form, (fits, _, _) in _KINDS.items() if fits(result)), None)
+    if form is None:
+        advice = ": call its own save()" if hasattr(result, "save") else ""
+        raise TypeError(f"result: expected what compact() or a pruner returned, got {type(result).__name__}{advice}")
+    contents = _KINDS[form][1](result)
+    model = contents.model
     plan = {
-        "format": FORMAT,
+        "format": form,
         "version": VERSION,
         "sparse_accel": _build_info.version,
         "torch": torch.__version__,
-        "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "max_abs_diff": result.max_abs_diff,
-        **result.plan,
-        "saved": {name: _describe(tensor) for name, tensor in tensors.items()},
-        "aliases": aliases,
+        "class": class_name(model),
+        **contents.plan,
     }
-    for name, entry in result.plan["tensors"].items():
-        if name in tensors and list(tensors[name].shape) != entry["shape"]:
-            came = list(tensors[name].shape)
-            raise CheckpointError(f"{name}: expected the plan's shape {entry['shape']}, got {came}")
-    if optimizer and result.optimizer is not None:
-        save_optimizer(result.optimizer, model, directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    flat = {name: t.detach().permute(memory_order(t)).contiguous() for name, t in tensors.items()}
-    unfinished = directory / (MODEL_FILE + ".tmp")
-    save_file({name: tensor.cpu() for name, tensor in flat.items()}, unfinished, metadata={"format": "pt"})
-    text = json.dumps(plan, indent=1)
-    (directory / (PLAN_FILE + ".tmp")).write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, directory / MODEL_FILE)
-    os.replace(directory / (PLAN_FILE + ".tmp"), directory / PLAN_FILE)
-    return directory
-
-
-def read_plan(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The plan of a checkpoint.
-
-    Raises:
-        CheckpointError: a file is missing, or is not a plan of a known version.
-    """
-    directory = Path(directory)
-    for name in (PLAN_FILE, MODEL_FILE):
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{directory}: expected {MODEL_FILE} and {PLAN_FILE}, {name} is missing")
-    try:
-        plan = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{directory / PLAN_FILE}: not JSON: {error}") from error
-    if not isinstance(plan, dict) or plan.get("format") != FORMAT:
-        raise CheckpointError(f"{directory / PLAN_FILE}: expected the format {FORMAT!r}, got another file")
-    if plan.get("version") != VERSION:
-        raise CheckpointError(f"{directory / PLAN_FILE}: expected version {VERSION}, got {plan.get('version')}")
-    for key in ("class", "tensors", "attributes", "created", "saved", "aliases"):
-        if not isinstance(plan.get(key), str if key == "class" else dict):
-            raise CheckpointError(f"{directory / PLAN_FILE}: {key!r} is missing or damaged")
-    return plan
+    parts = [Part(MODEL_FILE, PLAN_FILE, contents.tensors, plan)]
+    if optimizer and contents.optimizer is not None:
+        parts.append(optimizer_part(contents.optimizer, model))
+    return write_parts(directory, parts, [*contents.stale, STATE_FILE, GROUPS_FILE])
 
 
 @outside_inference_mode
 def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Rebuild a compact model from a fresh instance of the dense one.
+    """Rebuild the saved model from a fresh instance of the dense one.
 
     Args:
         directory: written by :func:`save`.
@@ -118,82 +146,70 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         A new model on the given one's device, in its mode, with the saved dtypes and the saved model's outputs.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the model is not the plan's: the message names the tensor or
-            module, what was expected and what came.
+        CheckpointError: a file is missing, damaged or of another save, or the model is not the plan's: the message
+            names file and key, what was expected and what came.
+
+    Example:
+        >>> import sparse_accel as sa
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> net[2].weight.data[:, 1] = 0
+        >>> _ = sa.save(sa.compact(net, torch.zeros(1, 4)), "small")
+        >>> sa.load("small", nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))[2]
+        Linear(in_features=2, out_features=2, bias=True)
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    plan = read_plan(directory)
-    try:
-        stored = load_file(Path(directory) / MODEL_FILE)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{Path(directory) / MODEL_FILE}: {error}") from error
-    _check(plan, stored, model)
-    device = next((t.device for t in tensors_of(model).values() if t.device.type != "meta"), torch.device("cpu"))
-    tensors: dict[str, Tensor] = {}
-    for name, entry in plan["saved"].items():  # copies: aligned memory, so that kernels give the same bits as before
-        tensors[name] = in_order(stored[name].to(device, copy=True), entry["order"])
-    new = copy.deepcopy(model)
-    for name, tensor in tensors_of(new).items():
-        if name in plan["tensors"] and name not in tensors:  # a buffer that state_dict leaves out
-            tensors[name] = cut(tensor, plan["tensors"][name])
-    apply_plan(new, plan, tensors)
-    return new
+    source, read = open_checkpoint(directory)
+    return read(source, bare_model(model, CheckpointError))
 
 
-def _persistent(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, a tied one under its first name."""
-    in_state = model.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in tensors_of(model).items() if name in in_state}
+def open_checkpoint(directory: str | os.PathLike[str], form: str | None = None) -> tuple[Source, Read]:
+    """The plan and the tensors of a checkpoint, and what makes a model of them.
+
+    Args:
+        directory: that holds it.
+        form: the format wanted; by default any.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or they are not of one save or of a known format.
+    """
+    directory = Path(directory)
+    path = directory / PLAN_FILE
+    came = read_json(path).value.get("format") if path.is_file() else None
+    for old, plan_file, model_file in OLD_FILES:
+        if (directory / plan_file).is_file() and (not path.is_file() or form == old != came):
+            return _open(directory, old, plan_file, model_file)
+    for name in (PLAN_FILE, MODEL_FILE):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory}: expected {MODEL_FILE} and {PLAN_FILE}, {name} is missing")
+    known = list(_KINDS) if form is None else [form]
+    if not isinstance(came, str) or came not in known:
+        raise CheckpointError(f"{path}: expected the format {' or '.join(map(repr, known))}, got another file")
+    return _open(directory, came, PLAN_FILE, MODEL_FILE)
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Further names of tied tensors, each with its first name."""
-    first = {id(tensor): name for name, tensor in tensors_of(model).items()}
-    return {name: first[id(tensor)] for name, tensor in _all_names(model) if first[id(tensor)] != name}
+# Formats that had names of their own, before plan.json was that of all.
+OLD_FILES = [("sparse_accel.sparse_model", "sparse_model.json", "sparse_model.safetensors")]
 
 
-def _all_names(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+def _open(directory: Path, form: str, plan_file: str, model_file: str) -> tuple[Source, Read]:
+    plan = read_plan(directory / plan_file, form, VERSION)
+    for key in ("class", "torch"):
+        plan[key].text()
+    return Source(plan, read_tensors(directory / model_file, plan)), _KINDS[form][2]
 
 
-def _describe(tensor: Tensor) -> dict[str, Any]:
-    return {
-        "shape": list(tensor.shape),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "order": memory_order(tensor),
-    }
+def class_name(model: nn.Module) -> str:
+    """``"module.Class"``."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def _check(plan: Plan, stored: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raise CheckpointError unless file, plan and model belong together."""
-    hint = f"(the checkpoint is of {plan['class']}, the model a {type(model).__module__}.{type(model).__qualname__})"
-    dense = tensors_of(model)
-    if set(stored) != set(plan["saved"]):
-        odd = sorted(set(stored) ^ set(plan["saved"]))[0]
-        raise CheckpointError(f"{MODEL_FILE} and {PLAN_FILE} do not belong together: {odd} is only in one of them")
-    for name, entry in plan["saved"].items():
-        order = entry["order"]
-        if list(stored[name].shape) != [entry["shape"][dim] for dim in order]:
-            raise CheckpointError(f"{MODEL_FILE}: {name}: expected {entry['shape']}, got {list(stored[name].shape)}")
-        if name in plan["created"]:
-            continue
-        if name not in dense:
-            raise CheckpointError(f"{name}: expected in the model, it has no such tensor {hint}")
-        expected = plan["tensors"].get(name, {"from": entry["shape"]})["from"]
-        if list(dense[name].shape) != expected:
-            raise CheckpointError(f"{name}: expected the dense shape {expected}, got {list(dense[name].shape)} {hint}")
-    for name in _persistent(model):
-        if name not in plan["saved"]:
-            raise CheckpointError(f"{name}: the model has this tensor, the checkpoint does not {hint}")
-    if _aliases(model) != plan["aliases"]:
-        odd = sorted(set(_aliases(model).items()) ^ set(plan["aliases"].items()))[0]
-        raise CheckpointError(f"{odd[0]}: tied to {odd[1]} in only one of the checkpoint and the model {hint}")
-    modules = dict(model.named_modules())
-    for path, attributes in plan["attributes"].items():
-        for key, (old, new) in attributes.items():
-            came = attribute(modules[path], key) if path in modules else None
-            if came != old or type(came) is not type(old) or type(new) not in (int, bool):
-                raise CheckpointError(f"{path or 'model'}: {key}: expected {old}, got {came} {hint}")
+def refuse_extra_state(model: nn.Module) -> None:
+    """Raise CheckpointError where a module has state besides tensors."""
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise CheckpointError(f"{name or 'model'} ({type(module).__name__}): extra state cannot be saved")
+
+
+def fresh_copy(model: nn.Module, source: Source) -> nn.Module:
+    """A copy to put the tensors into, once every value has been checked."""
+    check_seal(source.plan)
+    return copy_model(model, CheckpointError)

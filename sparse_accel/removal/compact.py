@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_accel import wrappers
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.channels.graph import ChannelGraph, CompactError, UnsupportedModelError, tensors_of
 from sparse_accel.channels.liveness import Decision, decide
@@ -22,6 +23,7 @@ from sparse_accel.removal.configs import follow_removal, owner_of
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.report import CompactReport, compare_models
+from sparse_accel.wrappers import bare_model
 
 __all__ = ["CompactError", "CompactResult", "OutputMismatchError", "UnsupportedModelError", "compact"]
 
@@ -85,7 +87,8 @@ def compact(
     that nobody reads; a folded constant follows the running statistics of the moment of compaction.
 
     Args:
-        model: in train or eval mode; neither it nor its mode changes, also not on failure.
+        model: in train or eval mode; neither it nor its mode changes, also not on failure. Of a compiled model, of
+            DistributedDataParallel, DataParallel and accelerate's autocast it is the module inside.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, on the model's device; a
             list of such tuples and dicts where one does not reach every part of the model (task heads, branches); or
             :class:`sparse_accel.Examples`. The report is on the first.
@@ -93,8 +96,9 @@ def compact(
             :class:`sparse_accel.Examples`.
         unvisited: ``"keep"`` (the default) what a layer that no example reaches may read, going by its sizes, or
             ``"ignore"`` such layers. ``result.plan["notes"]`` names their parameters.
-        optimizer: whose parameters are the model's. The result's optimizer continues as this one would if what was
-            removed were zero and stayed so: the same next steps of the kept weights.
+        optimizer: whose parameters are the model's, or a wrapper around one, as accelerate's. The result's optimizer is
+            of the class inside and continues as this one would if what was removed were zero and stayed so: the same
+            next steps of the kept weights.
         tolerance: largest accepted difference of the outputs on the example, relative to ``max(1, max |output|)``;
             by default 1e-10, 1e-5, 3e-2 and 4e-3 for float64, float32 (without TF32), bfloat16 and float16.
 
@@ -111,8 +115,9 @@ def compact(
         >>> compact(net, torch.zeros(1, 4)).model[0]
         Linear(in_features=4, out_features=2, bias=True)
     """
+    model = bare_model(model, UnsupportedModelError)
     if optimizer is not None:
-        check_optimizer(optimizer, model)
+        optimizer = check_optimizer(optimizer, model)
     examples = copy_examples(Examples.of(example_inputs, methods, unvisited).check(model))
     probe = copy_model(model).eval()
     with comparable(model):
@@ -168,21 +173,9 @@ def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy.
 
     Raises:
-        CompactError: the model cannot be copied; the message names the attribute in the way, if it is known.
+        CompactError: the model cannot be copied; the message names the module and what is in the way.
     """
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise CompactError(f"{_uncopied(model)} cannot be copied: copy.deepcopy: {error}") from error
-
-
-def _uncopied(model: nn.Module) -> str:
-    """The attribute that deepcopy stumbles over, as far as one can tell."""
-    for name, module in model.named_modules():
-        for key, item in vars(module).items():
-            if isinstance(item, Tensor) and item.grad_fn is not None:
-                return f"{name or 'model'} ({type(module).__name__}): {key}, a result of other tensors (a hook's?),"
-    return "the model"
+    return wrappers.copy_model(model, CompactError)
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,15 +11,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.removal.files import CheckpointError
-from sparse_accel.removal.optimizer_state import rebuild
+from sparse_accel.removal.files import (
+    CheckpointError,
+    Field,
+    Part,
+    Stored,
+    check_seal,
+    checksum,
+    dtype_name,
+    read_json,
+    read_plan,
+    read_tensors,
+    write_parts,
+)
+from sparse_accel.removal.optimizer_state import PENALTY_SCALE, bare_optimizer, rebuild
 from sparse_accel.removal.surgery import in_order, memory_order
+from sparse_accel.wrappers import bare_model
 
-__all__ = ["load_optimizer", "save_optimizer"]
+__all__ = ["load_optimizer", "optimizer_part", "save_optimizer"]
 
-STATE_FILE, GROUPS_FILE = "optimizer.safetensors", "optimizer.json"
+STATE_FILE, GROUPS_FILE, MODEL_PLAN = "optimizer.safetensors", "optimizer.json", "plan.json"
 FORMAT = "sparse_accel.optimizer"
 VERSION = 1
+OF = "of"  # the id of the plan.json that was saved with it
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 
@@ -33,10 +46,21 @@ def save_optimizer(optimizer: Optimizer, model: nn.Module, directory: str | os.P
         directory: created if need be.
 
     Raises:
-        CheckpointError: a parameter is not the model's, or an option or state is neither a tensor nor plain.
+        CheckpointError: see :func:`optimizer_part`.
     """
-    from safetensors.torch import save_file
+    part = optimizer_part(optimizer, bare_model(model, CheckpointError))
+    part.after = None
+    return write_parts(directory, [part])
 
+
+def optimizer_part(optimizer: Optimizer, model: nn.Module) -> Part:
+    """The two files of an optimizer.
+
+    Raises:
+        CheckpointError: a parameter is not the model's, an option or state is neither a tensor nor plain, or a state
+            tensor has neither its parameter's shape nor one element.
+    """
+    optimizer = bare_optimizer(optimizer, CheckpointError)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     store = _Store(type(optimizer).__name__)
     groups = []
@@ -57,6 +81,12 @@ def save_optimizer(optimizer: Optimizer, model: nn.Module, directory: str | os.P
     for parameter, values in optimizer.state.items():
         if id(parameter) in names:
             name = names[id(parameter)]
+            for key, value in values.items():
+                if isinstance(value, Tensor) and not _fits(value, parameter):
+                    raise CheckpointError(
+                        f"optimizer {store.owner}: {name}: state {key!r}: expected the parameter's shape "
+                        f"{tuple(parameter.shape)} or a number, got {tuple(value.shape)}: it cannot be saved"
+                    )
             state[name] = {key: store.put(f"state.{name}.{key}", value) for key, value in values.items()}
     plan = {
         "format": FORMAT,
@@ -68,13 +98,7 @@ def save_optimizer(optimizer: Optimizer, model: nn.Module, directory: str | os.P
         "groups": groups,
         "state": state,
     }
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(store.tensors, directory / (STATE_FILE + ".tmp"), metadata={"format": "pt"})
-    (directory / (GROUPS_FILE + ".tmp")).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-    for name in (STATE_FILE, GROUPS_FILE):
-        os.replace(directory / (name + ".tmp"), directory / name)
-    return directory
+    return Part(STATE_FILE, GROUPS_FILE, store.tensors, plan, after=OF)
 
 
 @outside_inference_mode
@@ -89,46 +113,135 @@ def load_optimizer(
         optimizer_class: the class that was saved, such as ``sparse_accel.RMDA``.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the class is another one, or the model lacks a parameter.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+        CheckpointError: a file is missing, damaged or of another save, the class is another one, or the model lacks a
+            parameter.
 
-    directory = Path(directory)
+    Example:
+        >>> import sparse_accel as sa
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> opt = sa.RMDA(net.parameters(), lr=0.5)
+        >>> _ = sa.save(sa.compact(net, torch.zeros(1, 4), opt), "with_optimizer")
+        >>> load_optimizer("with_optimizer", sa.load("with_optimizer", net), sa.RMDA).param_groups[0]["lr"]
+        0.5
+    """
+    directory, model = Path(directory), bare_model(model, CheckpointError)
     for name in (GROUPS_FILE, STATE_FILE):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory}: expected {GROUPS_FILE} and {STATE_FILE}, {name} is missing")
-    try:
-        plan = json.loads((directory / GROUPS_FILE).read_text(encoding="utf-8"))
-        stored = load_file(directory / STATE_FILE)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: the optimizer cannot be read: {error}") from error
-    if not isinstance(plan, dict) or plan.get("format") != FORMAT or plan.get("version") != VERSION:
-        raise CheckpointError(f"{directory / GROUPS_FILE}: expected the format {FORMAT!r}, version {VERSION}")
-    if plan["class"].rpartition(".")[2] != optimizer_class.__name__:
-        raise CheckpointError(f"{directory}: expected the class {plan['class']}, got {optimizer_class.__qualname__}")
+    plan = read_plan(directory / GROUPS_FILE, FORMAT, VERSION)
+    stored = read_tensors(directory / STATE_FILE, plan)
+    _check_companion(directory, plan)
+    if plan["class"].text().rpartition(".")[2] != optimizer_class.__name__:
+        raise CheckpointError(
+            f"{directory}: expected the class {plan['class'].value}, got {optimizer_class.__qualname__}"
+        )
     parameters = dict(model.named_parameters())
-    for name in [name for group in plan["groups"] for name in group["names"]] + list(plan["state"]):
-        if name not in parameters:
-            raise CheckpointError(f"{name}: the optimizer has this parameter, the model does not")
+    param_groups, state = _groups(plan, stored, parameters), _state(plan, stored, parameters)
+    defaults = {key: _get(stored, value, None) for key, value in plan["defaults"].items()}
+    _check_options(plan, param_groups, defaults)
+    check_seal(plan)
+    try:
+        optimizer = rebuild(optimizer_class, defaults, state, param_groups)
+    except Exception as error:  # values that the class cannot take
+        raise CheckpointError(f"{plan.path}: {optimizer_class.__qualname__}: {error}") from error
+    _check_ours(plan, optimizer, parameters)
+    return optimizer
 
-    def get(value: Any, device: torch.device | None = None) -> Any:
-        return _get(stored, value, device)
 
-    param_groups: list[dict[str, Any]] = []
-    for group in plan["groups"]:
-        options = {key: get(value) for key, value in group["options"].items()}
-        param_groups.append({"params": [parameters[name] for name in group["names"]], **options})
-        if plan["named"]:
-            param_groups[-1]["param_names"] = list(group["names"])
+def _check_companion(directory: Path, plan: Field) -> None:
+    """Refuse an optimizer that lies beside the model of another save."""
+    model_plan = directory / MODEL_PLAN
+    came = read_json(model_plan).value.get("id") if model_plan.is_file() else None
+    expected = plan[OF].text() if OF in plan else None
+    if expected != came and (expected is not None or "id" not in plan):
+        raise CheckpointError(
+            f"{plan.path} and {MODEL_PLAN} do not belong together: the optimizer is of the save {expected}, the model "
+            f"of {came}"
+        )
+
+
+def _groups(plan: Field, stored: Stored, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for group in plan["groups"].entries():
+        options = {key: _get(stored, value, None) for key, value in group["options"].items()}
+        for field in group["names"].entries():
+            _known(field.text(), parameters)
+            if field.text() in seen:
+                raise field.wrong("every parameter once")
+            seen.add(field.text())
+        if {"params", "param_names"} & options.keys():
+            raise group["options"].wrong("options without parameters")
+        names = list(group["names"].value)
+        groups.append({"params": [parameters[name] for name in names], **options})
+        if plan["named"].flag():
+            groups[-1]["param_names"] = names
+    for name, field in plan["state"].items():
+        _known(name, parameters)
+        if name not in seen:
+            raise CheckpointError(f"{field.where}: expected a parameter of one of the groups")
+    return groups
+
+
+def _known(name: str, parameters: dict[str, nn.Parameter]) -> None:
+    if name not in parameters:
+        raise CheckpointError(f"{name}: the optimizer has this parameter, the model does not")
+
+
+def _state(plan: Field, stored: Stored, parameters: dict[str, nn.Parameter]) -> dict[nn.Parameter, dict[str, Any]]:
     state: dict[nn.Parameter, dict[str, Any]] = {}
     for name, values in plan["state"].items():
-        state[parameters[name]] = {key: get(value, parameters[name].device) for key, value in values.items()}
-        for key, value in values.items():
-            if isinstance(value, dict) and value.get("shape") and value["shape"] != list(parameters[name].shape):
-                came = list(parameters[name].shape)
-                raise CheckpointError(f"{name}: state {key!r} has shape {value['shape']}, the model's parameter {came}")
-    return rebuild(optimizer_class, {k: get(v) for k, v in plan["defaults"].items()}, state, param_groups)
+        parameter = parameters[name]
+        state[parameter] = {key: _get(stored, value, parameter.device) for key, value in values.items()}
+        for key, value in state[parameter].items():
+            if isinstance(value, Tensor) and not _fits(value, parameter):
+                came = list(parameter.shape)
+                raise CheckpointError(
+                    f"{name}: state {key!r} has shape {list(value.shape)}, the model's parameter {came}"
+                )
+        if PENALTY_SCALE in values:
+            values[PENALTY_SCALE].number(0)
+    return state
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    """Whether a state tensor goes with a parameter: its shape, that of its real and imaginary parts, or a number."""
+    shapes = [parameter.shape, (*parameter.shape, 2)] if parameter.is_complex() else [parameter.shape]
+    return value.shape in shapes or (value.numel() == 1 and value.dim() <= 1)
+
+
+def _check_options(plan: Field, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+    """Every group has every option, switches are switches."""
+    for field, group in zip(plan["groups"].entries(), groups, strict=True):
+        for key, default in defaults.items():
+            value = field["options"][key]
+            if isinstance(default, bool):
+                value.flag()
+            if isinstance(default, (float, int)) and isinstance(group[key], (str, type(None))):
+                raise value.wrong("a number")
+
+
+def _check_ours(plan: Field, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
+    """The options and states that our optimizers need."""
+    check: Any = getattr(optimizer, "_check_group", lambda group: None)
+    for field, group in zip(plan["groups"].entries(), optimizer.param_groups, strict=True):
+        _check_group(field["options"], check, group)
+    scalars: dict[str, torch.dtype] = getattr(optimizer, "_scalar_state", {})
+    needed: list[str] = [*scalars, *getattr(optimizer, "_tensor_state", ())]
+    for name, values in plan["state"].items():
+        for key in needed if any(key in values for key in needed) else ():
+            value, parameter = optimizer.state[parameters[name]].get(key), parameters[name]
+            whole = (*parameter.shape, 2) if parameter.is_complex() else tuple(parameter.shape)
+            shape = () if key in scalars else whole
+            if not isinstance(value, Tensor) or value.shape != shape:
+                raise CheckpointError(f"{plan['state'][name].where}: {key}: expected a tensor of shape {shape}")
+
+
+def _check_group(field: Field, check: Any, group: dict[str, Any]) -> None:
+    try:
+        check(group)
+    except Exception as error:
+        raise CheckpointError(f"{field.where}: {error}") from error
 
 
 class _Store:
@@ -142,9 +255,10 @@ class _Store:
         """The value as plain JSON, a tensor as ``{"tensor": name, ...}``."""
         if isinstance(value, Tensor):
             order = memory_order(value)
-            self.tensors[name] = value.detach().permute(order).contiguous().cpu().clone()
-            return {"tensor": name, "order": order, "shape": list(value.shape), "device": value.device.type}
-        if isinstance(value, dict):
+            flat = self.tensors[name] = value.detach().permute(order).contiguous().cpu().clone()
+            about = {"order": order, "shape": list(value.shape), "device": value.device.type}
+            return {"tensor": name, **about, "dtype": dtype_name(flat), "crc32": checksum(flat)}
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return {"dict": {key: self.put(f"{name}.{key}", item) for key, item in value.items()}}
         if isinstance(value, (tuple, list)):
             kind = "tuple" if isinstance(value, tuple) else "list"
@@ -154,18 +268,19 @@ class _Store:
         raise CheckpointError(f"optimizer {self.owner}: {name}: expected a tensor or a plain value, got {value!r}")
 
 
-def _get(stored: dict[str, Tensor], value: Any, device: torch.device | None) -> Any:
+def _get(stored: Stored, field: Field, device: torch.device | None) -> Any:
     """The way back from :meth:`_Store.put`; tensors that lay on the CPU stay there."""
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        if value["tensor"] not in stored:
-            raise CheckpointError(
-                f"{STATE_FILE} and {GROUPS_FILE} do not belong together: {value['tensor']} is missing"
-            )
-        tensor = in_order(stored[value["tensor"]], value["order"])
-        return tensor if device is None or value["device"] == "cpu" else tensor.to(device)
-    if "dict" in value:
-        return {key: _get(stored, item, device) for key, item in value["dict"].items()}
-    kind = tuple if "tuple" in value else list
-    return kind(_get(stored, item, device) for item in value[kind.__name__])
+    if field.value is None or isinstance(field.value, (bool, int, float, str)):
+        return field.value
+    if "tensor" in field:
+        shape = field["shape"].sizes()
+        order = field["order"].order(len(shape))
+        tensor = stored.take(field["tensor"].text(), field, [shape[dim] for dim in order])
+        tensor = in_order(tensor, order)
+        return tensor if device is None or field["device"].text() == "cpu" else tensor.to(device)
+    if "dict" in field:
+        return {key: _get(stored, item, device) for key, item in field["dict"].items()}
+    for kind in (tuple, list):
+        if kind.__name__ in field:
+            return kind(_get(stored, item, device) for item in field[kind.__name__].entries())
+    raise field.wrong("a tensor or a plain value")

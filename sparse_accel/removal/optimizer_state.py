@@ -21,8 +21,29 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 _COPIES = ("anchor", "point")  # state tensors that hold weights, which a folded constant moves
 
 
-def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
-    """Raise CompactError unless the optimizer is the model's, with a state of tensors and plain values."""
+def bare_optimizer(optimizer: Any, error: type[Exception] = CompactError) -> Optimizer:
+    """The optimizer inside the wrappers of accelerate, Lightning and :meth:`sparse_accel.prune.Masks.apply_to`.
+
+    Args:
+        optimizer: to unwrap.
+        error: raised where that is not possible.
+
+    Raises:
+        CompactError: the state of a ``ZeroRedundancyOptimizer`` is spread over the ranks; or it is no optimizer.
+    """
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    kind = type(optimizer).__name__
+    if kind == "ZeroRedundancyOptimizer":
+        raise error(f"optimizer ({kind}): its state is spread over the ranks; train the pruned model with a new one")
+    if not isinstance(optimizer, Optimizer):
+        raise error(f"optimizer: expected a torch.optim.Optimizer, got {kind}")
+    return optimizer
+
+
+def check_optimizer(optimizer: Any, model: nn.Module) -> Optimizer:
+    """The optimizer inside its wrappers; CompactError unless it is the model's, its state tensors and plain values."""
+    optimizer = bare_optimizer(optimizer)
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
         raise CompactError(f"optimizer {type(optimizer).__name__}: expected the model's parameters, got none of them")
@@ -33,6 +54,7 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
                     f"optimizer {type(optimizer).__name__}: state {key!r}: expected a tensor or a number, "
                     f"got {type(value).__name__}; its state cannot be cut"
                 )
+    return optimizer
 
 
 def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: Plan) -> Optimizer:

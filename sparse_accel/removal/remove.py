@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.channels.graph import ChannelGraph, tensors_of
+from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.channels.liveness import Decision
 from sparse_accel.channels.runs import Examples, Method, outputs_of
 from sparse_accel.channels.trace import trace
@@ -23,6 +23,7 @@ from sparse_accel.removal.compact import comparable, copy_examples, copy_model, 
 from sparse_accel.removal.configs import follow_removal
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
+from sparse_accel.wrappers import bare_model
 
 
 @dataclass
@@ -113,6 +114,7 @@ def find_widths(
         >>> width.name, width.units, width.unit_size, width.consumers[0].channels[1].tolist()
         ('0', 4, 9, [9, 10, 11, 12, 13, 14, 15, 16, 17])
     """
+    model = bare_model(model, UnsupportedModelError)
     graph, _ = _graph(model, Examples.of(example_inputs, methods, unvisited))
     return widths_of(graph, model)
 
@@ -157,8 +159,9 @@ def remove_units(
         >>> remove_units(net, torch.zeros(1, 4), {"0": [0, 2, 5]}).model[2]
         Linear(in_features=3, out_features=2, bias=True)
     """
+    model = bare_model(model, UnsupportedModelError)
     if optimizer is not None:
-        check_optimizer(optimizer, model)
+        optimizer = check_optimizer(optimizer, model)
     graph, examples = _graph(model, Examples.of(example_inputs, methods, unvisited))
     widths = widths_of(graph, model)
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}

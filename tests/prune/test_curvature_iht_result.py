@@ -37,7 +37,7 @@ def result():
 
 def test_save_and_load(result, tmp_path):
     assert result.save(tmp_path) == tmp_path
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sparse_model.json", "sparse_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "plan.json"]
     fresh = Net()
     before = copy.deepcopy(fresh.state_dict())
     loaded = load_sparse(tmp_path, fresh)
@@ -61,7 +61,7 @@ def test_only_kept_weights_are_stored(result, tmp_path):
     from safetensors.torch import load_file
 
     result.save(tmp_path)
-    stored = load_file(tmp_path / "sparse_model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")
     assert stored["conv.weight:kept"].numel() == 54
     assert stored["conv.weight:mask"].numel() == -(-108 // 8)
     assert "conv.weight" not in stored
@@ -79,16 +79,16 @@ def test_refused_saves(result, tmp_path):
 
 
 def test_refused_loads(result, tmp_path):
-    with pytest.raises(CheckpointError, match=r"sparse_model\.json"):
+    with pytest.raises(CheckpointError, match=r"plan\.json is missing"):
         load_sparse(tmp_path, Net())
     result.save(tmp_path)
     with pytest.raises(CheckpointError, match="expected the shape"):
         load_sparse(tmp_path, Net(7))
     with pytest.raises(CheckpointError, match=r"only one.*Linear"):
         load_sparse(tmp_path, nn.Linear(2, 2))
-    plan = json.loads((tmp_path / "sparse_model.json").read_text())
+    plan = json.loads((tmp_path / "plan.json").read_text())
     plan["version"] = 99
-    (tmp_path / "sparse_model.json").write_text(json.dumps(plan))
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(CheckpointError, match="version"):
         load_sparse(tmp_path, Net())
 

@@ -63,7 +63,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     whole = run(tmp_path / "b", 99, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     for name in ("out", "whole"):
-        assert (tmp_path / name / "sparse_model.safetensors").exists()
+        assert (tmp_path / name / "model.safetensors").exists()
     a, b = (load_sparse(tmp_path / name, _net()) for name in ("out", "whole"))
     for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
         assert torch.equal(p, q)
@@ -106,7 +106,7 @@ def test_no_folder_no_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     progress = Progress(None, {})
     progress.put("a", {"x": torch.ones(2)}, {})
-    assert progress.get("a") is None
+    assert progress.get("a", {"x": torch.ones(2)}, lambda notes: notes) is None
     assert not list(tmp_path.iterdir())
 
 

@@ -250,7 +250,7 @@ def damage(directory: Path, what: str) -> None:
         del plan["saved"]
     elif what == "attribute":
         plan["attributes"]["conv1"]["forward"] = [None, 3]
-    save_file(tensors, directory / "model.safetensors")
+    save_file(tensors, directory / "model.safetensors", metadata={"id": plan["id"]})
     (directory / "plan.json").write_text(json.dumps(plan))
 
 

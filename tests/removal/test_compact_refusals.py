@@ -23,7 +23,7 @@ from sparse_accel.removal.compact import CompactError, OutputMismatchError, Unsu
     "wrap, message",
     [
         (lambda net: torch.jit.script(net), "scripted"),
-        (lambda net: nn.DataParallel(net), r"DataParallel.*\.module"),
+        (lambda net: nn.Sequential(nn.DataParallel(net)), r"DataParallel.*\.module"),
         (lambda net: nn.Sequential(torch.compile(net)), r"OptimizedModule.*\._orig_mod"),
     ],
     ids=["script", "data_parallel", "compile"],

@@ -28,6 +28,7 @@ from sparse_accel.removal.compact import copy_model
 from sparse_accel.removal.configs import RELOAD, follow_biases
 from sparse_accel.removal.remove import find_widths, remove_units
 from sparse_accel.report import compare_models
+from sparse_accel.wrappers import bare_model
 
 logger = logging.getLogger("sparse_accel")
 
@@ -158,8 +159,8 @@ class ISpaSP:
             raise ValueError(f"iterations: expected at least 1, got {iterations}")
         if relu_iterations is not None and relu_iterations < 0:
             raise ValueError(f"relu_iterations: expected at least 0, got {relu_iterations}")
-        self.model = model
-        self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(model)
+        self.model = bare_model(model, UnsupportedModelError)
+        self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(self.model)
         self.budget = None if budget is None else dict(budget)
         patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
         self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.removal.files import CheckpointError, read_json, read_tensors
+from sparse_accel.removal.files import (
+    CheckpointError,
+    Field,
+    Part,
+    Stored,
+    check_seal,
+    checksum,
+    read_plan,
+    read_tensors,
+    write_parts,
+)
+from sparse_accel.removal.optimizer_state import bare_optimizer
+from sparse_accel.wrappers import bare_model
 
 MASKS_FILE, MASKS_PLAN = "masks.safetensors", "masks.json"
 FORMAT = "sparse_accel.masks"
@@ -26,12 +38,13 @@ class Masks(Mapping[str, Tensor]):
     """Which weights of a model are kept: boolean tensors of the parameters' shapes, by parameter name.
 
     Args:
-        model: whose parameters they are.
+        model: whose parameters they are; a wrapper counts as the module inside, names have no prefix.
         masks: True for kept weights. By default, the nonzero weights of every parameter of two or more dimensions
             that has a zero.
 
     Raises:
-        ValueError: a name is not the model's, or a mask is not boolean or not of its parameter's shape.
+        ValueError: a name is not the model's, or a mask is not boolean or not of its parameter's shape; or parameters
+            are flat, sharded, or hidden behind a hook.
 
     Example:
         >>> net = nn.Linear(3, 1)
@@ -46,6 +59,7 @@ class Masks(Mapping[str, Tensor]):
 
     @outside_inference_mode
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> None:
+        model = bare_model(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         if masks is None:
             masks = {
@@ -98,7 +112,7 @@ class Masks(Mapping[str, Tensor]):
         after every step weight and state are set to zero once more, for optimizers that mix entries.
 
         Args:
-            optimizer: of this model's parameters; it stays the optimizer to call.
+            optimizer: of this model's parameters, or a wrapper around it, as accelerate's; it stays the one to call.
 
         Returns:
             A handle with ``remove()`` that is also a context manager.
@@ -110,16 +124,14 @@ class Masks(Mapping[str, Tensor]):
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``masks.safetensors`` (one bit per weight) and ``masks.json``; return the directory."""
-        from safetensors.torch import save_file
-
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        plan = {"format": FORMAT, "version": VERSION, "shapes": {n: list(m.shape) for n, m in self._masks.items()}}
-        save_file({name: pack(mask) for name, mask in self._masks.items()}, directory / (MASKS_FILE + ".tmp"))
-        (directory / (MASKS_PLAN + ".tmp")).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        for name in (MASKS_FILE, MASKS_PLAN):
-            os.replace(directory / (name + ".tmp"), directory / name)
-        return directory
+        bits = {name: pack(mask) for name, mask in self._masks.items()}
+        plan = {
+            "format": FORMAT,
+            "version": VERSION,
+            "shapes": {name: list(mask.shape) for name, mask in self._masks.items()},
+            "crc32": {name: checksum(tensor) for name, tensor in bits.items()},
+        }
+        return write_parts(directory, [Part(MASKS_FILE, MASKS_PLAN, bits, plan)])
 
     @classmethod
     @outside_inference_mode
@@ -127,27 +139,32 @@ class Masks(Mapping[str, Tensor]):
         """The masks that :meth:`save` wrote, for a model with the same parameters; its weights stay as they are.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or the masks are not the model's.
+            CheckpointError: a file is missing, damaged or of another save, or the masks are not the model's.
         """
-        directory = Path(directory)
-        plan = read_json(directory / MASKS_PLAN, FORMAT, VERSION)
-        stored = read_tensors(directory / MASKS_FILE)
+        plan = read_plan(Path(directory) / MASKS_PLAN, FORMAT, VERSION)
+        stored = read_tensors(Path(directory) / MASKS_FILE, plan)
+        sums = dict(plan["crc32"].items()) if "crc32" in plan else {}
+        masks: dict[str, Tensor] = {}
+        for name, shape in plan["shapes"].items():
+            described = Field({"crc32": sums[name].value} if name in sums else {}, plan.path, ("crc32", name))
+            masks[name] = read_mask(stored, name, shape.sizes(), described)
+        check_seal(plan)
         try:
-            masks = {name: unpack(stored[name], shape) for name, shape in plan["shapes"].items()}
             return cls(model, masks)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{directory}: {error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{plan.path}: {error}") from error
 
 
 class MaskedOptimizer:
     """Hooks that keep masked weights at zero; see :meth:`Masks.apply_to`.
 
     Attributes:
-        optimizer: the one that carries the hooks.
+        optimizer: as it was given; it, or the one inside, carries the hooks.
     """
 
     def __init__(self, masks: Masks, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
+        optimizer = self._inside = bare_optimizer(optimizer, ValueError)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self._removed: dict[nn.Parameter, Tensor] = {
             parameter: ~masks[name].to(parameter.device)
@@ -187,7 +204,7 @@ class MaskedOptimizer:
         for parameter in self._removed:
             removed = self._on(parameter, parameter)
             parameter.masked_fill_(removed, 0)
-            for value in self.optimizer.state.get(parameter, {}).values():
+            for value in self._inside.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.masked_fill_(removed.to(value.device), 0)
 
@@ -220,9 +237,25 @@ def unpack(bits: Tensor, shape: list[int]) -> Tensor:
     """The inverse of :func:`pack`.
 
     Raises:
-        ValueError: the number of bytes is not that of the shape.
+        ValueError: the number of bytes is not that of the shape, or the last ones hold more than it.
     """
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):
         raise ValueError(f"a mask of shape {shape} has {-(-count // 8)} bytes, got {bits.numel()} of {bits.dtype}")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(shape)
+    every = np.unpackbits(bits.numpy())
+    if every[count:].any():
+        raise ValueError(f"a mask of shape {shape} has {count} bits, got more")
+    return torch.from_numpy(every[:count].astype(bool)).reshape(shape)
+
+
+def read_mask(stored: Stored, name: str, shape: list[int], described: Field) -> Tensor:
+    """A mask from a file of packed masks.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another shape.
+    """
+    bits = stored.take(name, described)
+    try:
+        return unpack(bits, shape)
+    except ValueError as error:
+        raise CheckpointError(f"{stored.path}: {name}: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +14,23 @@ from torch import Tensor
 
 from sparse_accel.calibration.ranks import from_first, rank, together
 from sparse_accel.prune.unstructured.report import LayerReport
-from sparse_accel.removal.files import CheckpointError, read_json, read_tensors
+from sparse_accel.removal.files import (
+    CheckpointError,
+    Field,
+    check_seal,
+    checksum,
+    dtype_name,
+    read_plan,
+    read_tensors,
+    seal,
+    write_json,
+    write_tensors,
+)
 
 FORMAT = "sparse_accel.curvature_iht.progress"
 VERSION = 1
 FILE = "progress.json"
+Found = tuple[dict[str, Tensor], Any]
 
 
 class Progress:
@@ -47,57 +59,86 @@ class Progress:
             return
         path = self.directory / FILE
         if path.exists():
-            plan = read_json(path, FORMAT, VERSION)
-            wanted = json.loads(json.dumps(settings))
-            for key in sorted({*wanted, *plan["settings"]}):
-                if plan["settings"].get(key) != wanted.get(key):
+            plan = read_plan(path, FORMAT, VERSION)
+            plan["done"].items()
+            wanted, came = json.loads(json.dumps(settings)), dict(plan["settings"].items())
+            for key in sorted({*wanted, *came}):
+                if key not in wanted or key not in came or came[key].value != wanted[key]:
                     raise CheckpointError(
                         f"resume_dir: {path} is of another run: {key}: expected {_short(wanted.get(key))}, "
-                        f"got {_short(plan['settings'].get(key))}; give an empty folder to start anew"
+                        f"got {_short(came[key].value if key in came else None)}; give an empty folder to start anew"
                     )
-            self.plan = plan
+            self.plan = plan.value
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._write()
 
-    def get(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and notes of a finished step, or None.
+    def get(self, key: str, layers: Mapping[str, Tensor], check: Callable[[Field], Any]) -> Found | None:
+        """A finished step, or None.
+
+        Args:
+            key: of the step.
+            layers: tensors of the shapes and dtypes that it has to hold, by name.
+            check: makes something of the notes; raises CheckpointError where it cannot.
+
+        Returns:
+            The step's tensors, and what ``check`` made.
 
         Raises:
-            CheckpointError: its file is missing or damaged.
+            CheckpointError: its file or an entry is missing, damaged or of another step.
         """
         found = None
         with together(self.device):
-            entry = self.plan["done"].get(key)
-            if entry is not None and self.directory is not None:
-                tensors = read_tensors(self.directory / entry["file"]) if entry["file"] else {}
-                found = tensors, entry["notes"]
-        return cast("tuple[dict[str, Tensor], dict[str, Any]] | None", from_first(found))
+            if self.directory is not None and key in self.plan["done"]:
+                entry = Field(self.plan, self.directory / FILE)["done"][key]
+                found = self._read(entry, key, layers), check(entry["notes"])
+                check_seal(entry)
+        return cast("Found | None", from_first(found))
+
+    def _read(self, entry: Field, key: str, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert self.directory is not None
+        expected = _file_of(key) if layers else ""
+        if entry["file"].text() != expected:
+            raise entry["file"].wrong(repr(expected))
+        if not layers:
+            return {}
+        stored = read_tensors(self.directory / expected, entry)
+        if set(stored.tensors) != set(layers):
+            odd = sorted(set(stored.tensors) ^ set(layers))[0]
+            raise CheckpointError(f"{stored.path}: {odd}: only one of the file and the step has this layer")
+        tensors = {}
+        for name, like in layers.items():
+            told = {"dtype": dtype_name(like)}
+            if "crc32" in entry:
+                told["crc32"] = entry["crc32"][name].value
+            tensors[name] = stored.take(name, Field(told, entry.path, (*entry.keys, name)), list(like.shape))
+        return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Record a finished step; what was there before stays valid until this is whole."""
         if self.directory is None:
             return
-        from safetensors.torch import save_file
-
-        file = f"{key}.safetensors" if tensors else ""
-        if tensors:
-            flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(flat, self.directory / (file + ".tmp"))
-            os.replace(self.directory / (file + ".tmp"), self.directory / file)
-        self.plan["done"][key] = {"file": file, "notes": dict(notes)}
+        file = _file_of(key) if tensors else ""
+        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        sums = {name: checksum(tensor) for name, tensor in flat.items()}
+        entry = seal({"file": file, "notes": dict(notes), "crc32": sums})
+        if flat:
+            write_tensors(self.directory / file, flat, entry)
+        self.plan["done"][key] = entry
         self._write()
 
     def _write(self) -> None:
         if self.directory is not None:
-            unfinished = self.directory / (FILE + ".tmp")
-            unfinished.write_text(json.dumps(self.plan, indent=1) + "\n", encoding="utf-8")
-            os.replace(unfinished, self.directory / FILE)
+            write_json(self.directory / FILE, self.plan)
 
 
-def reports_of(notes: Mapping[str, Any]) -> list[LayerReport]:
+def _file_of(key: str) -> str:
+    return f"{key}.safetensors"
+
+
+def reports_of(notes: Field) -> list[LayerReport]:
     """The layer reports in a step's notes."""
-    return [LayerReport.from_plain(plain) for plain in notes["layers"]]
+    return [LayerReport.from_field(entry) for entry in notes["layers"].entries()]
 
 
 def notes_of(reports: list[LayerReport]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import time
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches, fingerprint
@@ -36,6 +34,7 @@ from sparse_accel.prune.unstructured.solve import (
     work_bytes,
 )
 from sparse_accel.prune.unstructured.steps import find_steps, leave, modules_of
+from sparse_accel.wrappers import bare_model, copy_model
 
 HELD_OUT_EVERY = 8
 UNREACHED = "none of the batches to learn from reaches it"
@@ -117,8 +116,7 @@ class CurvatureIHT:
         dtype: torch.dtype = torch.float64,
         **solver: Any,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        model = bare_model(model)
         if allocation not in ("uniform", "global"):
             raise ValueError(f"allocation: expected 'uniform' or 'global', got {allocation!r}")
         if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
@@ -129,7 +127,7 @@ class CurvatureIHT:
                 raise ValueError(f"{name}: expected a number of bytes, got {bytes_!r}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
-        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = model
         self.sparsity = sparsity
         self.targets = targets
         self.skip = skip
@@ -170,10 +168,7 @@ class _Run:
         self.start = time.perf_counter()
         self.settings = settings
         self.dense = settings.model
-        try:
-            self.model = copy.deepcopy(settings.model)
-        except Exception as error:
-            raise ValueError(f"model: cannot be copied: copy.deepcopy: {error}") from error
+        self.model = copy_model(settings.model)
         for parameter in self.model.parameters():
             parameter.grad = None
         self.selection = select_layers(self.model, settings.targets, settings.skip, settings.sparsity)
@@ -269,28 +264,29 @@ class _Run:
 
     def _allocate(self) -> None:
         """Give every layer its share of the total."""
-        done = self.progress.get("allocation")
+        names = [layer.name for layer in self.layers]
+        done = self.progress.get("allocation", {}, lambda notes: {n: notes["shares"][n].number(0, 1) for n in names})
         if done is None:
             shares = allocate(self.steps, self.front, self.train, self.settings.options)
             self.progress.put("allocation", {}, {"shares": shares})
             self.front.clear()
         else:
-            shares = done[1]["shares"]
+            shares = done[1]
         for layer in self.layers:
             layer.target = shares[layer.name]
 
     def _step(self, number: int, step: Step) -> None:
         """Solve the layers of one step, or take them from the record."""
         key = f"step_{number:04d}"
-        done = self.progress.get(key)
+        done = self.progress.get(key, {layer.name: layer.matrix() for layer in step.layers}, reports_of)
         if done is not None:
-            tensors, notes = done
+            tensors, reports = done
             for layer in step.layers:
-                if layer.name in tensors:
+                if reports:
                     layer.write(tensors[layer.name].to(layer.weight.device))
                 else:
                     leave(layer, UNREACHED, self.total, self.selection)
-            self.reports += reports_of(notes)
+            self.reports += reports
         else:
             self._solve(key, step)
         self.front.advance(modules_of([layer for s in self.steps[: number + 1] for layer in s.layers]), self.pruned)
@@ -310,6 +306,7 @@ class _Run:
         for layer in step.layers:
             if not columns:
                 leave(layer, UNREACHED, self.total, self.selection)
+                tensors[layer.name] = layer.matrix()  # as it is: a record has all layers of its step
                 continue
             with together(device):
                 solved = solve_layer(layer, hessian, layer.target, self.settings.options)

@@ -121,17 +121,17 @@ class Refinement:
         best, kept = 0, [layer.weight.detach().clone() for layer in self.layers]
         for number in range(rounds + 1):
             key = f"round_{number:02d}"
-            done = progress.get(key)
+            layers = {layer.name: layer.weight for layer in self.layers} if number else {}
+            done = progress.get(key, layers, lambda notes: notes["error"].number(0))
             if done is not None:
                 for layer in self.layers if number else ():
                     layer.weight.data.copy_(done[0][layer.name])
-                errors.append(done[1]["error"])
+                errors.append(done[1])
             else:
                 if number:
                     self.round()
                 errors.append(self.error())
-                tensors = {layer.name: layer.weight for layer in self.layers} if number else {}
-                progress.put(key, tensors, {"error": errors[-1]})
+                progress.put(key, layers, {"error": errors[-1]})
             logger.info("round %d: held-out error %.4g", number, errors[-1])
             if number and not errors[-1] < errors[best]:
                 self.share /= 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sparse_accel.removal.fields import Field
 from sparse_accel.report import format_table
 
 
@@ -53,9 +54,26 @@ class LayerReport:
         return 1 - self.kept / self.numel
 
     @staticmethod
-    def from_plain(plain: Mapping[str, Any]) -> LayerReport:
-        """The inverse of ``dataclasses.asdict``, also after JSON."""
-        return LayerReport(**{**plain, "shape": tuple(plain["shape"]), "modules": tuple(plain["modules"])})
+    def from_field(field: Field) -> LayerReport:
+        """The inverse of ``dataclasses.asdict``, from a file.
+
+        Raises:
+            CheckpointError: it is not such a report.
+        """
+        shape = field["shape"].sizes()
+        if not math.prod(shape):
+            raise field["shape"].wrong("a shape with elements")
+        return LayerReport(
+            name=field["name"].text(),
+            kind=field["kind"].text(),
+            shape=tuple(shape),
+            kept=field["kept"].integer(0, math.prod(shape)),
+            error=field["error"].number(),
+            seconds=field["seconds"].number(0),
+            damping=field["damping"].number(0),
+            columns=field["columns"].integer(),
+            modules=tuple(field["modules"].texts()) if "modules" in field else (),
+        )
 
 
 @dataclass
@@ -98,9 +116,22 @@ class CurvatureIHTReport:
         return asdict(self)
 
     @staticmethod
-    def from_plain(plain: Mapping[str, Any]) -> CurvatureIHTReport:
-        """The inverse of :meth:`to_plain`, also after JSON."""
-        return CurvatureIHTReport(**{**plain, "layers": [LayerReport.from_plain(item) for item in plain["layers"]]})
+    def from_field(field: Field) -> CurvatureIHTReport:
+        """The inverse of :meth:`to_plain`, from a file.
+
+        Raises:
+            CheckpointError: it is not such a report.
+        """
+        rounds = [entry.number() for entry in field["rounds"].entries()]
+        return CurvatureIHTReport(
+            layers=[LayerReport.from_field(entry) for entry in field["layers"].entries()],
+            method=field["method"].text(),
+            seconds=field["seconds"].number(0),
+            memory=field["memory"].integer(),
+            left={name: entry.text() for name, entry in field["left"].items()},
+            rounds=rounds,
+            best=field["best"].integer(0, max(0, len(rounds) - 1)),
+        )
 
     def __str__(self) -> str:
         rows: list[list[Any]] = [

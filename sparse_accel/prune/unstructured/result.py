@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,17 @@ from torch import Tensor, nn
 
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.channels.graph import tensors_of
-from sparse_accel.prune.unstructured.masks import Masks, pack, unpack
+from sparse_accel.prune.unstructured.masks import Masks, pack, read_mask
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport
-from sparse_accel.removal.files import CheckpointError, read_json, read_tensors
+from sparse_accel.removal import checkpoint
+from sparse_accel.removal.checkpoint import Contents, Source
+from sparse_accel.removal.compact_checkpoint import persistent, same_kind
+from sparse_accel.removal.files import CheckpointError, Field, checksum, dtype_name
+from sparse_accel.removal.surgery import apply_plan
+from sparse_accel.wrappers import bare_model
 
 FORMAT = "sparse_accel.sparse_model"
-VERSION = 1
-MODEL_FILE, PLAN_FILE = "sparse_model.safetensors", "sparse_model.json"
+_OLD_FILES = ["sparse_model.safetensors", "sparse_model.json"]
 
 
 @dataclass
@@ -38,54 +40,8 @@ class CurvatureIHTResult:
     masks: Masks
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write ``sparse_model.safetensors`` and ``sparse_model.json``, for :func:`load_sparse`.
-
-        Of masked parameters only the kept weights and one bit for each weight are stored. Weights that are not zero
-        where the mask removes them are refused: call ``masks.apply_()`` first.
-
-        Raises:
-            CheckpointError: the model has state besides tensors, or weights where its masks have none.
-
-        Returns:
-            The directory.
-        """
-        from safetensors.torch import save_file
-
-        for name, module in self.model.named_modules():
-            if type(module).get_extra_state is not nn.Module.get_extra_state:
-                raise CheckpointError(f"{name or 'model'} ({type(module).__name__}): extra state cannot be saved")
-        in_state = self.model.state_dict(keep_vars=True)
-        masks = {id(in_state[name]): mask for name, mask in self.masks.items()}
-        stored: dict[str, Tensor] = {}
-        described: dict[str, Any] = {}
-        for name, tensor in tensors_of(self.model).items():
-            if name not in in_state:
-                continue
-            value = tensor.detach().cpu().contiguous()
-            mask = masks.get(id(tensor))
-            described[name] = {"shape": list(value.shape), "masked": mask is not None}
-            if mask is None:
-                stored[name] = value
-                continue
-            mask = mask.cpu()
-            if bool((value[~mask] != 0).any()):
-                raise CheckpointError(f"{name}: holds weights that its mask removes: call masks.apply_() first")
-            stored[f"{name}:kept"], stored[f"{name}:mask"] = value[mask], pack(mask)
-        plan = {
-            "format": FORMAT,
-            "version": VERSION,
-            "torch": torch.__version__,
-            "class": f"{type(self.model).__module__}.{type(self.model).__qualname__}",
-            "tensors": described,
-            "report": self.report.to_plain(),
-        }
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(stored, directory / (MODEL_FILE + ".tmp"), metadata={"format": "pt"})
-        (directory / (PLAN_FILE + ".tmp")).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        for name in (MODEL_FILE, PLAN_FILE):
-            os.replace(directory / (name + ".tmp"), directory / name)
-        return directory
+        """The same as :func:`sparse_accel.save`."""
+        return checkpoint.save(self, directory)
 
     def export(self, form: str = "csr", along: str = "input") -> dict[str, Tensor]:
         """The pruned weights in one of torch's sparse formats; see :func:`export_sparse`."""
@@ -94,14 +50,14 @@ class CurvatureIHTResult:
 
 @outside_inference_mode
 def load_sparse(directory: str | os.PathLike[str], model: nn.Module) -> CurvatureIHTResult:
-    """Rebuild a pruned model from a fresh instance of the dense one.
+    """Rebuild a pruned model from a fresh instance of the dense one, with its masks and report.
 
     Args:
-        directory: written by :meth:`CurvatureIHTResult.save`.
+        directory: written by :func:`sparse_accel.save`.
         model: an instance of the original class; its values do not matter, and it is not changed.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or is not the model's.
+        CheckpointError: a file is missing, damaged or of another save, or is not the model's.
 
     Example:
         >>> from sparse_accel.prune import CurvatureIHT
@@ -110,34 +66,70 @@ def load_sparse(directory: str | os.PathLike[str], model: nn.Module) -> Curvatur
         >>> torch.equal(load_sparse("two_of_four", nn.Linear(8, 4)).model.weight, result.model.weight)
         True
     """
-    directory = Path(directory)
-    plan = read_json(directory / PLAN_FILE, FORMAT, VERSION)
-    stored = read_tensors(directory / MODEL_FILE)
-    hint = f"(the checkpoint is of {plan['class']}, the model a {type(model).__module__}.{type(model).__qualname__})"
-    new = copy.deepcopy(model)
-    in_state = new.state_dict(keep_vars=True)
-    tensors = {name: tensor for name, tensor in tensors_of(new).items() if name in in_state}
-    if set(tensors) != set(plan["tensors"]):
-        odd = sorted(set(tensors) ^ set(plan["tensors"]))[0]
+    source, _ = checkpoint.open_checkpoint(directory, FORMAT)
+    return _read(source, bare_model(model, CheckpointError))
+
+
+def _contents(result: CurvatureIHTResult) -> Contents:
+    model = bare_model(result.model, CheckpointError)
+    checkpoint.refuse_extra_state(model)
+    in_state = model.state_dict(keep_vars=True)
+    masks = {id(in_state[name]): mask for name, mask in result.masks.items()}
+    stored: dict[str, Tensor] = {}
+    described: dict[str, Any] = {}
+    for name, tensor in persistent(model).items():
+        value, mask = tensor.detach().cpu().contiguous(), masks.get(id(tensor))
+        described[name] = {"shape": list(value.shape), "masked": mask is not None, "dtype": dtype_name(value)}
+        if mask is None:
+            stored[name] = value
+        else:
+            mask = mask.cpu()
+            if bool((value[~mask] != 0).any()):
+                raise CheckpointError(f"{name}: holds weights that its mask removes: call masks.apply_() first")
+            stored[f"{name}:kept"], stored[f"{name}:mask"] = value[mask], pack(mask)
+            described[name]["mask_crc32"] = checksum(stored[f"{name}:mask"])
+        described[name]["crc32"] = checksum(stored[name if mask is None else f"{name}:kept"])
+    return Contents(model, stored, {"tensors": described, "report": result.report.to_plain()}, stale=_OLD_FILES)
+
+
+def _read(source: Source, model: nn.Module) -> CurvatureIHTResult:
+    plan, stored, hint = source.plan, source.stored, source.hint(model)
+    dense = persistent(model)
+    described = dict(plan["tensors"].items())
+    if set(dense) != set(described):
+        odd = sorted(set(dense) ^ set(described))[0]
         raise CheckpointError(f"{odd}: only one of the checkpoint and the model has this tensor {hint}")
-    masks = {}
-    with torch.no_grad():
-        for name, entry in plan["tensors"].items():
-            if list(tensors[name].shape) != entry["shape"]:
-                came = list(tensors[name].shape)
-                raise CheckpointError(f"{name}: expected the shape {entry['shape']}, got {came} {hint}")
-            try:
-                if entry["masked"]:
-                    masks[name] = unpack(stored[f"{name}:mask"], entry["shape"])
-                    kept = stored[f"{name}:kept"]
-                    value = torch.zeros(entry["shape"], dtype=kept.dtype, device="cpu")
-                    value[masks[name]] = kept
-                else:
-                    value = stored[name]
-            except (KeyError, ValueError, RuntimeError) as error:
-                raise CheckpointError(f"{directory / MODEL_FILE}: {name}: {error}") from error
-            tensors[name].data = value.to(tensors[name].device)
-    return CurvatureIHTResult(new, CurvatureIHTReport.from_plain(plan["report"]), Masks(new, masks))
+    device = next((t.device for t in tensors_of(model).values() if t.device.type != "meta"), torch.device("cpu"))
+    masks: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, entry in described.items():
+        shape = entry["shape"].sizes()
+        if list(dense[name].shape) != shape:
+            raise CheckpointError(f"{name}: expected the shape {shape}, got {list(dense[name].shape)} {hint}")
+        if not entry["masked"].flag():
+            value = stored.take(name, entry, shape)
+        else:
+            if not isinstance(dense[name], nn.Parameter):
+                raise entry["masked"].wrong("false: this tensor is not a parameter")
+            bits = {"crc32": entry["mask_crc32"].value} if "mask_crc32" in entry else {}
+            masks[name] = read_mask(stored, f"{name}:mask", shape, Field(bits, plan.path, (*entry.keys, "mask")))
+            kept = stored.take(f"{name}:kept", entry, [int(masks[name].sum())])
+            value = torch.zeros(shape, dtype=kept.dtype)
+            value[masks[name]] = kept
+        same_kind(value, dense[name], f"{stored.path}: {name}")
+        tensors[name] = value.to(device)
+    report = CurvatureIHTReport.from_field(plan["report"])
+    new = checkpoint.fresh_copy(model, source)
+    apply_plan(new, {"created": {}, "attributes": {}}, tensors)
+    return CurvatureIHTResult(new, report, Masks(new, masks))
+
+
+checkpoint.register(
+    FORMAT,
+    lambda result: isinstance(result, CurvatureIHTResult),
+    _contents,
+    lambda source, model: _read(source, model).model,
+)
 
 
 def export_sparse(model: nn.Module, names: list[str], form: str = "csr", along: str = "input") -> dict[str, Tensor]:
@@ -157,8 +149,8 @@ def export_sparse(model: nn.Module, names: list[str], form: str = "csr", along: 
         The sparse tensors by parameter name. ``torch.nn.functional.linear`` takes them in place of the dense weights.
 
     Raises:
-        ValueError: ``form``, ``along`` or a name is unknown; or a weight cannot be semi-structured: the message says
-            why.
+        ValueError: ``form``, ``along`` or a name is unknown; a weight cannot be semi-structured; or parameters are
+            flat, sharded or hidden behind a hook: the message says why.
 
     Example:
         >>> net = nn.Linear(4, 2)
@@ -170,7 +162,7 @@ def export_sparse(model: nn.Module, names: list[str], form: str = "csr", along: 
         raise ValueError(f"form: expected 'csr' or 'semi_structured', got {form!r}")
     if along not in ("input", "row"):
         raise ValueError(f"along: expected 'input' or 'row', got {along!r}")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(bare_model(model).named_parameters(remove_duplicate=False))
     out = {}
     for name in names:
         if name not in parameters:
