@@ -3,7 +3,7 @@
 #
 # Variables: PYTHON (base interpreter), VENV, TORCH (a requirement such as torch==2.15.0; empty: the torch
 # that VENV has, or the base interpreter's if it has CUDA, or torch==2.13.0), JOBS (compile jobs),
-# SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK), SPARSE_ACCEL_WERROR, ARGS (passed on).
+# SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK), SPARSE_ACCEL_WERROR, ARGS (passed on); of cuda-check: VENV_CUDA, TORCH_CUDA.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
@@ -11,6 +11,8 @@ VENV ?= .venv
 TORCH ?=
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 ARGS ?=
+VENV_CUDA ?= .venv-cuda
+TORCH_CUDA ?= torch==2.11.0
 
 bin := $(VENV)/bin
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
@@ -25,10 +27,10 @@ env := $(VENV)/.env-$(if $(TORCH),$(shell printf %s '$(TORCH)' | cksum | cut -d'
 settings := $(VENV)/.build-$(SPARSE_ACCEL_CUDA)-$(SPARSE_ACCEL_WERROR)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format bench clean
+.PHONY: help demo test build lint format bench cuda-check clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(settings) ## train, remove, compare on scikit-learn's digits; writes to out/
 	$(bin)/sparse-accel demo $(ARGS)
@@ -52,8 +54,16 @@ format: $(VENV)/.lint ## format Python and C++ in place
 bench: $(settings) ## all benchmarks
 	$(bin)/sparse-accel bench $(ARGS)
 
-clean: ## remove .venv, build/ and out/
-	rm -rf $(VENV) build dist out
+cuda-check: $(VENV_CUDA)/.env ## build the CUDA kernels against a CUDA torch and import them: no GPU, but gigabytes
+	PYTHONPATH=bench $(VENV_CUDA)/bin/python -m gpu.cuda_check --jobs $(JOBS)
+
+clean: ## remove .venv, .venv-cuda, build/ and out/
+	rm -rf $(VENV) $(VENV_CUDA) build dist out
+
+$(VENV_CUDA)/.env:
+	$(PYTHON) -m venv --clear $(VENV_CUDA)
+	$(VENV_CUDA)/bin/python -m pip install --quiet '$(TORCH_CUDA)' numpy safetensors cmake ninja
+	@touch $@
 
 $(env): pyproject.toml tools/setup_venv.py cmake/torch_info.py
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.10 or later on PATH; name one: make PYTHON=/path/to/python3" >&2; exit 1; }

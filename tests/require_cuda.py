@@ -12,7 +12,6 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-import torch
 
 VARIABLE = "SPARSE_ACCEL_REQUIRE_CUDA"
 
@@ -27,6 +26,8 @@ def required() -> bool:
 
 def missing() -> str:
     """What tests on CUDA lack here, in words; "" if nothing."""
+    import torch
+
     from sparse_accel import ops
 
     if not torch.cuda.is_available():

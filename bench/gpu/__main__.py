@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .part import FAILED, SKIPPED, Outcome, Part, Run
-from .plan import BUDGET, DRY_BUDGET, parts
+from .plan import BUDGET, DRY_LIMIT, parts
 from .report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true",
                         help="print the plan and check what can be checked without a GPU")  # fmt: skip
     parser.add_argument("--budget", type=float, metavar="SECONDS",
-                        help="for all parts: 470 for full, 230 for bench")  # fmt: skip
+                        help="for all parts: 470 for full, 230 for bench; no limit for all in a dry run")  # fmt: skip
     options = parser.parse_args(argv)
     if options.budget is not None and not 0 < options.budget < float("inf"):
         parser.error(f"--budget: expected a positive number of seconds, got {options.budget}")
@@ -57,11 +57,11 @@ def share(row: Sequence[Part], later: Sequence[Sequence[Part]], left: float) -> 
     return [min(part.limit, max(min(part.least, left), left - kept)) for part in row]
 
 
-def perform(plan: Sequence[Sequence[Part]], run: Run, budget: float) -> Report:
-    """All parts, each said when it begins and when it ends."""
-    report, deadline = Report(run), time.monotonic() + budget
+def perform(plan: Sequence[Sequence[Part]], run: Run, budget: float | None) -> Report:
+    """All parts within `budget` seconds (None: each within its own limit), said when they begin and when they end."""
+    report, deadline = Report(run), time.monotonic() + (budget or 0)
     for index, row in enumerate(plan):
-        limits = share(row, plan[index + 1 :], deadline - time.monotonic())
+        limits = share(row, plan[index + 1 :], deadline - time.monotonic()) if budget else [DRY_LIMIT] * len(row)
         for part, seconds in zip(row, limits, strict=True):
             print(f"== {part.name}: {part.does}  [{max(0.0, seconds):.0f} s at most]", flush=True)
         with ThreadPoolExecutor(len(row)) as pool:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     options = parse(argv)
     run = Run(root, options.mode, options.dry_run)
     run.logs.mkdir(parents=True, exist_ok=True)
-    report = perform(parts(options.mode), run, options.budget or (DRY_BUDGET if run.dry else BUDGET[options.mode]))
+    report = perform(parts(run.mode), run, options.budget or (None if run.dry else BUDGET[run.mode]))
     if text := report.failures_text():
         print(f"\nfailures (logs: {run.logs})\n{text}")
     if report.path is not None:

@@ -23,7 +23,13 @@ SMI = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm",
 
 PROBE = """
 import importlib.util, json, sys
-out = {"packages": {name: importlib.util.find_spec(name) is not None for name in sys.argv[1:]}}
+try:
+    import sparse_accel  # as it is here, before this run builds its own
+    importable = ""
+except Exception as error:
+    importable = f"{type(error).__name__}: {error}"[:300]
+packages = {name: importlib.util.find_spec(name) is not None for name in sys.argv[1:]}
+out = {"importable": importable, "packages": packages}
 if out["packages"].get("torch"):
     import torch
     out.update(torch=str(torch.__version__), torch_cuda=torch.version.cuda, available=torch.cuda.is_available())

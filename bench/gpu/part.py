@@ -50,6 +50,7 @@ class Run:
         dry: nothing is built or run on a device.
         facts: see :mod:`gpu.facts`.
         passed: names of the parts that have passed, or are usable.
+        jobs: how many compilers run at a time, if not one for each core.
     """
 
     root: Path
@@ -57,6 +58,7 @@ class Run:
     dry: bool
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     passed: set[str] = dataclasses.field(default_factory=set)
+    jobs: int | None = None
 
     @property
     def work(self) -> Path:
@@ -74,7 +76,7 @@ class Run:
 
     @property
     def cores(self) -> int:
-        return len(os.sched_getaffinity(0))
+        return self.jobs or len(os.sched_getaffinity(0))
 
     @property
     def architecture(self) -> str:

@@ -46,7 +46,7 @@ def rehearse_benches(run: Run, seconds: float) -> Outcome:
     """On the CPU, a few elements."""
     file = run.work / "rehearsed.json"
     file.unlink(missing_ok=True)
-    words = (file, "--device", "cpu", "--workloads", "tiny", "--seconds", "0.001", "--until", f"{seconds:.0f}")
+    words = (file, "--device", "cpu", "--rehearse", "--until", f"{seconds:.0f}")
     done = run_command(run.script("benches", *words), seconds, run.logs / "benches.log")
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     if done.code != 0 or not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,94 @@ def test_interleaved_takes_medians_in_turn():
     assert rounds == 4
     assert order[4:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert medians == {"a": 8.5, "b": 8.5}
+
+
+class FakeDevice:
+    """Records what is asked of torch.cuda; its clock runs 3 ms between events."""
+
+    def __init__(self, monkeypatch):
+        self.log, fake = [], self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                fake.log.append("event")
+
+            def elapsed_time(self, end):
+                return 3.0
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: self.log.append("synchronize"))
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.log.append(("sleep", cycles)))
+
+    def timer(self):
+        from bench import timer
+
+        made = timer.Timer.__new__(timer.Timer)
+        made.device, made._host = torch.device("cuda"), {}
+        made._flush = type("Buffer", (), {"sum": lambda _: self.log.append("read")})()
+        return made
+
+
+def test_a_gpu_is_kept_waiting_while_a_call_is_enqueued(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    timer = device.timer()
+
+    def call():
+        time.sleep(0.004)
+        device.log.append("call")
+
+    assert timer(call) == 3e-3
+    assert device.log[:4] == ["synchronize", "call", "synchronize", "call"]  # how long the host is busy, once
+    assert [entry if isinstance(entry, str) else entry[0] for entry in device.log[4:]] == [
+        "read", "sleep", "event", "call", "event", "synchronize"
+    ]  # fmt: skip
+    (cycles,) = (entry[1] for entry in device.log if not isinstance(entry, str))
+    assert 0.004 * 2e9 < cycles <= 0.02 * 2e9
+    device.log.clear()
+    timer(call)
+    assert device.log.count("call") == 1
+    timer.forget()
+    assert timer._host == {}
+
+
+def test_wall_time_is_from_idle_to_idle(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    timer = device.timer()
+    assert timer.wall(lambda: time.sleep(0.002)) > 0.002
+    assert device.log == ["read", "synchronize", "synchronize"]
+
+
+def test_gpu_rows_have_wall_and_graph_times(monkeypatch):
+    from bench import harness
+
+    class Timer:
+        def __call__(self, call):
+            return call() or 1e-6
+
+        def wall(self, call):
+            return 7e-6
+
+        def captured(self, call):
+            return lambda: 2e-6 * call()
+
+        def forget(self):
+            self.forgotten = True
+
+    timer, settings = Timer(), harness.Settings("cuda", seconds=1e-9, min_rounds=2)
+    monkeypatch.setattr(harness, "copy_of", lambda size, device: (lambda: 1e-6, size))
+    case = harness.Case("op", "tiny", lambda: 4e-6, 100, peer=lambda: 8e-6, peer_name="peer", graph=lambda: 1)
+    row = harness.measure("bench", case, settings, timer)
+    assert row.microseconds == pytest.approx(4)
+    assert (row.wall_microseconds, row.peer_wall_microseconds) == pytest.approx((7, 7))
+    assert row.graph_microseconds == pytest.approx(2)
+    assert row.peer_graph_microseconds is None
+    assert timer.forgotten
+    line = harness.format_line(harness.format_row(row))
+    assert len(harness.format_row(row)) == len(harness.headings(settings))
+    assert line.split()[8:12] == ["7.0", "7.0", "2.0", "–"]
 
 
 def test_copy_moves_the_bytes_it_says():

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 from bench import harness
+from bench import timer as bench_timer
 
 # In order of importance: what the time does not suffice for is the last.
 BENCHES = [
@@ -26,11 +27,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--workloads", nargs="+", default=harness.DEFAULT_WORKLOADS)
-    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--rehearse", action="store_true", help="a few elements, two rounds, warm caches")
     parser.add_argument("--until", type=float, default=float("inf"), help="seconds for all")
     options = parser.parse_args()
     deadline = time.monotonic() + options.until
+    workloads, seconds, rounds = harness.DEFAULT_WORKLOADS, 0.2, 7
+    if options.rehearse:
+        workloads, seconds, rounds = ("tiny",), 1e-3, 2
+        bench_timer.last_cache_bytes = lambda device: 1 << 16
     timer = harness.Timer(options.device)
     content = {"machine": harness.machine(), "rows": [], "failures": []}
 
@@ -40,7 +44,7 @@ def main() -> int:
         os.replace(part, options.file)
 
     for bench, dtype in BENCHES:
-        settings = harness.Settings(options.device, dtype, tuple(options.workloads), options.seconds)
+        settings = harness.Settings(options.device, dtype, workloads, seconds, rounds)
         headings = harness.headings(settings)
         harness.say(f"\n{bench}, {dtype}\n{harness.format_line(headings)}")
         try:

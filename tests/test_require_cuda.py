@@ -1,0 +1,67 @@
+"""What becomes of tests on CUDA where there is none, and under SPARSE_ACCEL_REQUIRE_CUDA=1."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import require_cuda
+
+CASES = """
+import pytest
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_backend(backend):
+    if backend == "cuda":
+        pytest.skip("no reason")
+
+@pytest.mark.cuda
+@pytest.mark.xfail(reason="known", strict=True)
+def test_known():
+    assert False
+
+def test_other():
+    pytest.skip("not on CUDA")
+"""
+
+
+def with_conftest(folder: Path, missing: str, **env: str) -> str:
+    """Output of pytest on CASES, where CUDA lacks `missing`."""
+    (folder / "test_cases.py").write_text(CASES)
+    fake = f"import require_cuda\nrequire_cuda.missing = lambda: {missing!r}\nfrom require_cuda import *\n"
+    (folder / "conftest.py").write_text(fake)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider"]
+    environment = {
+        **os.environ,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONPATH": str(Path(require_cuda.__file__).parent),
+        **env,
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return f"{done.stdout}{done.stderr}\nexit status {done.returncode}"
+
+
+def test_without_cuda_its_tests_are_skipped(tmp_path: Path) -> None:
+    output = with_conftest(tmp_path, "no device", SPARSE_ACCEL_REQUIRE_CUDA="0")
+    assert "1 passed, 3 skipped" in output
+    assert "exit status 0" in output
+
+
+def test_required_cuda_that_is_missing_stops_the_run(tmp_path: Path) -> None:
+    output = with_conftest(tmp_path, "no device", SPARSE_ACCEL_REQUIRE_CUDA="1")
+    assert "SPARSE_ACCEL_REQUIRE_CUDA=1: no device" in output
+    assert "exit status 4" in output
+    assert "expected 1, 0 or nothing, got 'yes'" in with_conftest(tmp_path, "", SPARSE_ACCEL_REQUIRE_CUDA="yes")
+
+
+def test_a_skip_on_required_cuda_is_a_failure(tmp_path: Path) -> None:
+    output = with_conftest(tmp_path, "", SPARSE_ACCEL_REQUIRE_CUDA="1")
+    assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in output
+    assert (
+        "test_backend[cuda] was skipped, and SPARSE_ACCEL_REQUIRE_CUDA=1 wants it to run: Skipped: no reason" in output
+    )
+    assert "exit status 1" in output
+    assert "1 passed, 2 skipped, 1 xfailed" in with_conftest(tmp_path, "", SPARSE_ACCEL_REQUIRE_CUDA="")
