@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from sparse_accel.calibration.data import Calibration, to_device
 from sparse_accel.channels.call import tree_tensors
+
+logger = logging.getLogger("sparse_accel")
 
 
 class Batches(Calibration):
@@ -24,6 +27,7 @@ class Batches(Calibration):
     Attributes:
         number: of the batch that is out.
         changed: whether a batch was not what it had been in an earlier pass.
+        warned: that padding could not be told apart.
     """
 
     def __init__(self, calibration: Calibration, keep: Callable[[int], bool] | None, padding: str | None) -> None:
@@ -33,6 +37,7 @@ class Batches(Calibration):
         self.number = -1
         self.changed = False
         self.prints: dict[int, int] = {}
+        self.warned = False
         self._mask: Tensor | None = None
 
     def batches(self, device: torch.device | str | None = None) -> Iterator[Any]:
@@ -56,6 +61,23 @@ class Batches(Calibration):
         if mask is None or x.dim() < 3 or x.shape[:2] != mask.shape:
             return x
         return x[mask.to(x.device)]
+
+    def padded(self, x: Tensor) -> Tensor | None:
+        """Which leading positions of ``x`` are padding, bool [B, L] or, of an ``x`` of shape [B·L, D], [B·L].
+
+        None where the batch has no padding, or ``x`` another shape: then padded positions count, with a warning.
+        """
+        mask = self._mask
+        if mask is None or bool(mask.all()):
+            return None
+        if x.dim() >= 3 and x.shape[:2] == mask.shape:
+            return ~mask
+        if x.dim() == 2 and len(x) == mask.numel():
+            return ~mask.flatten()
+        if not self.warned:
+            logger.warning("inputs of shape %s: which are padding cannot be told: all count", tuple(x.shape))
+            self.warned = True
+        return None
 
 
 def fingerprint(tree: Any) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_accel.groups import GroupLayout
+from sparse_accel.groups import Grouping, GroupLayout
 
 
 @dataclasses.dataclass
@@ -48,3 +49,8 @@ def check_fraction(name: str, value: float) -> None:
     """Raise ValueError unless 0 < value <= 1."""
     if not 0 < value <= 1:
         raise ValueError(f"{name}: expected a number in (0, 1], got {value!r}")
+
+
+def grouping_of(group: dict[str, Any], by: str) -> Grouping:
+    """How the weights of a parameter group are cut."""
+    return Grouping(by, group["transposed"], group["conv_groups"], group["stacked"])

@@ -39,7 +39,8 @@ class RMDA(ProximalOptimizer):
     Args:
         params: parameters, named parameters, or groups (see :func:`sparse_accel.param_groups`). A group may name
             its own ``lr``, ``momentum`` and ``penalty``, and says with ``transposed=True`` or ``conv_groups=n``
-            that its weights belong to transposed or grouped convolutions. Groups are independent.
+            that its weights belong to transposed or grouped convolutions, with ``stacked=True`` that they are stacks of
+            matrices (experts). Groups are independent.
         lr: step size, >= 0; a number or a one-element tensor.
         momentum: c in (0, 1], the share of the new point: 1 takes the proximal iterate itself. (Torch's momentum is
             the share of the old; give ``cycle_momentum=False`` to its cyclic schedulers.)

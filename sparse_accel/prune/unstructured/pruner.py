@@ -18,12 +18,13 @@ from sparse_accel.calibration.data import Calibration, require_memory
 from sparse_accel.calibration.ranks import broadcast_, together
 from sparse_accel.calibration.replay import Front, find_units
 from sparse_accel.prune.unstructured.allocate import allocate
-from sparse_accel.prune.unstructured.layers import Layer, Step, Targets, select_layers
+from sparse_accel.prune.unstructured.layers import Layer, StackedLayer, Step
 from sparse_accel.prune.unstructured.masks import Masks
 from sparse_accel.prune.unstructured.progress import Progress, notes_of, reports_of
 from sparse_accel.prune.unstructured.refine import Refinement
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport
 from sparse_accel.prune.unstructured.result import CurvatureIHTResult
+from sparse_accel.prune.unstructured.selection import Targets, select_layers, shares_of, warn_of_left
 from sparse_accel.prune.unstructured.solve import (
     CHUNK_BYTES,
     Solved,
@@ -32,6 +33,7 @@ from sparse_accel.prune.unstructured.solve import (
     solve_layer,
     work_bytes,
 )
+from sparse_accel.prune.unstructured.stacked import SliceGram
 from sparse_accel.prune.unstructured.steps import find_steps, modules_of
 
 HELD_OUT_EVERY = 8
@@ -48,9 +50,12 @@ class CurvatureIHT:
     with the inputs of all of them.
 
     Args:
-        model: its Linear, Conv1d, Conv2d, Conv3d and Hugging Face Conv1D layers can be pruned. It is not changed.
-        sparsity: of every layer: a share of zero weights, ``"n:m"``, :class:`~sparse_accel.prune.Rows` or
-            :class:`~sparse_accel.prune.GroupSparsity`.
+        model: its Linear, Conv1d, Conv2d, Conv3d and Hugging Face Conv1D layers can be pruned, and parameters that are
+            stacks of matrices (the experts of a mixture), each matrix against the inputs that are routed to it. What
+            cannot be pruned is listed in ``report.left`` with its share of the weights; where that is more than a tenth
+            (besides embedding tables and what the caller leaves), a warning says so. The model is not changed.
+        sparsity: of every layer: a share of zero weights, ``"n:m"`` or :class:`~sparse_accel.prune.BlockSparsity`,
+            :class:`~sparse_accel.prune.Rows` or :class:`~sparse_accel.prune.GroupSparsity`.
         targets: what to prune: None for every supported layer, a pattern, several, or a mapping from patterns to
             sparsities (None leaves a layer dense; the last match counts). A pattern is the name of a module, of one
             of its parents or any run of parts of it, with shell wildcards: ``"layer.0"``, ``"*.attention"``.
@@ -231,8 +236,10 @@ class _Run:
             self.front.clear()
             refinement = Refinement(self.dense, self.model, self.layers, self.train, self.held_out)
             rounds, best = refinement.run(self.settings.refine, self.progress)
-        nonzero = {f"{layer.name}.weight".lstrip("."): layer.weight.detach() != 0 for layer in self.layers}
+        nonzero = {layer.parameter_name: layer.weight.detach() != 0 for layer in self.layers}
         masks = Masks(self.model, nonzero)
+        shares, weights = shares_of(self.model, self.selection.left)
+        warn_of_left(self.selection.left, shares)
         report = CurvatureIHTReport(
             self.reports,
             self.settings.options.method,
@@ -241,6 +248,8 @@ class _Run:
             self.selection.left,
             rounds,
             best,
+            shares,
+            weights,
         )
         return CurvatureIHTResult(self.model, report, masks)
 
@@ -267,7 +276,8 @@ class _Run:
             self.reports += reports_of(notes)
         else:
             self._solve(key, step)
-        self.front.advance(modules_of([layer for s in self.steps[: number + 1] for layer in s.layers]), self.pruned)
+        rest = [layer for later in self.steps[number + 1 :] for layer in later.layers]
+        self.front.advance(self.pruned - modules_of(rest), self.pruned)
 
     def _solve(self, key: str, step: Step) -> None:
         device = step.layers[0].weight.device
@@ -275,6 +285,7 @@ class _Run:
             gram = hessian_of(self.front, self.train, step, self.settings.options.dtype)
         gram.all_reduce_()
         hessian, columns = gram.gram, gram.count
+        idle = gram.idle if isinstance(gram, SliceGram) else ()
         del gram
         reports, tensors = [], {}
         for layer in step.layers:
@@ -283,13 +294,13 @@ class _Run:
             matrix = broadcast_(solved.matrix.to(layer.weight.dtype).contiguous())
             layer.write(matrix)
             tensors[layer.name] = matrix
-            reports.append(report_of(layer, solved, columns))
+            reports.append(report_of(layer, solved, columns, idle))
             logger.info("%s: %.2f %% zero, error %.3g", layer.where, 100 * reports[-1].sparsity, solved.error)
         self.progress.put(key, tensors, notes_of(reports))
         self.reports += reports
 
 
-def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
+def report_of(layer: Layer, solved: Solved, columns: int, idle: tuple[int, ...] = ()) -> LayerReport:
     """The report of a layer whose weight has been written."""
     return LayerReport(
         name=layer.name,
@@ -300,7 +311,9 @@ def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
         seconds=solved.seconds,
         damping=solved.damping,
         columns=columns,
-        modules=tuple(layer.modules),
+        modules=() if isinstance(layer, StackedLayer) else tuple(layer.modules),
+        stacked=layer.layout if isinstance(layer, StackedLayer) else "",
+        idle=idle,
     )
 
 

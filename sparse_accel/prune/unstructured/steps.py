@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.calibration.data import Calibration, stream
+from sparse_accel.calibration.slices import SliceCall
 from sparse_accel.channels.call import tree_tensors
-from sparse_accel.prune.unstructured.layers import Layer, Selection, Step
+from sparse_accel.prune.unstructured.layers import Layer, StackedLayer, Step
+from sparse_accel.prune.unstructured.selection import Selection
+from sparse_accel.prune.unstructured.stacked import called_module, stacked, watch_stacks
 
 logger = logging.getLogger("sparse_accel")
 
@@ -46,9 +49,13 @@ def find_steps(
 
         return hook
 
+    def product(layer: StackedLayer, call: SliceCall) -> None:
+        calls.setdefault(layer.name, []).append((tokens.of(call.inputs), "slices", call.slices))
+
     handles = [
         module.register_forward_pre_hook(hook_of(layer), with_kwargs=True)
         for layer in selection.layers
+        if not isinstance(layer, StackedLayer)
         for module in layer.modules.values()
     ]
     handles += [
@@ -56,10 +63,16 @@ def find_steps(
         for module in model.modules()
     ]
     try:
-        stream(model, _First(calibration), {"model": model}, lambda name, x, output: None)
+        with watch_stacks(model, selection.layers, product, calibration):
+            stream(model, _First(calibration), {"model": model}, lambda name, x, output: None)
     finally:
         for handle in handles:
             handle.remove()
+    for stack in stacked(selection.layers):
+        called_module(model, stack, order)
+        if stack.fault is not None or stack.name not in calls:
+            calls.pop(stack.name, None)
+            selection.leave(stack, stack.fault or "no product with its matrices in the forward pass")
     for layer in selection.layers:
         if layer.name not in calls:
             reason = "the forward pass does not call it"
@@ -72,6 +85,8 @@ def find_steps(
     for name, inputs in calls.items():
         step = steps.setdefault(tuple(inputs), Step([], len(inputs)))
         step.layers.append(layers[name])
+        if isinstance(layers[name], StackedLayer):
+            step.calls = sum(len(order[module]) for module in layers[name].modules.values())
     if not steps:
         raise ValueError("model: the forward pass calls none of the layers to prune")
     return list(steps.values()), order
