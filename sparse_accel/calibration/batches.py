@@ -90,6 +90,16 @@ class Batches(Calibration):
         chosen = self.padding.chosen(name, x.shape, call)
         return x if chosen is None else x.reshape(-1, x.shape[-1])[chosen.to(x.device)]
 
+    def padded(self, name: str, x: Tensor) -> Tensor | None:
+        """Which positions of ``x`` are padding, bool of its leading shape; None where it has none.
+
+        Args:
+            name: of the module whose input it is.
+            x: [..., D]
+        """
+        chosen = self.padding.chosen(name, x.shape)
+        return None if chosen is None or bool(chosen.all()) else ~chosen.reshape(x.shape[:-1])
+
 
 class _Ordered(Calibration):
     """Batches with their checksums, in the order of these."""

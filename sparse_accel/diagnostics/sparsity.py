@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,16 +108,18 @@ class SparsityReport:
         return format_table(headers, rows, title=f"groups by {self.by}")
 
 
-def sparsity(model: nn.Module, by: str = "input") -> SparsityReport:
+def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | None] | None = None) -> SparsityReport:
     """Count the zero groups of every weight that a penalty with this ``by`` regularizes.
 
     Args:
         model: any module; Linear and (transposed, grouped, depthwise) convolution weights and weights of two or more
             dimensions of your own modules take part, biases, norms and embeddings do not. Tied weights count once.
         by: ``"input"``, ``"output"``, ``"kernel"`` or ``"element"``.
+        stacked: what stacks of matrices are, where their modules do not tell, as for :func:`sparse_accel.param_groups`.
 
     Raises:
-        ValueError: ``by`` is none of these; or parameters are flat, sharded, or hidden behind a hook.
+        ValueError: ``by`` is none of these, ``stacked`` is wrong, or parameters are flat, sharded, or hidden behind a
+            hook.
 
     Example:
         >>> layer = nn.Linear(4, 2)
@@ -131,7 +134,7 @@ def sparsity(model: nn.Module, by: str = "input") -> SparsityReport:
             by,
             [
                 _tensor_sparsity(name, parameter, grouping)
-                for name, parameter, grouping in named_groupings(model, by)
+                for name, parameter, grouping in named_groupings(model, by, stacked)
                 if grouping is not None
             ],
         )
@@ -157,6 +160,8 @@ def _group_any(nonzero: Tensor, grouping: Grouping) -> Tensor:
     if grouping.by == "element":
         return nonzero.reshape(-1)
     groups = grouping.conv_groups
+    if grouping.stacked:
+        nonzero, groups = nonzero.flatten(0, -2), math.prod(nonzero.shape[:-2])
     # [groups, first / groups, second, kernel]
     first, second, *kernel = nonzero.shape
     blocks = nonzero.reshape(groups, first // groups, second, math.prod(kernel)).any(3)

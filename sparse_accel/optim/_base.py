@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from sparse_accel.groups import Grouping
 from sparse_accel.penalties import Penalty, cached_layout, penalty_from_plain
 
-from ._batch import Batch, check_lr, state_dtype
+from ._batch import Batch, check_lr, grouping_of, state_dtype
 
 _ELEMENT = Grouping("element")
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
@@ -44,6 +44,7 @@ class ProximalOptimizer(Optimizer):
         "penalty": None,
         "transposed": False,
         "conv_groups": 1,
+        "stacked": False,
         "maximize": False,
         "foreach": None,
         "fused": None,
@@ -94,7 +95,7 @@ class ProximalOptimizer(Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError if an option of a group is out of its range."""
         check_lr(group["lr"])
-        Grouping("element", group["transposed"], group["conv_groups"]).check()
+        grouping_of(group, "element").check()
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
         if group["differentiable"] and (group["fused"] or group["foreach"]):
@@ -153,7 +154,7 @@ class ProximalOptimizer(Optimizer):
         penalty = penalty_from_plain(group["penalty"])
         if isinstance(group["penalty"], Penalty):
             group["penalty"] = group["penalty"].to_plain()
-        grouping = Grouping(penalty.by, group["transposed"], group["conv_groups"]) if penalty else _ELEMENT
+        grouping = grouping_of(group, penalty.by) if penalty else _ELEMENT
         batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
         for param in dict.fromkeys(group["params"]):
             state = self.state.get(param, {})
@@ -325,7 +326,7 @@ class ProximalOptimizer(Optimizer):
             penalty = penalty_from_plain(group["penalty"])
             for param in dict.fromkeys(group["params"]) if penalty else ():
                 if penalty is not None and not param.is_complex():
-                    grouping = Grouping(penalty.by, group["transposed"], group["conv_groups"])
+                    grouping = grouping_of(group, penalty.by)
                     scale = self.state.get(param, {}).get("penalty_scale", 1.0)
                     total += scale * float(penalty.value(param, grouping))
         return total

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_accel.groups import GroupLayout
+from sparse_accel.groups import Grouping, GroupLayout
 
 
 @dataclasses.dataclass
@@ -61,3 +62,8 @@ def check_count(name: str, value: float, expected: str, least: int) -> None:
     """Raise ValueError unless the value is a whole number, at least ``least``; ``expected`` says so in words."""
     if isinstance(value, bool) or int(value) != value or value < least:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def grouping_of(group: dict[str, Any], by: str) -> Grouping:
+    """How the weights of a parameter group are cut."""
+    return Grouping(by, group["transposed"], group["conv_groups"], group["stacked"])

@@ -9,7 +9,8 @@ Documented = TypeVar("Documented", bound=type)
 
 PARAMS = """params: parameters, named parameters, or groups (see :func:`sparse_accel.param_groups`). Groups are
             independent; each may name its own options, and says with ``transposed=True`` or ``conv_groups=n`` that its
-            weights belong to transposed or grouped convolutions."""
+            weights belong to transposed or grouped convolutions, with ``stacked=True`` that they are stacks of matrices
+            (experts)."""
 LR = "lr: step size, >= 0; a number or a one-element tensor."
 PENALTY = """penalty: a penalty such as ``GroupLasso(1e-4)`` for the groups that name none. By channel or kernel it acts
             on parameters of two or more dimensions only; biases and normalization stay unregularized."""

@@ -153,7 +153,7 @@ def _rescale(state: dict[str, Any], options: dict[str, Any], old: Tensor, new: T
     if penalty is None:
         return
     transposed, groups = bool(options.get("transposed", False)), int(options.get("conv_groups", 1))
-    grouping = Grouping(penalty.by, transposed, groups)
+    grouping = Grouping(penalty.by, transposed, groups, bool(options.get("stacked", False)))
     if not grouping.applies_to(old):
         return
     before = group_layout(old, grouping).group_size

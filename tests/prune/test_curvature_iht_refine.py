@@ -12,9 +12,9 @@ from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import Calibration
 from sparse_accel.prune import CurvatureIHT
 from sparse_accel.prune.unstructured import refine as module
-from sparse_accel.prune.unstructured.layers import select_layers
 from sparse_accel.prune.unstructured.progress import Progress
 from sparse_accel.prune.unstructured.refine import Refinement
+from sparse_accel.prune.unstructured.selection import select_layers
 
 
 @pytest.fixture

@@ -310,3 +310,10 @@ def test_refuses_what_is_no_tensor():
             wrong()
     with pytest.raises(ValueError, match="by: expected"):
         sa.GroupSparsity(0.5, by="head")
+
+
+def test_autocast_leaves_the_algebra_alone():
+    weight, hessian = layer(8, 16, dtype=torch.float32)
+    plain = layerwise_solve(weight, hessian, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layerwise_solve(weight, hessian, 0.5), plain)

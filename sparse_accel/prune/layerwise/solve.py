@@ -132,7 +132,8 @@ def layerwise_solve(
         raise ValueError(f"refit: expected an integer >= 0, got {refit!r}")
     asked = DEFAULTS[method].damping if damping is None else damping
     begin = time.perf_counter()
-    with torch.no_grad():
+    device = weight.device.type if isinstance(weight, Tensor) else "cpu"
+    with torch.no_grad(), torch.autocast(device, enabled=False):  # the caller's is for the model, not for the algebra
         check(weight, hessian, asked)
         rows, columns = weight.shape
         target = parse(sparsity, (rows, columns), shape)

@@ -19,7 +19,7 @@ from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
 from sparse_accel.prune.structured.layer import Settings
-from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange
+from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange, left_stacks
 from sparse_accel.prune.structured.request import Request, as_patterns, check_one_of, check_share, matches
 from sparse_accel.prune.structured.sites import Site, find_sites
 from sparse_accel.prune.structured.stage import make_layers, prune_width
@@ -200,7 +200,7 @@ class ISpaSP:
         work = copy_model(dense).eval()
         found = find_widths(work, self.example_inputs)
         if not found:
-            reasons = "; ".join(grouped(found.refused)) or "no linear map reads another"
+            reasons = "; ".join([*grouped(found.refused), *left_stacks(work)]) or "no linear map reads another"
             raise UnsupportedModelError(f"nothing can be pruned: {reasons}")
         notes = grouped(found.refused)
         widths = self.request.chosen(list(found), notes)
@@ -296,6 +296,6 @@ class ISpaSP:
             module.training = modes.get(name, self.model.training)
         seconds = time.perf_counter() - start
         totals = compare_models(self.model, small, self.example_inputs, removed.max_abs_diff)
-        report = StructuredReport(changes, totals, seconds, nbytes, notes)
+        report = StructuredReport(changes, totals, seconds, nbytes, notes + left_stacks(self.model, plan["tensors"]))
         chosen = {name: units.tolist() for name, units in kept.items()}
         return StructuredResult(small, plan, report, chosen, removed.max_abs_diff)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,6 +91,31 @@ class StructuredReport:
             lines.append(f"latency on the example: {self.latency_ms[0]:.3g} ms → {self.latency_ms[1]:.3g} ms")
         lines.append(f"{self.seconds:.1f} s; statistics {self.nbytes / 1e6:.1f} MB")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def left_stacks(model: nn.Module, touched: Container[str] = ()) -> list[str]:
+    """A note for every stack of matrices in one parameter (the experts of a mixture), with its share of the weights.
+
+    Their units are not found: no module reads them. Convolutions are no stacks, nor is what a removal has cut.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(4, 6)
+        >>> layer.experts = nn.Parameter(torch.zeros(3, 4, 2))
+        >>> left_stacks(layer)
+        ['experts (Linear): left whole: units of a parameter of 3 dimensions are not found: 50.0 % of the weights']
+    """
+    weights = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() >= 2}
+    total = sum(parameter.numel() for parameter in weights.values())
+    notes = []
+    for name, parameter in weights.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if parameter.dim() >= 3 and not isinstance(module, nn.modules.conv._ConvNd) and name not in touched:
+            notes.append(
+                f"{name} ({type(module).__name__}): left whole: units of a parameter of {parameter.dim()} dimensions "
+                f"are not found: {percent(parameter.numel(), total)} of the weights"
+            )
+    return notes
 
 
 @dataclass

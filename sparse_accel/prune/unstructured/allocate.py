@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.ranks import together
 from sparse_accel.calibration.replay import Front
-from sparse_accel.prune.unstructured.layers import Layer, Step
+from sparse_accel.prune.unstructured.layers import Step
 from sparse_accel.prune.unstructured.solve import SolverOptions, hessian_of, kept_count, solve_layer
 from sparse_accel.prune.unstructured.steps import modules_of
 
@@ -54,8 +54,7 @@ def allocate(steps: Sequence[Step], front: Front, batches: Batches, options: Sol
     quick = dataclasses.replace(options, iterations=min(options.iterations, ITERATIONS))
     curves: dict[str, Curve] = {}
     pruned = modules_of(layers)
-    done: list[Layer] = []
-    for step in steps:
+    for number, step in enumerate(steps):
         device = step.layers[0].weight.device
         with together(device):
             gram = hessian_of(front, batches, step, options.dtype)
@@ -67,8 +66,8 @@ def allocate(steps: Sequence[Step], front: Front, batches: Batches, options: Sol
             )
             inner = [(s, solve_layer(layer, hessian, s, quick).error) for s in points if 0 < s < 1]
             curves[layer.name] = [(0.0, 0.0), *inner, (1.0, 1.0)]
-        done += step.layers
-        front.advance(modules_of(done), pruned)
+        rest = [layer for later in steps[number + 1 :] for layer in later.layers]
+        front.advance(pruned - modules_of(rest), pruned)
     if len(curves) < len(sizes):
         sizes = {name: sizes[name] for name in curves}
         removed = round(removed / total * sum(sizes.values()))

@@ -19,12 +19,13 @@ from sparse_accel.calibration.padding import DEFAULT, Keys, Observations, Paddin
 from sparse_accel.calibration.ranks import broadcast_, together
 from sparse_accel.calibration.replay import Front, find_units
 from sparse_accel.prune.unstructured.allocate import allocate
-from sparse_accel.prune.unstructured.layers import Step, Targets, select_layers
+from sparse_accel.prune.unstructured.layers import Step
 from sparse_accel.prune.unstructured.masks import Masks
 from sparse_accel.prune.unstructured.progress import Progress, notes_of, reports_of
 from sparse_accel.prune.unstructured.refine import Refinement
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport
 from sparse_accel.prune.unstructured.result import CurvatureIHTResult
+from sparse_accel.prune.unstructured.selection import Targets, select_layers, shares_of, warn_of_left
 from sparse_accel.prune.unstructured.solve import (
     CHUNK_BYTES,
     SolverOptions,
@@ -33,6 +34,7 @@ from sparse_accel.prune.unstructured.solve import (
     solve_layer,
     work_bytes,
 )
+from sparse_accel.prune.unstructured.stacked import SliceGram
 from sparse_accel.prune.unstructured.steps import find_steps, leave, modules_of
 from sparse_accel.wrappers import bare_model, copy_model
 
@@ -51,9 +53,12 @@ class CurvatureIHT:
     with the inputs of all of them.
 
     Args:
-        model: its Linear, Conv1d, Conv2d, Conv3d and Hugging Face Conv1D layers can be pruned. It is not changed.
-        sparsity: of every layer: a share of zero weights, ``"n:m"``, :class:`~sparse_accel.prune.Rows` or
-            :class:`~sparse_accel.prune.GroupSparsity`.
+        model: its Linear, Conv1d, Conv2d, Conv3d and Hugging Face Conv1D layers can be pruned, and parameters that are
+            stacks of matrices (the experts of a mixture), each matrix against the inputs that are routed to it. What
+            cannot be pruned is listed in ``report.left`` with its share of the weights; where that is more than a tenth
+            (besides embedding tables and what the caller leaves), a warning says so. The model is not changed.
+        sparsity: of every layer: a share of zero weights, ``"n:m"`` or :class:`~sparse_accel.prune.BlockSparsity`,
+            :class:`~sparse_accel.prune.Rows` or :class:`~sparse_accel.prune.GroupSparsity`.
         targets: what to prune: None for every supported layer, a pattern, several, or a mapping from patterns to
             sparsities (None leaves a layer dense; the last match counts). A pattern is the name of a module, of one
             of its parents or any run of parts of it, with shell wildcards: ``"layer.0"``, ``"*.attention"``.
@@ -174,7 +179,6 @@ class _Run:
         self.selection = select_layers(self.model, settings.targets, settings.skip, settings.sparsity)
         device = self.selection.layers[0].weight.device
         self.padding = Padding(settings.padding, settings.batch_first)
-        self.total = sum(layer.weight.numel() for layer in self.selection.layers)
         batches = Batches(data, self.model, self.padding)
         seen = Observations(
             self.padding, {name: module for layer in self.selection.layers for name, module in layer.modules.items()}
@@ -249,8 +253,10 @@ class _Run:
             self.front.clear()
             refinement = Refinement(self.dense, self.model, solved, self.train, self.held_out)
             rounds, best = refinement.run(self.settings.refine, self.progress)
-        nonzero = {f"{layer.name}.weight".lstrip("."): layer.weight.detach() != 0 for layer in solved}
+        nonzero = {layer.parameter_name: layer.weight.detach() != 0 for layer in solved}
         masks = Masks(self.model, nonzero)
+        shares, weights = shares_of(self.model, self.selection.left)
+        warn_of_left(self.selection.left, shares)
         report = CurvatureIHTReport(
             self.reports,
             self.settings.options.method,
@@ -259,6 +265,8 @@ class _Run:
             self.selection.left,
             rounds,
             best,
+            shares,
+            weights,
         )
         return CurvatureIHTResult(self.model, report, masks)
 
@@ -285,11 +293,12 @@ class _Run:
                 if reports:
                     layer.write(tensors[layer.name].to(layer.weight.device))
                 else:
-                    leave(layer, UNREACHED, self.total, self.selection)
+                    leave(layer, UNREACHED, self.selection)
             self.reports += reports
         else:
             self._solve(key, step)
-        self.front.advance(modules_of([layer for s in self.steps[: number + 1] for layer in s.layers]), self.pruned)
+        rest = [layer for later in self.steps[number + 1 :] for layer in later.layers]
+        self.front.advance(self.pruned - modules_of(rest), self.pruned)
 
     def _solve(self, key: str, step: Step) -> None:
         device = step.layers[0].weight.device
@@ -301,11 +310,12 @@ class _Run:
                     "%s: reached in the dense model only: solved with its inputs there", step.layers[0].where
                 )
         hessian, columns = gram.hessian, gram.count
+        idle = gram.idle if isinstance(gram, SliceGram) else ()
         del gram
         reports, tensors = [], {}
         for layer in step.layers:
             if not columns:
-                leave(layer, UNREACHED, self.total, self.selection)
+                leave(layer, UNREACHED, self.selection)
                 tensors[layer.name] = layer.matrix()  # as it is: a record has all layers of its step
                 continue
             with together(device):
@@ -313,12 +323,12 @@ class _Run:
             matrix = broadcast_(solved.matrix.to(layer.weight.dtype).contiguous())
             layer.write(matrix)
             tensors[layer.name] = matrix
-            reports.append(report_of(layer, solved, columns))
+            reports.append(report_of(layer, solved, columns, idle))
             logger.info("%s: %.2f %% zero, error %.3g", layer.where, 100 * reports[-1].sparsity, solved.error)
         self.progress.put(key, tensors, notes_of(reports))
         self.reports += reports
 
-    def _moments(self, step: Step, front: Front) -> Gram:
+    def _moments(self, step: Step, front: Front) -> Gram | SliceGram:
         """The moments of a step's inputs, over all ranks."""
         with together(step.layers[0].weight.device):
             gram = hessian_of(front, self.train, step, self.settings.options.dtype)

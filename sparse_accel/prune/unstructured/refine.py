@@ -23,10 +23,12 @@ from sparse_accel.calibration.moments import Gram, column_chunks
 from sparse_accel.calibration.padding import floating
 from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.calibration.ranks import broadcast_, fewest, together
+from sparse_accel.calibration.slices import SliceCall
 from sparse_accel.channels.call import run_model
-from sparse_accel.prune.unstructured.layers import Layer
+from sparse_accel.prune.unstructured.layers import Layer, StackedLayer
 from sparse_accel.prune.unstructured.progress import Progress
 from sparse_accel.prune.unstructured.solve import CHUNK_BYTES, columns_input
+from sparse_accel.prune.unstructured.stacked import SliceGram, watch_stacks
 
 logger = logging.getLogger("sparse_accel")
 
@@ -216,19 +218,29 @@ class Refinement:
 
     def _curvatures(self) -> list[Tensor]:
         """``(H / mean diag H + damping)⁻¹`` of every layer's inputs in the pruned model, [groups, C, C]."""
-        names = {name: i for i, layer in enumerate(self.layers) for name in layer.modules}
-        modules = {name: module for layer in self.layers for name, module in layer.modules.items()}
-        grams = [
-            Gram(layer.shape[0], layer.shape[2], centred=False, dtype=torch.float32, device=self.device)
+        plain = [(i, layer) for i, layer in enumerate(self.layers) if not isinstance(layer, StackedLayer)]
+        names = {name: i for i, layer in plain for name in layer.modules}
+        modules = {name: module for _, layer in plain for name, module in layer.modules.items()}
+        grams: list[Gram | SliceGram] = [
+            SliceGram(layer.shape[0], layer.shape[2], dtype=torch.float32, device=self.device)
+            if isinstance(layer, StackedLayer)
+            else Gram(layer.shape[0], layer.shape[2], centred=False, dtype=torch.float32, device=self.device)
             for layer in self.layers
         ]
+        sums = {i: gram for i, gram in enumerate(grams) if isinstance(gram, Gram)}
+        stacks = {
+            layer.name: gram for layer, gram in zip(self.layers, grams, strict=True) if isinstance(gram, SliceGram)
+        }
 
         def visit(name: str, x: Tensor, output: Any) -> None:
             module = modules[name]
             for part, _ in column_chunks(module, columns_input(module, x, self.train, name), CHUNK_BYTES):
-                grams[names[name]].update(part)
+                sums[names[name]].update(part)
 
-        with together(self.device):
+        def product(layer: StackedLayer, call: SliceCall) -> None:
+            stacks[layer.name].update(call)
+
+        with together(self.device), watch_stacks(self.pruned, self.layers, product, self.train):
             stream(self.pruned, self.train, modules, visit, required=False)
         inverses = []
         while grams:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparse_accel.removal.fields import Field
-from sparse_accel.report import format_table
+from sparse_accel.report import format_table, percent
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class LayerReport:
         modules: that share the weight.
         dead: input columns that were zero in all samples, over all groups of a convolution. Their weights go first;
             where all are, the largest weights stay.
+        stacked: of a stack of matrices (the experts of a mixture; ``name`` is then the parameter's), what the last two
+            dimensions are: ``"output,input"`` or ``"input,output"``; else "".
+        idle: matrices of the stack that no input reached: of these the largest weights were kept.
     """
 
     name: str
@@ -39,6 +43,8 @@ class LayerReport:
     columns: int
     modules: tuple[str, ...] = ()
     dead: int = 0
+    stacked: str = ""
+    idle: tuple[int, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -73,6 +79,9 @@ class LayerReport:
             damping=field["damping"].number(0),
             columns=field["columns"].integer(),
             modules=tuple(field["modules"].texts()) if "modules" in field else (),
+            dead=field["dead"].integer() if "dead" in field else 0,
+            stacked=field["stacked"].text() if "stacked" in field else "",
+            idle=tuple(entry.integer() for entry in field["idle"].entries()) if "idle" in field else (),
         )
 
 
@@ -85,7 +94,10 @@ class CurvatureIHTReport:
         method: of the layer solver.
         seconds: of the whole run, without what an interrupted run had done before.
         memory: bytes that the run was to take beyond model and data, as stated before it.
-        left: layers that could have been pruned and were not, with the reason.
+        left: weights of two or more dimensions that were not pruned, by the name of their module (of the parameter,
+            where it is not called ``weight``), with the reason. ``"skip"`` and ``"targets"``: as asked for.
+        shares: of all weights, by the same names.
+        weights: the number of all weights: of parameters of two or more dimensions, each once.
         rounds: held-out error of the model's outputs, relative to the dense model's: after the first pass and after
             every further round (empty without ``refine``).
         best: which of ``rounds`` was kept.
@@ -98,12 +110,24 @@ class CurvatureIHTReport:
     left: dict[str, str] = field(default_factory=dict)
     rounds: list[float] = field(default_factory=list)
     best: int = 0
+    shares: dict[str, float] = field(default_factory=dict)
+    weights: int = 0
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights of all these layers that was removed."""
+        """Share of the weights of the pruned layers that was removed; see :attr:`model_sparsity` for the model's."""
         total = sum(layer.numel for layer in self.layers)
         return 1 - sum(layer.kept for layer in self.layers) / total if total else 0.0
+
+    @property
+    def model_sparsity(self) -> float:
+        """Share of all the model's weights (parameters of two or more dimensions) that was removed."""
+        return sum(layer.numel - layer.kept for layer in self.layers) / self.weights if self.weights else self.sparsity
+
+    @property
+    def left_share(self) -> float:
+        """Share of all the model's weights that was left dense, whatever the reason."""
+        return sum(self.shares.values())
 
     def __getitem__(self, name: str) -> LayerReport:
         for layer in self.layers:
@@ -131,6 +155,8 @@ class CurvatureIHTReport:
             left={name: entry.text() for name, entry in field["left"].items()},
             rounds=rounds,
             best=field["best"].integer(0, max(0, len(rounds) - 1)),
+            shares={name: entry.number(0) for name, entry in field["shares"].items()} if "shares" in field else {},
+            weights=field["weights"].integer() if "weights" in field else 0,
         )
 
     def __str__(self) -> str:
@@ -155,5 +181,33 @@ class CurvatureIHTReport:
             errors = ", ".join(f"{error:.4g}" for error in self.rounds)
             lines.append(f"held-out error of the outputs, first pass and further rounds: {errors}; kept: {self.best}")
         lines += [f"{at.name or 'model'}: {at.dead} of its inputs are always zero" for at in self.layers if at.dead]
-        lines += [f"left dense: {name}: {reason}" for name, reason in self.left.items() if reason != "skip"]
-        return "\n".join(lines)
+        if self.weights:
+            lines.append(
+                f"{percent(self.sparsity, 1)} of the weights of these layers, {percent(self.model_sparsity, 1)} of all "
+                f"{self.weights} weights of the model are zero; {percent(self.left_share, 1)} were left dense"
+            )
+        lines += [
+            f"{layer.name}: no input reached {', '.join(map(str, layer.idle))}: their largest weights are kept"
+            for layer in self.layers
+            if layer.idle
+        ]
+        return "\n".join(lines + left_lines(self.left, self.shares))
+
+
+def left_lines(left: Mapping[str, str], shares: Mapping[str, float]) -> list[str]:
+    """What was left dense, a line for each reason, with the share of all weights.
+
+    Example:
+        >>> left_lines({"a": "skip", "b": "idle", "c": "idle"}, {"a": 0.25, "b": 0.125, "c": 0.125})
+        ['left dense: b, c: idle (25.0 % of the weights)', 'left dense: a: skip (25.0 % of the weights)']
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in sorted(left.items(), key=lambda item: item[1] in ("skip", "targets")):
+        names.setdefault(reason, []).append(name)
+    lines = []
+    for reason, group in names.items():
+        share = sum(shares.get(name, 0.0) for name in group)
+        more = f" and {len(group) - 8} more" if len(group) > 8 else ""
+        what = f" ({percent(share, 1)} of the weights)" if shares else ""
+        lines.append(f"left dense: {', '.join(group[:8])}{more}: {reason}{what}")
+    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ class CurvatureIHTResult:
 
     def export(self, form: str = "csr", along: str = "input") -> dict[str, Tensor]:
         """The pruned weights in one of torch's sparse formats; see :func:`export_sparse`."""
-        return export_sparse(self.model, list(self.masks), form, along)
+        stacks = {layer.name: layer.stacked for layer in self.report.layers if layer.stacked}
+        stacked = {name: stacks.get(name) or stacks.get(name.removesuffix(".weight"), "") for name in self.masks}
+        stacked = {name: layout for name, layout in stacked.items() if layout}
+        return export_sparse(self.model, list(self.masks), form, along, stacked)
 
 
 @outside_inference_mode
@@ -132,7 +136,13 @@ checkpoint.register(
 )
 
 
-def export_sparse(model: nn.Module, names: list[str], form: str = "csr", along: str = "input") -> dict[str, Tensor]:
+def export_sparse(
+    model: nn.Module,
+    names: list[str],
+    form: str = "csr",
+    along: str = "input",
+    stacked: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
     """Weights in one of torch's sparse formats.
 
     Args:
@@ -144,6 +154,9 @@ def export_sparse(model: nn.Module, names: list[str], form: str = "csr", along: 
         along: of the semi-structured columns of a convolution ``[out, in, kh, kw]``: ``"input"`` for ``kh × kw × in``
             (input channels as neighbours, as in channels_last memory and as ``"2:4"`` prunes them), ``"row"`` for
             ``in × kh × kw`` (``torch.nn.functional.unfold``'s order). CSR is always the latter.
+        stacked: of the names, those of stacks of matrices (the experts of a mixture) with what their last two
+            dimensions are, ``"output,input"`` or ``"input,output"``, as :attr:`LayerReport.stacked` has it. Each matrix
+            comes on its own as ``[out, in]``, under ``name[0]``, ``name[1]`` and so on.
 
     Returns:
         The sparse tensors by parameter name. ``torch.nn.functional.linear`` takes them in place of the dense weights.
@@ -162,16 +175,25 @@ def export_sparse(model: nn.Module, names: list[str], form: str = "csr", along: 
         raise ValueError(f"form: expected 'csr' or 'semi_structured', got {form!r}")
     if along not in ("input", "row"):
         raise ValueError(f"along: expected 'input' or 'row', got {along!r}")
+    stacked = {} if stacked is None else stacked
+    for name, layout in stacked.items():
+        if layout not in ("output,input", "input,output"):
+            raise ValueError(f"stacked: {name}: expected 'output,input' or 'input,output', got {layout!r}")
     parameters = dict(bare_model(model).named_parameters(remove_duplicate=False))
     out = {}
     for name in names:
         if name not in parameters:
             raise ValueError(f"names: the model has no parameter {name!r}")
-        weight = parameters[name].detach()
-        if form == "csr":
-            out[name] = weight.reshape(len(weight), -1).to_sparse_csr()
-        else:
-            out[name] = _semi_structured(name, weight, along)
+        matrices = {name: parameters[name].detach()}
+        if name in stacked:
+            stack = matrices.pop(name).flatten(0, -3)
+            stack = stack if stacked[name] == "output,input" else stack.mT
+            matrices = {f"{name}[{number}]": matrix for number, matrix in enumerate(stack)}
+        for key, weight in matrices.items():
+            if form == "csr":
+                out[key] = weight.reshape(len(weight), -1).to_sparse_csr()
+            else:
+                out[key] = _semi_structured(key, weight, along)
     return out
 
 

@@ -13,8 +13,9 @@ from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.moments import Gram, column_chunks
 from sparse_accel.calibration.replay import Front
 from sparse_accel.prune.layerwise.targets import BlockSparsity
-from sparse_accel.prune.unstructured.layers import Layer, Step
+from sparse_accel.prune.unstructured.layers import Layer, StackedLayer, Step
 from sparse_accel.prune.unstructured.report import LayerReport
+from sparse_accel.prune.unstructured.stacked import SliceGram, stacked_hessian
 
 CHUNK_BYTES = 1 << 26  # of im2col columns at a time
 
@@ -41,8 +42,11 @@ class Solved:
     dead: int = 0
 
 
-def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -> Gram:
+def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -> Gram | SliceGram:
     """``X Xᵀ`` of a step's inputs over all batches (of this rank), every call of them, summed in ``dtype``."""
+    first = step.layers[0]
+    if isinstance(first, StackedLayer):
+        return stacked_hessian(front, batches, first, dtype, stop=step.calls == 1)
     groups, _, features = step.layers[0].shape
     device = step.layers[0].weight.device
     grams: list[Gram] = []
@@ -88,14 +92,17 @@ def solve_layer(
     parts = []
     damping, dead = 0.0, 0
     shape = (dense.shape[1], *layer.weight.shape[1:]) if isinstance(layer.module, nn.modules.conv._ConvNd) else None
+    even = isinstance(layer, StackedLayer)
+    idle = [even and not bool(own.diagonal().any()) for own in hessian]  # nothing to tell one weight from another
     try:
-        for group, share in enumerate(group_targets(dense, hessian, target)):
+        targets = even_targets(dense, target) if even else group_targets(dense, hessian, target)
+        for group, share in enumerate(targets):
             part = layerwise_solve(
                 dense[group],
                 hessian[group],
                 share,
                 options.iterations,
-                method=options.method,
+                method="magnitude" if idle[group] else options.method,
                 shape=shape,
                 seed=options.seed,
                 **options.extra,
@@ -134,6 +141,22 @@ def group_targets(dense: Tensor, hessian: Tensor, target: Any) -> list[Any]:
     return [1 - int(count) / (rows * features) for count in counts]
 
 
+def even_targets(dense: Tensor, target: Any) -> list[Any]:
+    """The sparsity of every matrix of a stack: the same, up to the one weight that makes the total exact.
+
+    Experts that see few tokens are no less worth than others: they are not weighed by the sums of their inputs.
+
+    Example:
+        >>> [round(8 * (1 - share)) for share in even_targets(torch.zeros(3, 2, 4), 0.4)]
+        [5, 5, 4]
+    """
+    slices, rows, features = dense.shape
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= 1:
+        return [target] * slices
+    each, more = divmod(kept_count(target, dense.numel()), slices)
+    return [1 - (each + (number < more)) / (rows * features) for number in range(slices)]
+
+
 def kept_count(sparsity: float, numel: int) -> int:
     """Weights that a sparsity keeps: the nearest count, at least none and at most all."""
     return numel - min(numel, max(0, round(sparsity * numel)))
@@ -149,7 +172,7 @@ def work_bytes(layer: Layer, dtype: torch.dtype) -> int:
     return sums + solver + 3 * layer.weight.numel() * layer.weight.element_size()
 
 
-def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
+def report_of(layer: Layer, solved: Solved, columns: int, idle: tuple[int, ...] = ()) -> LayerReport:
     """The report of a layer whose weight has been written."""
     return LayerReport(
         name=layer.name,
@@ -160,6 +183,8 @@ def report_of(layer: Layer, solved: Solved, columns: int) -> LayerReport:
         seconds=solved.seconds,
         damping=solved.damping,
         columns=columns,
-        modules=tuple(layer.modules),
+        modules=() if isinstance(layer, StackedLayer) else tuple(layer.modules),
+        stacked=layer.layout if isinstance(layer, StackedLayer) else "",
+        idle=idle,
         dead=solved.dead,
     )

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from sparse_accel.calibration.data import Calibration
 from sparse_accel.calibration.padding import Observations
 from sparse_accel.calibration.ranks import of_all, together
+from sparse_accel.calibration.slices import SliceCall
 from sparse_accel.calibration.survey import survey
 from sparse_accel.channels.call import tree_tensors
-from sparse_accel.prune.unstructured.layers import Layer, Selection, Step
+from sparse_accel.prune.unstructured.layers import Layer, StackedLayer, Step
+from sparse_accel.prune.unstructured.selection import Selection
+from sparse_accel.prune.unstructured.stacked import called_module, stacked, watch_stacks
 
 logger = logging.getLogger("sparse_accel")
 
@@ -44,13 +47,17 @@ def find_steps(
         own, order = _watch(model, calibration, selection, seen)
     ranks = of_all(own)
     names = merged([sequence for rank in ranks for sequence in rank.sequences])
-    total = sum(layer.weight.numel() for layer in selection.layers)
+    faults = {name: fault for rank in ranks for name, fault in rank.faults.items()}
+    for stack in stacked(selection.layers):
+        if stack.name in faults or stack.name not in names:
+            names = [name for name in names if name != stack.name]
+            selection.leave(stack, faults.get(stack.name, "no product with its matrices in the forward pass"))
     for layer in selection.layers:
         if layer.name not in names:
             reason = "the forward pass does not call it for any calibration batch"
             if selection.explicit:
                 raise ValueError(f"targets: {layer.where}: {reason}")
-            leave(layer, reason, total, selection)
+            leave(layer, reason, selection)
     layers = {layer.name: layer for layer in selection.layers}
     steps: dict[tuple[Any, ...], Step] = {}
     for name in names:
@@ -59,15 +66,19 @@ def find_steps(
             tuple(rank.leaders.get(name) for rank in ranks), Step([], min(counts) if len(counts) == 1 else 0)
         )
         step.layers.append(layers[name])
+        if isinstance(layers[name], StackedLayer):
+            owners = layers[name].modules.values()
+            step.calls = 1 if len(owners) == 1 and all(module in order for module in owners) else 0
     if not steps:
         raise ValueError("model: the forward pass calls none of the layers to prune")
     return list(steps.values()), order
 
 
-def leave(layer: Layer, reason: str, total: int, selection: Selection) -> None:
-    """Note that a layer stays dense, with its share of the weights."""
-    selection.left[layer.name] = f"{reason} ({100 * layer.weight.numel() / max(1, total):.3g} % of the weights)"
-    logger.warning("%s is left dense: %s", layer.where, selection.left[layer.name])
+def leave(layer: Layer, reason: str, selection: Selection) -> None:
+    """Note that a layer stays dense."""
+    selection.layers = [other for other in selection.layers if other is not layer]
+    selection.left[layer.name] = reason
+    logger.warning("%s is left dense: %s", layer.where, reason)
 
 
 @dataclass
@@ -78,11 +89,13 @@ class _Calls:
         sequences: layers in the order of their first calls, every order that a batch has.
         leaders: by layer the first that reads the same inputs in all batches.
         counts: by layer how often a batch calls it, every number that occurs.
+        faults: stacks that are used otherwise than in products of whole matrices, with how.
     """
 
     sequences: list[tuple[str, ...]]
     leaders: dict[str, str]
     counts: dict[str, set[int]]
+    faults: dict[str, str]
 
 
 def _watch(
@@ -102,6 +115,10 @@ def _watch(
 
         return hook
 
+    def product(layer: StackedLayer, call: SliceCall) -> None:
+        inputs.setdefault(layer.name, []).append((tokens.of(call.inputs), "slices", call.slices))
+        batches[-1][layer.name] = batches[-1].get(layer.name, 0) + 1
+
     def begin(batch: Any) -> None:
         batches.append({})
         if seen is not None:
@@ -110,19 +127,27 @@ def _watch(
     handles = [
         module.register_forward_pre_hook(hook_of(layer), with_kwargs=True)
         for layer in selection.layers
+        if not isinstance(layer, StackedLayer)
         for module in layer.modules.values()
     ]
     try:
-        with nullcontext() if seen is None else seen.watching(model):
+        with (
+            nullcontext() if seen is None else seen.watching(model),
+            watch_stacks(model, selection.layers, product, calibration),
+        ):
             found = survey(model, calibration, begin)
     finally:
         for handle in handles:
             handle.remove()
+    stacks = stacked(selection.layers)
+    for stack in stacks:
+        called_module(model, stack, {module for module, most in found.most.items() if most})
     first: dict[tuple[Any, ...], str] = {}
     sequences = list(dict.fromkeys(tuple(batch) for batch in batches))
     leaders = {name: first.setdefault(tuple(inputs[name]), name) for name in merged(sequences)}
     counts = {name: {batch.get(name, 0) for batch in batches} for name in inputs}
-    return _Calls(sequences, leaders, counts), found.once()
+    faults = {stack.name: stack.fault for stack in stacks if stack.fault is not None}
+    return _Calls(sequences, leaders, counts, faults), found.once()
 
 
 def merged(sequences: Sequence[Sequence[str]]) -> list[str]:

@@ -7,14 +7,10 @@ transposed copy. ``blocks`` is 1 except for grouped convolutions and for 2-D ker
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
-
-from sparse_accel.wrappers import bare_model
+from torch import Tensor
 
 BY = ("input", "output", "kernel", "element")
 
@@ -57,14 +53,17 @@ class Grouping(NamedTuple):
         transposed: the weight is ``[in, out / conv_groups, ...]`` as in ``nn.ConvTranspose2d``,
             not ``[out, in / conv_groups, ...]``.
         conv_groups: the convolution's ``groups``.
+        stacked: the weight is a stack of matrices, such as the experts of a mixture: ``[..., out, in]``, or
+            ``[..., in, out]`` if ``transposed``; each matrix has its own groups.
 
     Raises:
-        ValueError: ``by`` is not one of the four, or ``conv_groups`` is not positive.
+        ValueError: ``by`` is not one of the four, ``conv_groups`` is not positive, or a stack has some.
     """
 
     by: str
     transposed: bool = False
     conv_groups: int = 1
+    stacked: bool = False
 
     def check(self) -> Grouping:
         """Return self; raise ValueError if a field is out of its range."""
@@ -72,6 +71,8 @@ class Grouping(NamedTuple):
             raise ValueError(f"by: expected one of {', '.join(map(repr, BY))}, got {self.by!r}")
         if self.conv_groups < 1:
             raise ValueError(f"conv_groups: expected a positive number, got {self.conv_groups}")
+        if self.stacked and self.conv_groups > 1:
+            raise ValueError(f"conv_groups: expected 1 for a stack of matrices, got {self.conv_groups}")
         return self
 
     def applies_to(self, tensor: Tensor) -> bool:
@@ -152,6 +153,11 @@ def layout_of(tensor: Tensor, grouping: Grouping | str) -> tuple[GroupLayout, bo
 def _roles(shape: tuple[int, ...], grouping: Grouping) -> tuple[list[int], list[int | None]]:
     """The weight's sizes with its first dimension split by ``conv_groups``, and beside each its place in the
     group's number (0 = most significant), or None where the dimension runs inside a group."""
+    by_first = (grouping.by == "output") != grouping.transposed
+    if grouping.stacked:
+        lead = len(shape) - 2
+        own = [lead, lead + 1] if grouping.by == "kernel" else [lead, None] if by_first else [None, lead]
+        return list(shape), [*range(lead), *own]
     first, second, *kernel = shape
     if first % grouping.conv_groups:
         raise ValueError(f"conv_groups: expected a divisor of {first} (shape {shape}), got {grouping.conv_groups}")
@@ -159,12 +165,13 @@ def _roles(shape: tuple[int, ...], grouping: Grouping) -> tuple[list[int], list[
     inside: list[int | None] = [None] * len(kernel)
     if grouping.by == "kernel":
         return sizes, [0, 1, 2, *inside]
-    by_first = (grouping.by == "output") != grouping.transposed
     return sizes, [0, 1, None, *inside] if by_first else [0, None, 1, *inside]
 
 
 def _split_strides(tensor: Tensor, grouping: Grouping) -> list[int]:
     first, *rest = tensor.stride()
+    if grouping.stacked:
+        return [first, *rest]
     return [first * (tensor.shape[0] // grouping.conv_groups), first, *rest]
 
 
@@ -200,106 +207,3 @@ def _product(numbers: Iterator[int]) -> int:
     for number in numbers:
         out *= number
     return out
-
-
-def module_grouping(module: nn.Module, by: str) -> Grouping | None:
-    """How a module's ``weight`` is cut; None for modules whose weight has no input and output channels.
-
-    Linear and (transposed) convolution layers have them, and so do weights of two or more dimensions in
-    modules of your own, read as ``[out, in, ...]``; embeddings and normalization layers do not.
-
-    Example:
-        >>> module_grouping(nn.ConvTranspose2d(8, 4, 3), "input")
-        Grouping(by='input', transposed=True, conv_groups=1)
-    """
-    if isinstance(module, _UNGROUPED):
-        return None
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return Grouping(by, transposed=module.transposed, conv_groups=module.groups).check()
-    return Grouping(by).check()
-
-
-_UNGROUPED: tuple[type[nn.Module], ...] = (
-    nn.Embedding,
-    nn.EmbeddingBag,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.modules.batchnorm._NormBase,
-    nn.PReLU,
-)
-
-
-def named_groupings(model: nn.Module, by: str) -> Iterator[tuple[str, nn.Parameter, Grouping | None]]:
-    """Every parameter once, with its first name and its grouping; None where it is not to be regularized.
-
-    A tied parameter is left out of the penalty, with a warning, where its modules would cut it differently, and so is
-    one of which a parametrization computes the weight.
-
-    Args:
-        model: a module, or a wrapper that has it inside.
-        by: see :class:`Grouping`.
-
-    Raises:
-        ValueError: parameters are flat, sharded, or hidden behind a hook; the message names the module.
-
-    Example:
-        >>> [(name, grouping is not None) for name, _, grouping in named_groupings(nn.Linear(3, 2), "input")]
-        [('weight', True), ('bias', False)]
-    """
-    found: dict[nn.Parameter, tuple[str, Grouping | None]] = {}
-    hidden: set[nn.Module] = set()
-    for prefix, module in bare_model(model).named_modules():
-        if isinstance(module, ParametrizationList):
-            hidden |= set(module.modules())
-            warnings.warn(f"{prefix}: a weight that is computed (parametrization) is left unregularized", stacklevel=3)
-        for local, parameter in module.named_parameters(recurse=False):
-            name = f"{prefix}.{local}" if prefix else local
-            grouped = parameter.dim() >= 2 and module not in hidden
-            grouping = module_grouping(module, by) if grouped else None
-            if parameter not in found:
-                found[parameter] = (name, grouping)
-            elif found[parameter][1] != grouping:
-                warnings.warn(
-                    f"{found[parameter][0]} and {name} are one parameter that these modules cut into different groups: "
-                    "it is left unregularized",
-                    stacklevel=3,
-                )
-                found[parameter] = (found[parameter][0], None)
-    for parameter, (name, grouping) in found.items():
-        yield name, parameter, grouping
-
-
-def param_groups(model: nn.Module, penalty: Any, **options: Any) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer of this package: weights with the penalty, biases and norms without.
-
-    Args:
-        model: its parameters are taken once each, frozen ones too (they take part once they get gradients). Of a
-            compiled model or one in DistributedDataParallel it is the module inside, so that names have no prefix.
-        penalty: a penalty of this package, such as ``GroupLasso(1e-4, by="input")``, or None.
-        **options: further entries of every group, such as ``lr``.
-
-    Returns:
-        One group of regularized weights per kind of layer (transposed or grouped convolutions have their own) and
-        one of everything else, with named parameters.
-
-    Raises:
-        ValueError: parameters are flat, sharded, or hidden behind a hook; the message names the module.
-
-    Example:
-        >>> from sparse_accel import GroupLasso
-        >>> [g["penalty"] for g in param_groups(nn.Linear(3, 2), GroupLasso(1e-4))]
-        [GroupLasso(strength=0.0001, by='input'), None]
-    """
-    regularized: dict[tuple[bool, int], list[tuple[str, nn.Parameter]]] = {}
-    rest: list[tuple[str, nn.Parameter]] = []
-    for name, parameter, grouping in named_groupings(model, "element" if penalty is None else penalty.by):
-        if grouping is None or penalty is None:
-            rest.append((name, parameter))
-        else:
-            regularized.setdefault(grouping[1:], []).append((name, parameter))
-    groups = [
-        {"params": named, "penalty": penalty, "transposed": transposed, "conv_groups": conv_groups, **options}
-        for (transposed, conv_groups), named in regularized.items()
-    ]
-    return groups + ([{"params": rest, "penalty": None, **options}] if rest else [])
