@@ -209,6 +209,12 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
             dist.all_reduce(tensor)
 
 
+def check_bytes(name: str, value: object) -> None:
+    """Raise ValueError unless an argument is a number of bytes."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: expected a number of bytes, got {value!r}")
+
+
 def require_memory(nbytes: int, limit: int | None, what: str) -> None:
     """State how much memory is about to be taken; refuse more than ``limit``.
 

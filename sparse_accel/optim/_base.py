@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from sparse_accel.groups import Grouping
 from sparse_accel.penalties import Penalty, cached_layout, penalty_from_plain
 
-from ._batch import Batch, check_lr, grouping_of, state_dtype
+from ._batch import Batch, Kept, check_lr, grouping_of, state_dtype
 
 _ELEMENT = Grouping("element")
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
@@ -27,14 +27,6 @@ _health_check = (
 def implementation_is_open(group: dict[str, Any]) -> bool:
     """Whether neither foreach nor fused is set; False for either of them means the loop, as in torch."""
     return group["foreach"] is None and group["fused"] is None
-
-
-class _Kept:
-    """A state tensor on its way through Optimizer.load_state_dict, which would cast a bare tensor to the
-    parameter's dtype and thereby round the float32 state of half-precision parameters."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
 
 
 class ProximalOptimizer(Optimizer):
@@ -70,7 +62,7 @@ class ProximalOptimizer(Optimizer):
                 group.setdefault(name, default)
         for param, values in self.state.items():
             for key, value in values.items() if isinstance(values, dict) else ():
-                if isinstance(value, _Kept):
+                if isinstance(value, Kept):
                     values[key] = self._placed(param, key, value.tensor)
                 elif key in self._scalar_state and not isinstance(value, Tensor):
                     values[key] = self._placed(param, key, torch.tensor(value, device="cpu"))
@@ -260,7 +252,7 @@ class ProximalOptimizer(Optimizer):
 
         def keep(_: Optimizer, loaded: StateDict) -> StateDict:
             state = {
-                param: {k: _Kept(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+                param: {k: Kept(v) if isinstance(v, Tensor) else v for k, v in values.items()}
                 if isinstance(values, dict)
                 else values
                 for param, values in loaded["state"].items()

@@ -31,6 +31,14 @@ class Batch:
             torch.autograd.graph.increment_version(self.params)
 
 
+class Kept:
+    """A state tensor on its way through Optimizer.load_state_dict, which would cast a bare tensor to the
+    parameter's dtype and thereby round the float32 state of half-precision parameters."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def state_dtype(param: Tensor) -> torch.dtype:
     """float64 for float64 and complex128 parameters, else float32."""
     return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32

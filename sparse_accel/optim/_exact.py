@@ -135,3 +135,19 @@ class Quadratic:
         loss = x @ (self.matrix.detach() @ x) / 2 - self.vector.detach() @ x
         parts = new.split([block.param.numel() for block in blocks])
         return loss, [part.view(block.param.shape) for part, block in zip(parts, blocks, strict=True)], 0
+
+
+def check_exact(group: dict[str, Any]) -> None:
+    """Raise ValueError for a parameter group that exact steps cannot move."""
+    if group["maximize"] or group["penalty"] is not None:
+        raise ValueError("exact steps take no penalty and no maximize: use step(closure)")
+    for param in group["params"]:
+        if not param.is_floating_point():
+            raise ValueError(f"exact steps: expected real parameters, got {param.dtype}")
+        if not param.requires_grad:
+            raise ValueError(
+                "exact steps move every parameter: expected none frozen, got one of shape "
+                f"{tuple(param.shape)} with requires_grad=False; use step(closure)"
+            )
+        if float(group["lr"]) == 0:
+            raise ValueError("exact steps: expected lr > 0, got 0")

@@ -18,7 +18,7 @@ from ._base import ProximalOptimizer
 from ._batch import check_count, check_finite, state_dtype
 from ._closure import ClosureProblem, number, real, warn_unfinished
 from ._docs import shared_docs
-from ._exact import Block, GlmLoss, Quadratic
+from ._exact import Block, GlmLoss, Quadratic, check_exact
 from ._iterates import advance, extrapolated
 
 __all__ = ["SPPAM"]
@@ -244,21 +244,10 @@ class SPPAM(ProximalOptimizer):
     def _exact_step(self, problem: GlmLoss | Quadratic) -> Tensor:
         blocks, averaging = [], {}
         for group in self.param_groups:
-            if group["maximize"] or group["penalty"] is not None:
-                raise ValueError("exact steps take no penalty and no maximize: use step(closure)")
+            check_exact(group)
             for param in dict.fromkeys(group["params"]):
-                if not param.is_floating_point():
-                    raise ValueError(f"exact steps: expected real parameters, got {param.dtype}")
-                if not param.requires_grad:
-                    raise ValueError(
-                        "exact steps move every parameter: expected none frozen, got one of shape "
-                        f"{tuple(param.shape)} with requires_grad=False; use step(closure)"
-                    )
-                lr = float(group["lr"])
-                if lr == 0:
-                    raise ValueError("exact steps: expected lr > 0, got 0")
                 z = self._extrapolated(param, group["momentum"]).to(param.dtype)
-                blocks.append(Block(param, z, lr, float(group["weight_decay"])))
+                blocks.append(Block(param, z, float(group["lr"]), float(group["weight_decay"])))
                 averaging[param] = group["averaging"]
         if isinstance(problem, Quadratic):
             loss, values, self.inner_calls = problem.solve(blocks, self._factor)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches, fingerprint
-from sparse_accel.calibration.data import Calibration, require_memory
+from sparse_accel.calibration.data import Calibration, check_bytes, require_memory
 from sparse_accel.calibration.moments import Gram
 from sparse_accel.calibration.padding import DEFAULT, Keys, Observations, Padding
 from sparse_accel.calibration.ranks import broadcast_, together
@@ -126,12 +126,9 @@ class CurvatureIHT:
             raise ValueError(f"allocation: expected 'uniform' or 'global', got {allocation!r}")
         if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
             raise ValueError(f"refine: expected a number of rounds, got {refine!r}")
-        for name, bytes_ in (("max_memory", max_memory), ("activation_memory", activation_memory)):
-            optional = bytes_ is None and name == "max_memory"
-            if not optional and (isinstance(bytes_, bool) or not isinstance(bytes_, int) or bytes_ < 0):
-                raise ValueError(f"{name}: expected a number of bytes, got {bytes_!r}")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        if max_memory is not None:
+            check_bytes("max_memory", max_memory)
+        check_bytes("activation_memory", activation_memory)
         self.model = model
         self.sparsity = sparsity
         self.targets = targets
@@ -334,6 +331,3 @@ class _Run:
             gram = hessian_of(front, self.train, step, self.settings.options.dtype)
         gram.all_reduce_()
         return gram
-
-
-__all__ = ["CurvatureIHT", "CurvatureIHTReport", "CurvatureIHTResult", "LayerReport"]

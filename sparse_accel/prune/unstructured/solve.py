@@ -30,6 +30,10 @@ class SolverOptions:
     dtype: torch.dtype = torch.float64
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {self.dtype}")
+
 
 @dataclass
 class Solved:
