@@ -171,8 +171,7 @@ class _Run:
         self.settings = settings
         self.dense = settings.model
         self.model = copy_model(settings.model)
-        for parameter in self.model.parameters():
-            parameter.grad = None
+        self.model.zero_grad(set_to_none=True)
         self.selection = select_layers(self.model, settings.targets, settings.skip, settings.sparsity)
         device = self.selection.layers[0].weight.device
         self.padding = Padding(settings.padding, settings.batch_first)
@@ -303,9 +302,7 @@ class _Run:
         if not gram.count:  # what was pruned before sends all samples elsewhere
             gram = self._moments(step, Front(self.dense, [], 0))
             if gram.count:
-                logger.warning(
-                    "%s: reached in the dense model only: solved with its inputs there", step.layers[0].where
-                )
+                logger.warning("%s: reached in the dense model only: solved on its inputs there", step.layers[0].where)
         hessian, columns = gram.hessian, gram.count
         idle = gram.idle if isinstance(gram, SliceGram) else ()
         del gram
