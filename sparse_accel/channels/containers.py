@@ -52,17 +52,18 @@ def tree_tensors(tree: Any) -> Iterator[Tensor]:
             yield from tree_tensors(getattr(tree, item.name))
 
 
-def tensors_inside(tree: Any) -> Iterator[Tensor]:
+def tensors_inside(tree: Any, opened: dict[int, Any] | None = None) -> Iterator[Tensor]:
     """The tensors in any objects that can be opened, in order: those of inputs and attributes.
 
-    Modules count as closed; functions, iterators and what cannot be opened are passed over.
+    Modules count as closed; functions, iterators and what cannot be opened are passed over, and so is what is in
+    ``opened``, by id.
 
     Example:
         >>> from types import SimpleNamespace
         >>> [t.item() for t in tensors_inside(SimpleNamespace(a=[torch.ones(())], b=deque([torch.zeros(())])))]
         [1.0, 0.0]
     """
-    return (leaf for leaf in _leaves(tree, False, {}) if isinstance(leaf, Tensor))
+    return (leaf for leaf in _leaves(tree, False, {} if opened is None else opened) if isinstance(leaf, Tensor))
 
 
 def output_leaves(tree: Any) -> list[Any]:

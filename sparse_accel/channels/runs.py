@@ -122,23 +122,27 @@ def run_as_is(model: nn.Module, example_inputs: Any) -> Any:
     return settled(_call(model, example_inputs))
 
 
-def run_leaves(model: nn.Module, example_inputs: Any) -> list[Any]:
-    """All that leaves the model in a run: tensors, arrays and numbers of the output, and tensors that it has put into
-    attributes of its modules.
+def run_leaves(model: nn.Module, example_inputs: Any) -> tuple[list[Any], list[tuple[str, Tensor]]]:
+    """All that leaves the model in a run.
+
+    Returns:
+        Tensors, arrays and numbers of the output; tensors that the run has put into plain attributes of the modules,
+        where the caller may look for them, each with ``"module (kind): attribute"``.
 
     Raises:
         UnsupportedModelError: see :func:`~sparse_accel.channels.containers.output_leaves`.
     """
     with layer_by_layer():
-        before = list(_attribute_tensors(model))
-        known = {id(tensor) for tensor in before}
+        before = list(attribute_tensors(model))
+        known = {id(tensor) for _, tensor in before}
         leaves = output_leaves(run_as_is(model, example_inputs))
-        return leaves + [tensor for tensor in _attribute_tensors(model) if id(tensor) not in known]
+        return leaves, [(where, tensor) for where, tensor in attribute_tensors(model) if id(tensor) not in known]
 
 
 def outputs_of(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """:func:`run_leaves` as tensors, to compare."""
-    return as_tensors(run_leaves(model, example_inputs))
+    leaves, kept = run_leaves(model, example_inputs)
+    return as_tensors([*leaves, *(tensor for _, tensor in kept)])
 
 
 def as_tensors(leaves: Iterable[Any]) -> list[Tensor]:
@@ -163,16 +167,15 @@ def _strided(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
-def _attribute_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors in the modules' plain attributes."""
+def attribute_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in plain attributes of the modules, no parameters or buffers, with ``"module (kind): attribute"``."""
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    found = tensors_inside([list(plain_attributes(module)) for module in model.modules()])
-    return (tensor for tensor in found if id(tensor) not in own)
-
-
-def plain_attributes(module: nn.Module) -> Iterator[Any]:
-    """A module's attributes, but for parameters, buffers and modules."""
-    return (item for key, item in vars(module).items() if key not in _OWN)
+    opened: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        for key, item in vars(module).items():
+            for tensor in () if key in _OWN else tensors_inside(item, opened):
+                if id(tensor) not in own:
+                    yield f"{name or 'model'} ({type(module).__name__}): {key}", tensor
 
 
 def _call(function: Callable[..., Any], inputs: Any) -> Any:

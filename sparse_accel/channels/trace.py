@@ -26,7 +26,7 @@ from sparse_accel.channels.call import Call, Measured, measure
 from sparse_accel.channels.containers import tensors_inside, tree_tensors
 from sparse_accel.channels.folds import merge_runs, settle_folds
 from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
-from sparse_accel.channels.runs import Examples, as_tensors, plain_attributes, run_leaves
+from sparse_accel.channels.runs import Examples, as_tensors, attribute_tensors, run_leaves
 from sparse_accel.channels.slots import Value
 from sparse_accel.channels.unvisited import settle_unvisited
 from sparse_accel.wrappers import bare_model
@@ -62,9 +62,8 @@ class Tracer(TorchFunctionMode):
         self.finished: frozenset[str] = frozenset()  # weights read in eval mode, when the pass in train mode runs
         self.absorbers: list[tuple[Value, str]] = []  # a linear map's result and the running mean that takes it
         mark_attributes(model, self.graph.frozen)
-        for item in tensors_inside([list(plain_attributes(module)) for module in model.modules()]):
-            if id(item) not in self.names:
-                self.values[item] = Value.opaque(item.shape, const=True)
+        for _, item in attribute_tensors(model):
+            self.values[item] = Value.opaque(item.shape, const=True)
 
     def where(self) -> str:
         """The module that runs now, for messages."""
@@ -203,10 +202,7 @@ class Tracer(TorchFunctionMode):
 
     def run(self, examples: Examples) -> list[Tensor]:
         """Run the model on every example; what leaves it, whose channels stay."""
-        outputs: list[Tensor] = []
-        for example in examples.single():
-            outputs += self._run_once(example)
-        return outputs
+        return [tensor for example in examples.single() for tensor in self._run_once(example)]
 
     def _run_once(self, example: Examples) -> list[Tensor]:
         del self.stack[1:]
@@ -218,7 +214,7 @@ class Tracer(TorchFunctionMode):
                 self.values[tensor] = Value.opaque(tensor.shape)
         try:
             with torch.no_grad(), self.follow_modules(), self:
-                leaves = run_leaves(self.model, example)
+                leaves, kept = run_leaves(self.model, example)
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -229,6 +225,10 @@ class Tracer(TorchFunctionMode):
             read.run = self.run_number if read.run is None else read.run
         for name, count in self._uses.items():
             self.parameter_uses[name] = max(count, self.parameter_uses.get(name, 0))
+        for where, tensor in kept:
+            if not self.is_pinned(tensor):
+                self.graph.note(f"{where} holds what the forward pass made, for others to see: its channels are kept")
+        leaves += [tensor for _, tensor in kept]
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 self.pin(leaf)

@@ -192,8 +192,12 @@ def test_activations_that_a_module_keeps_have_left_it() -> None:
     torch.manual_seed(1)
     net = Keeps(lambda h: None)
     net.b.weight.data[:, ::2] = 0
-    small = sa.compact(net, X).model
-    assert small.a.out_features == 6
+    result = sa.compact(net, X)
+    assert result.model.a.out_features == 6
+    assert "model (Keeps): seen holds what the forward pass made" in result.plan["notes"][0]
+    net(X)  # an old one there changes nothing
+    net.seen.hidden = net.seen.hidden.detach()
+    assert sa.compact(net, X).model.a.out_features == 6
 
 
 @pytest.mark.parametrize(
