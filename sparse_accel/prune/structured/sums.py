@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.data import Calibration, all_reduce_, stream
+from sparse_accel.calibration.batches import Batches
+from sparse_accel.calibration.data import all_reduce_, stream
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.select.ispasp import ispasp_select
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.layer import Layer, Settings
 
 
-def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tuple[Tensor, int]:
+def hidden_sum(model: nn.Module, calibration: Batches, layer: Layer) -> tuple[Tensor, int]:
     """The consumer's input summed over the samples, float64, and their number.
 
     ``[in_features]`` for a linear consumer, ``[in_channels, *spatial]`` for a convolution, over all ranks.
@@ -26,6 +27,7 @@ def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tupl
     def visit(_name: str, x: Tensor, _output: Any) -> None:
         nonlocal total
         keep = len(getattr(layer.module, "kernel_size", ())) + 1
+        x = calibration.positions(layer.name, x) if keep == 1 else x
         x = x.reshape(-1, *x.shape[x.dim() - keep :])
         part = x.sum(0, dtype=torch.float64)
         if total is not None and total.shape != part.shape:
@@ -35,14 +37,17 @@ def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tupl
         total = part if total is None else total + part
         count.add_(x.shape[0])
 
-    stream(model, calibration, {layer.name: layer.module}, visit)
-    assert total is not None  # stream() raises where the module is not called
+    stream(model, calibration, {layer.name: layer.module}, visit, stop=layer.site.calls == 1, required=False)
+    if total is None:
+        if isinstance(layer.module, nn.modules.conv._ConvNd):
+            raise ValueError(f"{layer.name}: no batch reaches it in the pruned model: its inputs' size is not known")
+        total = torch.zeros(layer.features, dtype=torch.float64, device=layer.weight.device)
     all_reduce_([total, count])
     return total, int(count)
 
 
 def ispasp_choose(
-    width: Width, keep: int, work: nn.Module, calibration: Calibration, layers: Sequence[Layer], settings: Settings
+    width: Width, keep: int, work: nn.Module, calibration: Batches, layers: Sequence[Layer], settings: Settings
 ) -> Tensor:
     """The units that i-SpaSP keeps, ascending.
 
@@ -75,7 +80,7 @@ def ispasp_choose(
             keep,
             1 if settings.fresh_batches else settings.iterations,
             shift=layer.shift,
-            count=count,
+            count=max(1, count),
             balance=sets,
             start=kept,
             **geometry,
