@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.calibration.data import device_of, eval_mode, to_device
-from sparse_accel.calibration.probes import Layouts, follow_length, follow_samples
+from sparse_accel.calibration.probes import Layouts, follow_inputs, follow_length, follow_samples
 from sparse_accel.channels.call import tree_tensors
 from sparse_accel.channels.containers import output_tensors
 
@@ -23,6 +23,7 @@ Keys = str | Sequence[str] | Mapping[str, str | None] | None
 
 Call = tuple[str, int]  # a module's name ("" for the model's outputs) and the number of its call
 Layout = tuple[str, str]  # a mask's key, and how the positions lie: one of _LAYOUTS
+DECODER = "decoder_"  # before the keys of the second sequence, by convention
 EXAMPLES = 8
 _LAYOUTS = ("batch first", "length first", "flat")
 
@@ -49,7 +50,8 @@ class Padding:
         elif keys is None:
             self.keys = []
         else:
-            self.keys = [keys, f"decoder_{keys}"] if isinstance(keys, str) else list(keys)
+            several = [keys] if not isinstance(keys, Sequence) else list(keys)
+            self.keys = [keys, f"{DECODER}{keys}"] if isinstance(keys, str) else several
         if not all(isinstance(key, str) for key in (*self.keys, *(self.patterns or ()))):
             raise TypeError(f"{argument}: expected a key, several or a mapping from patterns to keys, got {keys!r}")
         if batch_first not in (None, True, False):
@@ -182,6 +184,7 @@ class Observations:
     Args:
         padding: says which masks.
         modules: to watch, by name.
+        outputs: whether to watch the model's outputs, too.
 
     Attributes:
         shapes: of the inputs of each call, each with the masks that were there.
@@ -189,8 +192,8 @@ class Observations:
         rivals: by mask, the inputs beside the masks that could have its positions in every batch.
     """
 
-    def __init__(self, padding: Padding, modules: Mapping[str, nn.Module]) -> None:
-        self.padding, self.modules = padding, modules
+    def __init__(self, padding: Padding, modules: Mapping[str, nn.Module], *, outputs: bool = False) -> None:
+        self.padding, self.modules, self.outputs = padding, modules, outputs
         self.shapes: dict[Call, list[tuple[torch.Size, Mapping[str, Tensor]]]] = {}
         self.masked: list[Any] = []
         self.rivals: dict[str, set[str]] = {}
@@ -218,7 +221,7 @@ class Observations:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[Observations]:
-        """Hooks on the modules, and on the model for its outputs."""
+        """Hooks on the modules, and on the model."""
         if not self.padding.keys:
             yield self
             return
@@ -237,7 +240,8 @@ class Observations:
                 self._note("", number, tensor.shape)
 
         handles = [m.register_forward_pre_hook(hook_of(n), with_kwargs=True) for n, m in self.modules.items() if n]
-        handles.append(model.register_forward_hook(outputs))
+        if self.outputs:
+            handles.append(model.register_forward_hook(outputs))
         try:
             yield self
         finally:
@@ -285,7 +289,11 @@ class _Probes:
             for batch in self.seen.masked:
                 if key not in self.padding.masks_of(batch):
                     continue
-                table = follow_samples(run, batch, key) if _one_sequence(self.model) else None
+                table = None
+                if _one_sequence(self.model):
+                    table = follow_samples(run, batch, key)
+                elif _is_hugging_face(self.model):
+                    table = follow_inputs(run, batch, key, self._sequence(batch, key))
                 if table is None:
                     table = follow_length(run, batch, key)
                 if table is not None:
@@ -294,9 +302,15 @@ class _Probes:
             self._found[key] = found
         return self._found[key]
 
+    @staticmethod
+    def _sequence(batch: Mapping[str, Any], key: str) -> list[str]:
+        """The inputs of a mask's sequence in an encoder-decoder of Hugging Face's."""
+        second = {name for name in batch if name.startswith((DECODER, "labels"))}
+        return [name for name in batch if name != key and (name in second) == (key in second)]
+
     def _run(self, batch: Mapping[str, Any]) -> dict[Call, torch.Size]:
         """The shapes that the modules are shown of a batch."""
-        shapes = Observations(self.padding, self.seen.modules)
+        shapes = Observations(self.padding, self.seen.modules, outputs=self.seen.outputs)
         device = device_of(self.model)
         with torch.no_grad(), eval_mode(self.model), shapes.watching(self.model):
             self.model(**(batch if device is None else to_device(batch, device)))
@@ -319,5 +333,8 @@ def _fitting(shape: torch.Size, mask: Tensor) -> list[str]:
 
 def _one_sequence(model: nn.Module) -> bool:
     """Whether a model is one of Hugging Face's without a decoder beside its encoder: batch first, one mask."""
-    config = getattr(model, "config", None)
-    return hasattr(config, "model_type") and not getattr(config, "is_encoder_decoder", False)
+    return _is_hugging_face(model) and not getattr(model.config, "is_encoder_decoder", False)
+
+
+def _is_hugging_face(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "model_type")

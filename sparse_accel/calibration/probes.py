@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +39,32 @@ def follow_samples(run: Callable[[Mapping[str, Any]], Shapes], batch: Mapping[st
         return None
     return {
         call: _layout(shape, after.get(call), (count, length), (count - 1, length)) for call, shape in before.items()
+    }
+
+
+def follow_inputs(
+    run: Callable[[Mapping[str, Any]], Shapes], batch: Mapping[str, Any], key: str, names: Collection[str]
+) -> Layouts | None:
+    """Cut a position off the mask and off the inputs that are known to be of its sequence, [batch, length, ...].
+
+    Args:
+        run, batch, key: see :func:`follow_samples`.
+        names: of these inputs.
+
+    Returns:
+        How the positions lie in every call's input; None where that does not run.
+    """
+    count, length = batch[key].shape
+    if length < 2:
+        return None
+    cut = {n: _cut(t, 1) if n == key or (n in names and _size(t, 1) == length) else t for n, t in batch.items()}
+    try:
+        before, after = run(batch), run(cut)
+    except Exception as error:
+        logger.debug("a sequence with a position less does not run: %s", error)
+        return None
+    return {
+        call: _layout(shape, after.get(call), (count, length), (count, length - 1)) for call, shape in before.items()
     }
 
 

@@ -40,7 +40,7 @@ def survey(model: nn.Module, calibration: Calibration, begin: Callable[[Any], No
         begin: called with every batch before the model is.
 
     Raises:
-        ValueError: the model does not take an item of several elements; the message says how to pick some.
+        ValueError: the model fails on a batch.
     """
     out = Survey()
     clock = itertools.count()
@@ -71,14 +71,15 @@ def survey(model: nn.Module, calibration: Calibration, begin: Callable[[Any], No
 
 
 def _run(model: nn.Module, batch: Any) -> None:
-    several = isinstance(batch, (tuple, list)) and len(batch) > 1
     try:
         run_model(model, batch)
     except (TypeError, RuntimeError, AttributeError, IndexError) as error:
-        if not several:
-            raise
+        hint = ""
+        if isinstance(batch, (tuple, list)) and len(batch) > 1:
+            hint = (
+                f" of {len(batch)} positional inputs (if not all of them are the model's, say "
+                "Calibration(data, select=lambda item: item[0]))"
+            )
         raise ValueError(
-            f"calibration: {type(model).__name__} fails on an item of {len(batch)} positional inputs; if not all of "
-            f"them are inputs of the model, say Calibration(data, select=lambda item: item[0]): "
-            f"{type(error).__name__}: {error}"
+            f"calibration: {type(model).__name__} fails on a batch{hint}: {type(error).__name__}: {error}"
         ) from error

@@ -164,7 +164,7 @@ def test_a_pass_ends_early_and_shows_the_sum() -> None:
     torch.testing.assert_close(seen.shortcuts[0], short)
 
 
-def test_a_layer_that_is_called_unlike_the_example_is_named() -> None:
+def test_a_layer_that_some_batches_do_not_call() -> None:
     class Sometimes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -173,5 +173,9 @@ def test_a_layer_that_is_called_unlike_the_example_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(F.relu(self.a(x))) if x.shape[0] > 1 else x
 
-    with pytest.raises(sa.prune.PruneError, match=r"b: expected 1 calls in a forward pass, .* got 0"):
-        ISpaSP(Sometimes(), torch.zeros(2, 4)).run([torch.ones(1, 4)])
+    model, x = Sometimes(), torch.randn(30, 4)
+    result = ISpaSP(model, torch.zeros(2, 4)).run([x[:1], x[1:], x[2:3]])  # two batches do not call it
+    assert torch.equal(result.model.b.weight, ISpaSP(model, torch.zeros(2, 4)).run([x[1:]]).model.b.weight)
+    idle = ISpaSP(model, torch.zeros(2, 4)).run([x[:1]])  # none does: what is read with the largest weights stays
+    norms = model.b.weight.square().sum(0)
+    assert idle.kept["a"] == norms.argsort(descending=True)[:4].sort().values.tolist()

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.data import Calibration, all_reduce_, eval_mode
+from sparse_accel.calibration.batches import Batches
+from sparse_accel.calibration.data import all_reduce_, eval_mode
 from sparse_accel.channels.call import run_model, tree_tensors
 from sparse_accel.channels.containers import output_tensors
 from sparse_accel.channels.widths import Width
@@ -34,7 +35,7 @@ def allocate(
     fixed: Mapping[str, int],
     work: nn.Module,
     example_inputs: Any,
-    calibration: Calibration,
+    calibration: Batches,
     sites: Mapping[str, Site],
     settings: Settings,
 ) -> dict[str, int]:
@@ -133,7 +134,7 @@ def _whole(cost: Cost, name: str, every: Mapping[str, int]) -> dict[str, int]:
 
 
 def _curve(
-    width: Width, work: nn.Module, calibration: Calibration, sites: Mapping[str, Site], settings: Settings
+    width: Width, work: nn.Module, calibration: Batches, sites: Mapping[str, Site], settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of units, falling, and the damage at each."""
     layers = [
@@ -146,7 +147,7 @@ def _curve(
         )
         for consumer in width.consumers
     ]
-    collect(Feed(work, work, calibration, layers, mask=settings.mask, cache_bytes=0), layers)
+    collect(Feed(work, work, calibration, layers, cache_bytes=0), layers)
     sets = unit_sets(width)
     number = 1 if sets is None else int(sets.max()) + 1
     gram, cross, weight, block, ridge = joint_problem(layers, settings.ridge)
@@ -162,9 +163,7 @@ def _curve(
     return points, scale * total[width.units - points]
 
 
-def _effect(
-    layers: Sequence[Layer], kept: Tensor, work: nn.Module, calibration: Calibration, settings: Settings
-) -> float:
+def _effect(layers: Sequence[Layer], kept: Tensor, work: nn.Module, calibration: Batches, settings: Settings) -> float:
     """Relative squared error of the model's outputs when this width alone is pruned and refit."""
     saved = [{name: tensor.detach().clone() for name, tensor in _tensors(layer)} for layer in layers]
     biases = [layer.module._parameters.get("bias") for layer in layers]
@@ -199,7 +198,7 @@ def _tensors(layer: Layer) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
+def _outputs(model: nn.Module, calibration: Batches) -> list[Tensor]:
     """Floating-point outputs on the first samples, batch by batch, float64, each as ``[samples, rest]``."""
     out: list[Tensor] = []
     samples = 0

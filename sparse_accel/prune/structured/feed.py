@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.data import Calibration, all_reduce_
+from sparse_accel.calibration.batches import Batches
+from sparse_accel.calibration.data import all_reduce_
 from sparse_accel.calibration.powers import power_of, times_power
+from sparse_accel.calibration.ranks import of_all
 from sparse_accel.channels.call import tree_tensors
 from sparse_accel.prune.structured.layer import Layer, Piece
 from sparse_accel.prune.structured.sites import Seen, Watch
 
-Batch = tuple[dict[str, Seen], dict[str, Seen], "Tensor | None"]
+Batch = tuple[dict[str, Seen], dict[str, Seen], dict[str, list["Tensor | None"]]]
 Solutions = dict[str, tuple[Tensor, Tensor]]
+
+
+class UnpairedError(ValueError):
+    """The dense and the pruned model call a layer differently: its results cannot be compared.
+
+    Attributes:
+        names: of the layers.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(f"{', '.join(names)}: the dense model calls it with other samples than the pruned model")
+        self.names = set(names)
 
 
 class Feed:
@@ -29,7 +42,6 @@ class Feed:
         work: the model that is being pruned.
         calibration: the data.
         layers: consumers in ``work``.
-        mask: name of the input that says with zeros which positions ``[batch, length]`` to leave out; None: none.
         cache_bytes: to keep at most.
     """
 
@@ -37,15 +49,13 @@ class Feed:
         self,
         dense: nn.Module,
         work: nn.Module,
-        calibration: Calibration,
+        calibration: Batches,
         layers: Sequence[Layer],
         *,
-        mask: str | None,
         cache_bytes: int,
     ) -> None:
         self.layers = {layer.name: layer for layer in layers}
         self.calibration = calibration
-        self.mask = mask
         sites = {name: layer.site for name, layer in self.layers.items()}
         skips = [name for name, layer in self.layers.items() if layer.target == "skip"]
         wanted = {name: site for name, site in sites.items() if self.layers[name].target != "local"}
@@ -57,7 +67,11 @@ class Feed:
         self.complete = False
 
     def run(self, visit: Callable[[Layer, Piece], None]) -> None:
-        """One pass: ``visit(layer, (columns, wanted result, shortcut))``, piece by piece."""
+        """One pass: ``visit(layer, (columns, wanted result, shortcut))``, piece by piece.
+
+        Raises:
+            UnpairedError: on all ranks alike.
+        """
         if self.complete and self.cache is not None:
             for shown in self.cache:
                 self._show(shown, visit)
@@ -66,20 +80,46 @@ class Feed:
             stack.enter_context(self.watch.hooked())
             if self.dense is not None:
                 stack.enter_context(self.dense.hooked())
+            unpaired: set[str] = set()
             for batch in self.calibration.batches(self.device):
-                dense = {} if self.dense is None else self.dense.run(batch)
-                shown = (self.watch.run(batch), dense, self._mask_of(batch))
+                known = not self.calibration.fresh
+                dense = {} if self.dense is None else self.dense.run(batch, known=known)
+                seen = self.watch.run(batch, known=known)
+                unpaired |= {name for name, own in dense.items() if not self._paired(name, seen[name], own)}
+                if unpaired:
+                    continue
+                shown = (seen, dense, self._positions(seen))
                 self._keep(shown)
                 self._show(shown, visit)
+        unpaired = unpaired.union(*of_all(unpaired)) if self.dense is not None else unpaired
+        if unpaired:
+            raise UnpairedError(sorted(unpaired))
         self.complete = True
 
+    def _paired(self, name: str, seen: Seen, dense: Seen) -> bool:
+        """Whether the calls in both models could be those of the same samples."""
+        if len(seen.inputs) != len(dense.results):
+            return False
+        last = 1 if isinstance(self.layers[name].module, nn.modules.conv._ConvNd) else -1
+        pairs = zip(seen.inputs, dense.results, strict=True)
+        return all(x.shape[:last] == y.shape[:last] for x, y in pairs)
+
+    def _positions(self, seen: Mapping[str, Seen]) -> dict[str, list[Tensor | None]]:
+        """What of every input of the linear layers counts, by layer and call."""
+        out: dict[str, list[Tensor | None]] = {}
+        for name, own in seen.items():
+            linear = not isinstance(self.layers[name].module, nn.modules.conv._ConvNd)
+            chosen = [
+                self.calibration.padding.chosen(name, x.shape, call) if linear else None
+                for call, x in enumerate(own.inputs)
+            ]
+            out[name] = [None if mask is None else mask.to(self.device) for mask in chosen]
+        return out
+
     def _show(self, shown: Batch, visit: Callable[[Layer, Piece], None]) -> None:
-        seen, dense, mask = shown
+        seen, dense, positions = shown
         for name, layer in self.layers.items():
-            chosen = None
-            if mask is not None and all(x.shape[:-1].numel() == mask.numel() for x in seen[name].inputs):
-                chosen = mask.flatten()
-            for piece in layer.pieces(seen[name], dense.get(name), chosen):
+            for piece in layer.pieces(seen[name], dense.get(name), positions[name]):
                 visit(layer, piece)
 
     def _keep(self, shown: Batch) -> None:
@@ -90,10 +130,6 @@ class Feed:
             self.cache = None
         else:
             self.cache.append(shown)
-
-    def _mask_of(self, batch: Any) -> Tensor | None:
-        found = batch.get(self.mask) if isinstance(batch, Mapping) and self.mask is not None else None
-        return found.bool() if isinstance(found, Tensor) and found.dim() == 2 else None
 
 
 def relu_aware(

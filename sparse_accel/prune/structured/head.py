@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import column_count
-from sparse_accel.calibration.data import Calibration
 from sparse_accel.channels.widths import Consumer
 from sparse_accel.prune.structured.feed import Feed
 from sparse_accel.prune.structured.layer import Layer, Settings
@@ -38,7 +38,7 @@ def refit_classifier(
     name: str,
     dense: nn.Module,
     work: nn.Module,
-    calibration: Calibration,
+    calibration: Batches,
     site: Site,
     settings: Settings,
     gone: Tensor | None,
@@ -62,7 +62,7 @@ def refit_classifier(
     none = torch.empty(0, 1, dtype=torch.int64, device="cpu")
     consumer = Consumer(name, f"{name}.weight", None, None, none, groups)
     layer = Layer(work, consumer, site, "dense", new_bias=settings.may_create_bias(work, name), gone=gone)
-    collect(Feed(dense, work, calibration, [layer], mask=settings.mask, cache_bytes=0), [layer])
+    collect(Feed(dense, work, calibration, [layer], cache_bytes=0), [layer])
     units = none[:, 0].to(layer.columns.device)
     before = layer.error(layer.weight, layer.shift)
     weight = layer.fit(units, settings.ridge)

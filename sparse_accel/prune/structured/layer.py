@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,6 @@ class Settings:
     ridge: float
     new_bias: bool | None
     fresh_batches: bool
-    mask: str | None
     cache_bytes: int
     seed: int
 
@@ -41,6 +40,8 @@ class Settings:
 
     def target(self, site: Site, module: nn.Module) -> str:
         """The refit target of a consumer."""
+        if site.routed:  # the dense model's results are those of other samples
+            return "local"
         if self.refit == "skip":
             return "skip" if site.residual else "dense"
         if self.refit != "auto":
@@ -133,13 +134,13 @@ class Layer:
         self.gram = Gram(self.groups, self.features, rows, centred=self.has_bias, device=device)
         self._square = torch.zeros(self.groups, self._rows, dtype=torch.float64, device=device)
 
-    def pieces(self, seen: Seen, dense: Seen | None, chosen: Tensor | None) -> Iterator[Piece]:
+    def pieces(self, seen: Seen, dense: Seen | None, positions: Sequence[Tensor | None]) -> Iterator[Piece]:
         """What a batch shows, as columns with their targets and shortcuts.
 
         Args:
             seen: of the pruned model.
             dense: of the dense model; None for the local target.
-            chosen: the positions of a linear consumer to use, bool ``[positions]``; None for all.
+            positions: of a linear consumer to use, bool ``[positions]`` for each call; None for all.
 
         Yields:
             Columns ``[groups, D, n]``; the wanted result, with its shortcut, ``[groups, out / groups, n]``, or None;
@@ -147,7 +148,7 @@ class Layer:
         """
         convolution = is_convolution(self.module)
         batched = len(getattr(self.module, "kernel_size", ())) + 2
-        for call, x in enumerate(seen.inputs):
+        for call, (x, chosen) in enumerate(zip(seen.inputs, positions, strict=True)):
             wanted = None if dense is None else dense.results[call]
             short = seen.shortcuts[call] if self.target == "skip" and seen.shortcuts else None
             if not convolution:

@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparse_accel._modes import outside_inference_mode
+from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import is_convolution
 from sparse_accel.calibration.data import Calibration, require_memory
+from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.widths import Width, grouped
@@ -20,7 +22,15 @@ from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange, left_stacks
-from sparse_accel.prune.structured.request import Request, as_patterns, check_one_of, check_share, matches
+from sparse_accel.prune.structured.request import (
+    Request,
+    as_patterns,
+    check_one_of,
+    check_share,
+    check_unvisited,
+    look,
+    matches,
+)
 from sparse_accel.prune.structured.sites import Site, find_sites
 from sparse_accel.prune.structured.stage import make_layers, prune_width
 from sparse_accel.prune.structured.tune import fine_tune_small
@@ -96,7 +106,9 @@ class ISpaSP:
             configuration's flags (``attention_bias``, ``mlp_bias``) are switched on, and the layers beside get
             biases of zero; where there is no flag, a note says that only :func:`sparse_accel.save` keeps the bias.
         mask: name of an input ``[batch, length]`` that is zero for padding: linear layers leave those positions out of
-            their statistics. None takes all positions.
+            their statistics; or several, or by pattern of modules: see ``padding`` of
+            :class:`~sparse_accel.prune.CurvatureIHT`. None takes all positions.
+        batch_first: whether layers' inputs are ``[batch, length, ...]`` or ``[length, batch, ...]``; None: as found.
         max_memory: bytes that the statistics may take; more is refused before the run.
         cache_memory: bytes of activations that may be kept for the ReLU-aware refit instead of running the model again.
         seed: of ``"random"``.
@@ -142,7 +154,8 @@ class ISpaSP:
         fresh_batches: bool = False,
         fine_tune: Callable[[nn.Module, str], None] | None = None,
         new_bias: bool | None = None,
-        mask: str | None = "attention_mask",
+        mask: Keys = DEFAULT,
+        batch_first: bool | None = None,
         max_memory: int | None = None,
         cache_memory: int = 1 << 30,
         seed: int = 0,
@@ -167,6 +180,8 @@ class ISpaSP:
         self.refit_head = refit_head
         self.fine_tune = fine_tune
         self.max_memory = max_memory
+        self.mask, self.batch_first = mask, batch_first
+        Padding(mask, batch_first, "mask")  # refuses what is none
         self.settings = Settings(
             method=method,
             refit=refit,
@@ -175,7 +190,6 @@ class ISpaSP:
             ridge=ridge,
             new_bias=new_bias,
             fresh_batches=fresh_batches,
-            mask=mask,
             cache_bytes=cache_memory,
             seed=seed,
         )
@@ -186,7 +200,9 @@ class ISpaSP:
 
         Args:
             calibration: inputs like those the model will see: a tensor, an iterable of model inputs, or a function
-                that returns one. ``Calibration(loader, select=lambda item: item[0])`` drops labels.
+                that returns one. Every call of every batch counts; the batches' order does not, to the same bits.
+                Of tuples as many leading elements are used as the model takes;
+                ``Calibration(loader, select=lambda item: item[1])`` picks others.
             batch_size: that a tensor is split into.
 
         Raises:
@@ -195,7 +211,7 @@ class ISpaSP:
             ValueError: the data or ``max_memory`` do not fit.
         """
         start = time.perf_counter()
-        data = Calibration(calibration, batch_size)
+        data = Batches(Calibration(calibration, batch_size), self.model, Padding(self.mask, self.batch_first, "mask"))
         dense = self.model
         work = copy_model(dense).eval()
         found = find_widths(work, self.example_inputs)
@@ -207,6 +223,9 @@ class ISpaSP:
         consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
         consumers |= {consumer.module: consumer.norm for width in widths for consumer in width.consumers}
         sites = find_sites(work, self.example_inputs, consumers)
+        findings = look(work, data, self.example_inputs, sites)
+        widths = findings.safe(widths, notes)
+        notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = self._state_memory(widths, work, sites)
         keeps = self._keeps(widths, work, data, sites)
         kept: dict[str, Tensor] = {}
@@ -223,10 +242,12 @@ class ISpaSP:
                 fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept)
                 work.eval()
         head = find_head(sites) if self._wants_head(widths, work) else None
-        if head is not None and kept:
+        if head is not None and kept and not sites[head].routed:
             before, after = refit_classifier(head, dense, work, data, sites[head], self.settings, gone.get(head))
             notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
         removed = remove_units(work, self.example_inputs, kept)
+        if findings.unvisited and kept:
+            check_unvisited(removed.model, work, data, findings.unvisited)
         return self._result(removed, work, kept, changes, notes, nbytes, start)
 
     def _prune(
@@ -234,7 +255,7 @@ class ISpaSP:
         width: Width,
         keep: int,
         work: nn.Module,
-        data: Calibration,
+        data: Batches,
         sites: dict[str, Site],
         gone: dict[str, Tensor],
         *,
@@ -245,7 +266,7 @@ class ISpaSP:
         except (ValueError, RuntimeError) as error:
             raise PruneError(f"{width.name}: {error}") from error
 
-    def _keeps(self, widths: list[Width], work: nn.Module, data: Calibration, sites: dict[str, Site]) -> dict[str, int]:
+    def _keeps(self, widths: list[Width], work: nn.Module, data: Batches, sites: dict[str, Site]) -> dict[str, int]:
         """Units to keep of each width."""
         if self.budget is None or not widths:
             return {width.name: self.request.count(width) for width in widths}

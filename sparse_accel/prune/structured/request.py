@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+from torch import nn
+
+from sparse_accel.calibration.batches import Batches
+from sparse_accel.calibration.data import Calibration, device_of, eval_mode
+from sparse_accel.calibration.padding import Observations, floating
+from sparse_accel.calibration.ranks import of_all, together
+from sparse_accel.calibration.survey import survey
+from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.graph import UnsupportedModelError
 from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.choose import unit_sets
+from sparse_accel.prune.structured.sites import Site
 
 
 @dataclass(frozen=True)
@@ -106,3 +117,119 @@ def as_patterns(name: str, patterns: Sequence[str] | None) -> list[str] | None:
     if isinstance(patterns, str):
         raise TypeError(f"{name}: expected a list of patterns, got {patterns!r}")
     return None if patterns is None else list(patterns)
+
+
+@dataclass
+class Findings:
+    """What the calibration data show of a model that its example does not.
+
+    Attributes:
+        more: modules that batches call more often than the example does, with a reason to leave their widths.
+        unvisited: modules with parameters that batches call and the example does not.
+    """
+
+    more: dict[str, str]
+    unvisited: list[str]
+
+    def safe(self, widths: list[Width], notes: list[str]) -> list[Width]:
+        """The widths that the analysis of the example holds for; the others are noted."""
+        out = []
+        for width in widths:
+            modules = [*width.producers, *(consumer.module for consumer in width.consumers), *width.inner]
+            reasons = [self.more[name] for name in modules if name in self.more]
+            if reasons:
+                notes.append(f"{width.name}: left whole: {reasons[0]}")
+            else:
+                out.append(width)
+        return out
+
+
+def look(work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str, Site]) -> Findings:
+    """One pass over the data: how often batches call what, which positions count, which samples go where.
+
+    Args:
+        work: the model.
+        data: learns which positions count.
+        example_inputs: of the analysis.
+        sites: of the linear maps; what all batches of all ranks have in common is noted in them.
+    """
+    shapes: dict[str, list[Any]] = {}  # of the batch that is out
+    known: dict[Any, dict[str, list[Any]]] = {}  # by the shapes of the batch
+    routed: set[str] = set()
+    kind: list[Any] = []
+
+    def end() -> None:
+        if kind:
+            before = known.setdefault(kind[0], dict(shapes))
+            routed.update(name for name in sites if before.get(name) != shapes.get(name))
+
+    def begin(batch: Any) -> None:
+        end()
+        shapes.clear()
+        kind[:] = [tuple((tuple(t.shape), t.dtype) for t in tree_tensors(batch))]
+        seen.begin(batch)
+
+    def hook_of(name: str) -> Any:
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = next(tree_tensors((args, kwargs)), None)
+            shapes.setdefault(name, []).append(None if x is None else tuple(x.shape))
+
+        return hook
+
+    modules = {name: work.get_submodule(name) for name in sites}
+    seen = Observations(data.padding, modules)
+    with together(device_of(work) or torch.device("cpu")):
+        plain = survey(work, Calibration([example_inputs]))
+        handles = [m.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, m in modules.items()]
+        try:
+            with seen.watching(work):
+                found = survey(work, data, begin)
+        finally:
+            for handle in handles:
+                handle.remove()
+        end()
+        data.padding.learn(work, seen)
+    more: dict[str, str] = {}
+    unvisited: list[str] = []
+    for name, module in work.named_modules():
+        most, usual = found.most[module], plain.most[module]
+        if most > usual > 0:
+            more[name] = f"a batch calls {name} {most} times, example_inputs {usual} times"
+        elif most > usual and any(True for _ in module.parameters(recurse=False)):
+            unvisited.append(name)
+    counts = {name: {found.least[module], found.most[module]} for name, module in modules.items()}
+    ranks = of_all((counts, routed, more, unvisited))
+    for name, site in sites.items():
+        every = set().union(*(rank[0][name] for rank in ranks))
+        site.calls = every.pop() if len(every) == 1 else 0
+        site.routed = any(name in rank[1] for rank in ranks)
+    joined = {name: reason for rank in reversed(ranks) for name, reason in rank[2].items()}
+    return Findings(joined, sorted({name for rank in ranks for name in rank[3]}))
+
+
+def check_unvisited(small: nn.Module, work: nn.Module, data: Batches, unvisited: Sequence[str]) -> None:
+    """Run the smaller model where the analysis could not look.
+
+    Args:
+        small: the smaller model.
+        work: the model with zeros in place of what is gone.
+        data: the batches.
+        unvisited: modules that the example does not call.
+
+    Raises:
+        UnsupportedModelError: it does not run, or computes something else.
+    """
+    hint = f"example_inputs call none of {', '.join(unvisited[:4])}: give an example that does"
+    with torch.no_grad(), eval_mode(small), eval_mode(work):
+        for batch in data.batches(device_of(work)):
+            wanted = floating(run_model(work, batch))
+            try:
+                came = floating(run_model(small, batch))
+            except Exception as error:
+                raise UnsupportedModelError(
+                    f"the smaller model does not run on the calibration data: {hint}"
+                ) from error
+            for one, other in zip(wanted, came, strict=True):
+                size = float(one.abs().max())
+                if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * size):
+                    raise UnsupportedModelError(f"the smaller model differs on the calibration data: {hint}")

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import weight_matrix
-from sparse_accel.calibration.data import Calibration
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.structured.choose import choose, unit_sets
-from sparse_accel.prune.structured.feed import Feed, Solutions, relu_aware
+from sparse_accel.prune.structured.feed import Feed, Solutions, UnpairedError, relu_aware
 from sparse_accel.prune.structured.layer import Layer, Piece, Settings
 from sparse_accel.prune.structured.report import WidthChange
 from sparse_accel.prune.structured.sites import Site
@@ -57,7 +57,7 @@ def prune_width(
     keep: int,
     dense: nn.Module,
     work: nn.Module,
-    calibration: Calibration,
+    calibration: Batches,
     sites: Mapping[str, Site],
     settings: Settings,
     gone: dict[str, Tensor],
@@ -81,14 +81,20 @@ def prune_width(
         The units kept, ascending, and what to report.
     """
     start = time.perf_counter()
-    layers = make_layers(width, work, sites, settings, gone)
-    relu = [layer for layer in layers if layer.site.relu and layer.target in ("dense", "skip")]
-    relu = relu if settings.relu_iterations and settings.refit is not None else []
-    cache = settings.cache_bytes if relu else 0
-    feed = Feed(dense, work, calibration, layers, mask=settings.mask, cache_bytes=cache)
     moments = settings.refit is not None or settings.method not in ("magnitude", "random", "ispasp")
-    if moments:
-        collect(feed, layers)
+    while True:
+        layers = make_layers(width, work, sites, settings, gone)
+        relu = [layer for layer in layers if layer.site.relu and layer.target in ("dense", "skip")]
+        relu = relu if settings.relu_iterations and settings.refit is not None else []
+        feed = Feed(dense, work, calibration, layers, cache_bytes=settings.cache_bytes if relu else 0)
+        try:
+            if moments:
+                collect(feed, layers)
+            break
+        except UnpairedError as unpaired:
+            logger.warning("%s: refit towards the pruned model's own inputs", unpaired)
+            for name in unpaired.names:
+                sites[name].routed = True
     if keep == width.units:
         kept = torch.arange(width.units, device=layers[0].columns.device)
     elif settings.method == "ispasp":
@@ -110,7 +116,7 @@ def prune_width(
         own = [layer for layer, number in zip(layers, at, strict=True) if number == stage]
         again = [layer for layer in relu if layer in own]
         if stage > min(at):  # behind a gate whose own readers have just been refit
-            feed = Feed(dense, work, calibration, own, mask=settings.mask, cache_bytes=cache if again else 0)
+            feed = Feed(dense, work, calibration, own, cache_bytes=settings.cache_bytes if again else 0)
             collect(feed, own)
         errors += _refit(feed, own, again, kept, settings, moments=moments, changed=changed)
     error = (sum(e[0] for e in errors) / len(errors), sum(e[1] for e in errors) / len(errors)) if errors else None

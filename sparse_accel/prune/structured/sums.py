@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import is_convolution, spread
-from sparse_accel.calibration.data import Calibration, all_reduce_, stream
+from sparse_accel.calibration.data import all_reduce_, stream
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.select.ispasp import ispasp_select
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.layer import Layer, Settings
 
 
-def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tuple[Tensor, int, torch.Size]:
+def hidden_sum(model: nn.Module, calibration: Batches, layer: Layer) -> tuple[Tensor, int, torch.Size]:
     """The consumer's input summed over the samples, float64, their number, and the spatial size of its result.
 
     The sum is ``[in_features]`` for a linear consumer, ``[in_channels, *spatial]`` for a convolution, over all ranks.
@@ -29,6 +30,7 @@ def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tupl
         nonlocal total, size
         keep = len(getattr(layer.module, "kernel_size", ())) + 1
         size = output.shape[output.dim() - keep + 1 :]
+        x = calibration.positions(layer.name, x) if keep == 1 else x
         x = x.reshape(-1, *x.shape[x.dim() - keep :])
         part = x.sum(0, dtype=torch.float64)
         if total is not None and total.shape != part.shape:
@@ -38,14 +40,17 @@ def hidden_sum(model: nn.Module, calibration: Calibration, layer: Layer) -> tupl
         total = part if total is None else total + part
         count.add_(x.shape[0])
 
-    stream(model, calibration, {layer.name: layer.module}, visit)
-    assert total is not None  # stream() raises where the module is not called
+    stream(model, calibration, {layer.name: layer.module}, visit, stop=layer.site.calls == 1, required=False)
+    if total is None:
+        if isinstance(layer.module, nn.modules.conv._ConvNd):
+            raise ValueError(f"{layer.name}: no batch reaches it in the pruned model: its inputs' size is not known")
+        total = torch.zeros(layer.features, dtype=torch.float64, device=layer.weight.device)
     all_reduce_([total, count])
     return total, int(count), size
 
 
 def ispasp_choose(
-    width: Width, keep: int, work: nn.Module, calibration: Calibration, layers: Sequence[Layer], settings: Settings
+    width: Width, keep: int, work: nn.Module, calibration: Batches, layers: Sequence[Layer], settings: Settings
 ) -> Tensor:
     """The units that i-SpaSP keeps, ascending.
 
@@ -85,7 +90,7 @@ def ispasp_choose(
             keep,
             1 if settings.fresh_batches else settings.iterations,
             shift=layer.shift,
-            count=count,
+            count=max(1, count),
             balance=sets,
             start=kept,
             **geometry,

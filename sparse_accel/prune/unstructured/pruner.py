@@ -176,9 +176,8 @@ class _Run:
         device = self.selection.layers[0].weight.device
         self.padding = Padding(settings.padding, settings.batch_first)
         batches = Batches(data, self.model, self.padding)
-        seen = Observations(
-            self.padding, {name: module for layer in self.selection.layers for name, module in layer.modules.items()}
-        )
+        modules = {name: module for layer in self.selection.layers for name, module in layer.modules.items()}
+        seen = Observations(self.padding, modules, outputs=settings.refine > 0)
         self.steps, order = find_steps(self.model, batches, self.selection, seen)
         with together(device):
             self.padding.learn(self.model, seen)
