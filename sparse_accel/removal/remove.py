@@ -80,9 +80,10 @@ def find_widths(
     The model is run once on each example; see :class:`~sparse_accel.channels.widths.Width` for what is found. The units
     of a width are
 
-    - channels, with all that is tied to them: their filters (gate and up projection of a gated MLP, every layer whose
-      outputs are added), norms, and what reads them. A flattened channel owns several columns of its reader, both
-      channels of a depthwise convolution are one, the groups of other grouped convolutions stay equally wide.
+    - channels, with all that is tied to them: their filters (gate and up projection of a gated MLP, the last layer of
+      a squeeze-and-excitation, every layer whose outputs are added), norms, and what reads them. A flattened channel
+      owns several columns of its reader, both channels of a depthwise convolution are one, the groups of other grouped
+      convolutions stay equally wide.
     - attention heads (``F.scaled_dot_product_attention``, or products of activations by ``matmul``, ``bmm`` or
       ``einsum``), with their rows of the query, key and value projections and their columns of the output projection.
       Where query heads share keys and values, a unit is a key-value head with all query heads that it serves, so that

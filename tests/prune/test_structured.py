@@ -281,7 +281,10 @@ def test_failure_leaves_the_model_alone_and_names_the_width() -> None:
 def test_ispasp_leaves_widths_with_several_readers_whole() -> None:
     result = ISpaSP(nets.two(), VECTORS[:2], method="ispasp").run(VECTORS)
     assert result.kept == {}
-    assert result.report.notes == ["hidden: left whole: method='ispasp' takes widths with one reader, got a, b"]
+    assert result.report.notes == [
+        "2 layers (a, b): its outputs must stay",
+        "hidden: left whole: method='ispasp' takes widths with one reader, got a, b",
+    ]
 
 
 def test_unsupported_models_are_refused_by_name() -> None:

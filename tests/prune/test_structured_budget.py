@@ -91,12 +91,12 @@ def test_impossible_budgets_say_what_is_possible() -> None:
 
 def test_latency_is_measured_and_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is replaced by one that counts parameters, so that the test does not depend on the machine."""
-    from sparse_accel.prune import structured_cost
+    from sparse_accel.prune.structured import cost as costs
 
     def count(models: list[nn.Module], example_inputs: torch.Tensor) -> list[float]:
         return [sum(parameter.numel() for parameter in model.parameters()) / 1000 for model in models]
 
-    monkeypatch.setattr(structured_cost, "latencies_ms", count)
+    monkeypatch.setattr(costs, "latencies_ms", count)
     model = nets.mlp(32)
     total = sum(parameter.numel() for parameter in model.parameters()) / 1000
     result = ISpaSP(model, VECTORS[:1], budget={"latency_ms": 0.6 * total}).run(VECTORS)

@@ -85,7 +85,8 @@ class ISpaSP:
             layers may read which no example reaches.
         keep: share of each width's units to keep, rounded down, at least one.
         method, refit: see above.
-        scope: ``"inner"`` for widths inside blocks, ``"all"`` for those on the residual stream too.
+        scope: ``"inner"`` for widths inside blocks, ``"all"`` for those on the residual stream too. Channels that are
+            gated by themselves (squeeze-and-excitation) are inside: their gate only multiplies.
         budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, or milliseconds on
             the example, ``dict(latency_ms=2.0)``; it is spread over the widths by marginal error. Replaces ``keep``.
         keep_per_layer: patterns of widths, each with a share (float) or a number (int) of units to keep.
