@@ -23,7 +23,7 @@ def module_grouping(module: nn.Module, by: str) -> Grouping | None:
 
     Example:
         >>> module_grouping(nn.ConvTranspose2d(8, 4, 3), "input")
-        Grouping(by='input', transposed=True, conv_groups=1)
+        Grouping(by='input', transposed=True, conv_groups=1, stacked=False)
     """
     if isinstance(module, _UNGROUPED):
         return None

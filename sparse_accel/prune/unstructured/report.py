@@ -159,7 +159,7 @@ def left_lines(left: Mapping[str, str], shares: Mapping[str, float]) -> list[str
 
     Example:
         >>> left_lines({"a": "skip", "b": "idle", "c": "idle"}, {"a": 0.25, "b": 0.125, "c": 0.125})
-        ['left dense: b, c: idle (25.00 % of the weights)', 'left dense: a: skip (25.00 % of the weights)']
+        ['left dense: b, c: idle (25.0 % of the weights)', 'left dense: a: skip (25.0 % of the weights)']
     """
     names: dict[str, list[str]] = {}
     for name, reason in sorted(left.items(), key=lambda item: item[1] in ("skip", "targets")):
