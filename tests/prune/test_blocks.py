@@ -60,6 +60,13 @@ def test_linear_and_pointwise_layers_are_as_they_were():
         assert torch.equal(layerwise_solve(weight, hessian, sa.BlockSparsity(2, 4, "row"), shape=shape), plain)
 
 
+def test_the_order_is_made_where_the_weight_is():
+    weight, hessian = layer(4, 18)
+    plain = layerwise_solve(weight, hessian, "1:2", shape=(4, 2, 3, 3))
+    with torch.device("meta"):
+        assert torch.equal(layerwise_solve(weight, hessian, "1:2", shape=(4, 2, 3, 3)), plain)
+
+
 def test_nothing_to_choose():
     weight, hessian = layer(4, 18)
     sparse = layerwise_solve(weight, hessian, "2:4", shape=(4, 2, 3, 3))

@@ -215,7 +215,7 @@ def test_gpt2_conv1d():
     result = CurvatureIHT(model, "2:4").run(data)
     assert {layer.kind for layer in result.report.layers} == {"Conv1D"}
     assert len(result.report.layers) == 8
-    assert result.report.left == {"lm_head": "skip"}
+    assert result.report.left == {"lm_head": "skip", "transformer.wpe": "a table that is looked up in (Embedding)"}
     weight = result.model.transformer.h[0].attn.c_attn.weight  # [in, out]
     assert torch.equal((weight.t().reshape(48, 4, 4) != 0).sum(2), torch.full((48, 4), 2))
     with torch.no_grad():

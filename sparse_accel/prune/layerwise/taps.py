@@ -19,7 +19,7 @@ def tap_order(channels: int, taps: int, m: int) -> Tensor:
         >>> tap_order(channels=3, taps=2, m=2).tolist()
         [0, 2, 4, -1, 1, 3, 5, -1]
     """
-    columns = torch.arange(channels * taps).view(channels, taps).T
+    columns = torch.arange(channels * taps, device="cpu").view(channels, taps).T
     return F.pad(columns, (0, -channels % m), value=-1).flatten()
 
 
