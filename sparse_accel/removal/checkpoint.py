@@ -157,8 +157,9 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         >>> sa.load("small", nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))[2]
         Linear(in_features=2, out_features=2, bias=True)
     """
-    source, read = open_checkpoint(directory)
-    return read(source, bare_model(model, CheckpointError))
+    with torch.inference_mode(False):  # what is loaded can be trained
+        source, read = open_checkpoint(directory)
+        return read(source, bare_model(model, CheckpointError))
 
 
 def open_checkpoint(directory: str | os.PathLike[str], form: str | None = None) -> tuple[Source, Read]:

@@ -124,7 +124,11 @@ def load_optimizer(
         >>> load_optimizer("with_optimizer", sa.load("with_optimizer", net), sa.RMDA).param_groups[0]["lr"]
         0.5
     """
-    directory, model = Path(directory), bare_model(model, CheckpointError)
+    with torch.inference_mode(False):  # what is loaded can be trained
+        return _load(Path(directory), bare_model(model, CheckpointError), optimizer_class)
+
+
+def _load(directory: Path, model: nn.Module, optimizer_class: type[AnyOptimizer]) -> AnyOptimizer:
     for name in (GROUPS_FILE, STATE_FILE):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory}: expected {GROUPS_FILE} and {STATE_FILE}, {name} is missing")
@@ -214,11 +218,19 @@ def _check_options(plan: Field, groups: list[dict[str, Any]], defaults: dict[str
     """Every group has every option, switches are switches."""
     for field, group in zip(plan["groups"].entries(), groups, strict=True):
         for key, default in defaults.items():
-            value = field["options"][key]
-            if isinstance(default, bool):
-                value.flag()
-            if isinstance(default, (float, int)) and isinstance(group[key], (str, type(None))):
-                raise value.wrong("a number")
+            _check_alike(field["options"][key], group[key], default)
+        if group.get("momentum_ramp") is not None:
+            field["options"]["momentum_ramp"].integer()
+
+
+def _check_alike(field: Field, value: Any, default: Any) -> None:
+    """A switch is a switch, a number a number, two numbers are two."""
+    if isinstance(default, bool):
+        field.flag()
+    elif isinstance(default, (int, float)) and (isinstance(value, bool) or not isinstance(value, (int, float, Tensor))):
+        raise field.wrong("a number")
+    elif isinstance(default, (tuple, list)) and (type(value) is not type(default) or len(value) != len(default)):
+        raise field.wrong(f"{len(default)} numbers")
 
 
 def _check_ours(plan: Field, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:

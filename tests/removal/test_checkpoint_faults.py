@@ -290,6 +290,8 @@ def test_edited_plans_are_told_by_file_and_key(
     [
         (("groups", 0, "options", "momentum"), -3, r"optimizer\.json: groups\.0\.options: momentum"),
         (("groups", 0, "options", "lr"), "fast", r"groups\.0\.options\.lr: expected a number, got \"fast\""),
+        (("groups", 0, "options", "lr"), {"list": []}, r"groups\.0\.options\.lr: expected a number, got"),
+        (("groups", 0, "options", "momentum_ramp"), -3, r"momentum_ramp: expected a number from 0 on, got -3"),
         (("groups", 0, "options", "maximize"), 2, r"groups\.0\.options\.maximize: expected true or false, got 2"),
         (("groups", 0, "options", "lr"), None, r"groups\.0\.options: 'lr' is missing"),
         (("groups", 0, "names", 0), "hidden.weight", r"every parameter once"),
@@ -456,3 +458,14 @@ def test_a_model_without_values_takes_them(tmp_path: Path) -> None:
         loaded = sa.load(tmp_path / name, fresh)
         assert fresh.conv.weight.is_meta
         assert torch.equal(loaded(X), result.model(X))
+
+
+def test_loaded_in_inference_mode_they_can_be_trained(originals: dict[str, Path]) -> None:
+    model = net()
+    with torch.inference_mode():
+        loaded = sa.load(originals["optimizer"], model)
+        optimizer = sa.load_optimizer(originals["optimizer"], loaded, sa.RMDA)
+        sparse = load_sparse(originals["sparse"], model).model
+    for module in (loaded, sparse):
+        module(X).square().sum().backward()
+    optimizer.step()

@@ -70,8 +70,9 @@ def load_sparse(directory: str | os.PathLike[str], model: nn.Module) -> Curvatur
         >>> torch.equal(load_sparse("two_of_four", nn.Linear(8, 4)).model.weight, result.model.weight)
         True
     """
-    source, _ = checkpoint.open_checkpoint(directory, FORMAT)
-    return _read(source, bare_model(model, CheckpointError))
+    with torch.inference_mode(False):  # what is loaded can be trained
+        source, _ = checkpoint.open_checkpoint(directory, FORMAT)
+        return _read(source, bare_model(model, CheckpointError))
 
 
 def _contents(result: CurvatureIHTResult) -> Contents:
