@@ -44,7 +44,8 @@ def missing_packages(path: Path, tests: Path, own: Iterable[str] = ("sparse_acce
         folder = (current := queue.pop()).parent
         for name in imported(current) - known:
             known.add(name)
-            helpers = [place for place in (folder / f"{name}.py", tests / f"{name}.py") if place.exists()]
+            places = (folder / f"{name}.py", tests / f"{name}.py", *sorted(tests.glob(f"*/{name}.py")))
+            helpers = [place for place in places if place.exists()]
             if helpers:
                 queue.append(helpers[0])
             elif not (tests / name).is_dir() and importlib.util.find_spec(name) is None:
