@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.channels.runs import Examples
 
 logger = logging.getLogger("sparse_accel")
 
@@ -83,7 +84,7 @@ class Calibration:
     def _inputs(self, item: Any) -> Any:
         """The model's inputs in an item of the data."""
         batch = item if self.select is None else self.select(item)
-        if not isinstance(batch, (Tensor, tuple, list, Mapping)):
+        if not isinstance(batch, (Tensor, tuple, list, Mapping, Examples)):
             raise TypeError(
                 f"calibration: expected tensors, tuples or mappings as model inputs, got {type(batch).__name__}"
             )

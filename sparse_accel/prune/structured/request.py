@@ -18,6 +18,7 @@ from sparse_accel.calibration.ranks import of_all, together
 from sparse_accel.calibration.survey import survey
 from sparse_accel.channels.call import run_model, tree_tensors
 from sparse_accel.channels.graph import UnsupportedModelError
+from sparse_accel.channels.runs import Examples
 from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.sites import Site
@@ -179,7 +180,7 @@ def look(work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str
     modules = {name: work.get_submodule(name) for name in sites}
     seen = Observations(data.padding, modules)
     with together(device_of(work) or torch.device("cpu")):
-        plain = survey(work, Calibration([example_inputs]))
+        plain = survey(work, Calibration(list(Examples.of(example_inputs).single())))
         handles = [m.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, m in modules.items()]
         try:
             with seen.watching(work):
