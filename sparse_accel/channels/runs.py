@@ -59,6 +59,10 @@ class Examples:
         given: Any = ["forward"] * len(examples) if methods is None else methods
         if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) or callable(name) for name in given):
             raise TypeError(f"methods: expected a list of names or functions, got {given!r}")
+        for name in given:  # copies of the model are run, not the model itself
+            if isinstance(name, nn.Module) or isinstance(getattr(name, "__self__", None), nn.Module):
+                kind = type(getattr(name, "__self__", name)).__name__
+                raise TypeError(f"methods: expected the name of a method, got what is bound to a {kind}")
         names: list[Method] = list(given)
         if not names or (len(examples) > 1 and len(names) != len(examples)):
             raise ValueError(f"methods: expected one for each of the {len(examples)} examples, got {len(names)}")

@@ -1,5 +1,4 @@
-"""What the proximal optimizers share: parameter groups of plain values, checks before any change, the state's
-dtypes and strides, checkpoints, and the swap to the proximal iterate."""
+"""What the proximal optimizers share: groups of plain values, checks, dtypes and strides, checkpoints, the swap."""
 
 from __future__ import annotations
 

@@ -263,6 +263,8 @@ def test_ispasp_with_several_examples_and_methods() -> None:
         (X, {"methods": ["no_such"]}, "methods: Tasks has no method 'no_such'"),
         (X, {"methods": "encode"}, "methods: expected a list of names or functions, got 'encode'"),
         (X, {"methods": [3]}, "methods: expected a list of names or functions"),
+        (X, {"methods": [Tasks().encode]}, "methods: expected the name of a method, got what is bound to a Tasks"),
+        (X, {"methods": [nn.ReLU()]}, "methods: expected the name of a method, got what is bound to a ReLU"),
         (X, {"methods": []}, "methods: expected one for each of the 1 examples, got 0"),
         (BOTH, {"methods": ["encode"]}, "methods: expected one for each of the 2 examples, got 1"),
         (X, {"unvisited": "drop"}, "unvisited: expected 'keep' or 'ignore', got 'drop'"),
