@@ -88,6 +88,7 @@ def columns(module: nn.Module, x: Tensor, size: Sequence[int] | None = None) -> 
             default that of its ``output_padding``.
 
     Example:
+        >>> import torch
         >>> conv = nn.Conv2d(2, 4, 3, bias=False)
         >>> x = torch.randn(1, 2, 5, 5)
         >>> out = conv.weight.reshape(1, 4, -1) @ columns(conv, x)
@@ -129,6 +130,7 @@ def spread(module: nn.Module, x: Tensor, size: Sequence[int] | None = None) -> T
         size: see :func:`columns`.
 
     Example:
+        >>> import torch
         >>> spread(nn.ConvTranspose1d(1, 1, 2, stride=3), torch.tensor([[[1.0, 2.0]]])).tolist()
         [[[0.0, 1.0, 0.0, 0.0, 2.0, 0.0]]]
     """
