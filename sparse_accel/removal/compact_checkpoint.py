@@ -131,7 +131,7 @@ def _check(source: Source, model: nn.Module) -> dict[str, Tensor]:
 
 def same_kind(tensor: Tensor, like: Tensor | None, where: str) -> None:
     """Raise CheckpointError unless both are floating-point, complex or neither, as a parameter's kind decides."""
-    known = torch.empty(0) if like is None else like
+    known = torch.empty(0, device="cpu") if like is None else like
     if (tensor.is_floating_point(), tensor.is_complex()) != (known.is_floating_point(), known.is_complex()):
         raise CheckpointError(f"{where}: expected a tensor such as the model's of {known.dtype}, got {tensor.dtype}")
 

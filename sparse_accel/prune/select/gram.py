@@ -234,7 +234,7 @@ def _selection(problem: GramProblem, kept: Tensor, order: Tensor, damages: Tenso
         weight=problem.shaped(problem.compact(weight, mask)),
         order=order,
         damages=problem.as_given(damages.flatten()),
-        explained=float(problem.as_given(torch.tensor(problem.explained(weight), dtype=torch.float64))),
+        explained=float(problem.as_given(torch.tensor(problem.explained(weight), dtype=torch.float64, device="cpu"))),
         delta=tuple(problem.as_given(problem.delta).tolist()),
         units=problem.units,
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import Calibration, device_of, eval_mode
-from sparse_accel.calibration.padding import Observations, floating
+from sparse_accel.calibration.observations import Observations, floating
 from sparse_accel.calibration.ranks import of_all, together
 from sparse_accel.calibration.survey import survey
 from sparse_accel.channels.call import run_model, tree_tensors

@@ -15,7 +15,8 @@ from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches, fingerprint
 from sparse_accel.calibration.data import Calibration, check_bytes, require_memory
 from sparse_accel.calibration.moments import Gram
-from sparse_accel.calibration.padding import DEFAULT, Keys, Observations, Padding
+from sparse_accel.calibration.observations import Observations
+from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.ranks import broadcast_, together
 from sparse_accel.calibration.replay import Front, find_units
 from sparse_accel.prune.unstructured.allocate import allocate

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import all_reduce_, eval_mode, stream, to_device
 from sparse_accel.calibration.moments import Gram, column_chunks
-from sparse_accel.calibration.padding import floating
+from sparse_accel.calibration.observations import floating
 from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.calibration.ranks import broadcast_, fewest, together
 from sparse_accel.calibration.slices import SliceCall

@@ -119,7 +119,7 @@ def _read(source: Source, model: nn.Module) -> CurvatureIHTResult:
             bits = {"crc32": entry["mask_crc32"].value} if "mask_crc32" in entry else {}
             masks[name] = read_mask(stored, f"{name}:mask", shape, Field(bits, plan.path, (*entry.keys, "mask")))
             kept = stored.take(f"{name}:kept", entry, [int(masks[name].sum())])
-            value = torch.zeros(shape, dtype=kept.dtype)
+            value = torch.zeros(shape, dtype=kept.dtype, device="cpu")
             value[masks[name]] = kept
         same_kind(value, dense[name], f"{stored.path}: {name}")
         tensors[name] = value.to(device)

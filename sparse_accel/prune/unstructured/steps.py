@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparse_accel.calibration.data import Calibration
-from sparse_accel.calibration.padding import Observations
+from sparse_accel.calibration.observations import Observations
 from sparse_accel.calibration.ranks import of_all, together
 from sparse_accel.calibration.slices import SliceCall
 from sparse_accel.calibration.survey import survey
