@@ -88,7 +88,7 @@ class Report:
         """What failed, in some lines each."""
         shown = []
         for entry in self._failures[:most]:
-            text = entry["text"].strip().splitlines()[-lines:]
+            text = [line[:300] for line in entry["text"].strip().splitlines()[-lines:]]
             shown.append("\n".join([f"-- {entry['part']}: {entry['what']}: {entry['why']}", *text]))
         if len(self._failures) > most:
             shown.append(f"-- and {len(self._failures) - most} more")

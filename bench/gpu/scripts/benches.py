@@ -1,4 +1,4 @@
-"""benches.py FILE: the benches one after another; every row is written to FILE as soon as it is known, and a bench that
+"""benches.py FILE: the benches one after another; every row is written to FILE as soon as it is known, and a case that
 fails leaves the others alone. Exits with 1 if one failed, or had no time."""
 
 import argparse
@@ -21,6 +21,7 @@ BENCHES = [
     ("topk", "float32"), ("group_topk", "float32"),
     ("gram_obs", "float32"), ("ispasp", "float32"), ("glm", "float32"),
 ]  # fmt: skip
+MOST_IN_A_ROW = 3  # failures, before a bench is given up
 
 
 def main() -> int:
@@ -43,22 +44,33 @@ def main() -> int:
         part.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(part, options.file)
 
+    def failed(what: str, error: Exception) -> None:
+        why, text = f"{type(error).__name__}: {error}"[:300], traceback.format_exc()[-3000:]
+        content["failures"].append({"bench": what, "why": why, "text": text})
+        harness.say(f"FAILED {what}: {why}")
+
     for bench, dtype in BENCHES:
         settings = harness.Settings(options.device, dtype, workloads, seconds, rounds)
-        headings = harness.headings(settings)
-        harness.say(f"\n{bench}, {dtype}\n{harness.format_line(headings)}")
+        harness.say(f"\n{bench}, {dtype}\n{harness.format_line(harness.headings(settings))}")
+        in_a_row = 0  # a broken device breaks everything that follows
         try:
             for case in importlib.import_module(f"bench.bench_{bench}").cases(settings):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no time was left at {case.name}, {case.workload}")
-                row = harness.measure(bench, case, settings, timer)
+                try:
+                    row = harness.measure(bench, case, settings, timer)
+                except Exception as error:
+                    failed(f"{bench}, {dtype}, {case.name}, {case.workload}", error)
+                    in_a_row += 1
+                    if in_a_row == MOST_IN_A_ROW:
+                        break
+                    continue
+                in_a_row = 0
                 content["rows"].append(dataclasses.asdict(row))
                 harness.say(harness.format_line(harness.format_row(row)))
                 write()
         except Exception as error:
-            why, text = f"{type(error).__name__}: {error}"[:300], traceback.format_exc()[-3000:]
-            content["failures"].append({"bench": f"{bench}, {dtype}", "why": why, "text": text})
-            harness.say(f"FAILED {why}\n{text}")
+            failed(f"{bench}, {dtype}", error)
         gc.collect()
         write()
     return bool(content["failures"])
