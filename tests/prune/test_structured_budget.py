@@ -91,7 +91,7 @@ def test_impossible_budgets_say_what_is_possible() -> None:
 
 def test_latency_is_measured_and_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is replaced by one that counts parameters, so that the test does not depend on the machine."""
-    from sparse_accel.prune import structured_cost
+    from sparse_accel.prune.structured import cost as structured_cost
 
     def count(models: list[nn.Module], example_inputs: torch.Tensor) -> list[float]:
         return [sum(parameter.numel() for parameter in model.parameters()) / 1000 for model in models]
