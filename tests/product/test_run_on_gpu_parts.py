@@ -126,6 +126,10 @@ def test_cmake_is_told_the_card(run: Any) -> None:
     configure, make = build.cmake_commands(run)
     assert "-DSPARSE_ACCEL_CUDA_ARCHITECTURES=100-real" in configure.words
     assert "-DSPARSE_ACCEL_CUDA=ON" in configure.words
+    options = (ROOT / "CMakeLists.txt").read_text() + (ROOT / "cmake" / "Cuda.cmake").read_text()
+    for word in configure.words:
+        if word.startswith("-DSPARSE_ACCEL_"):
+            assert word[2:].split("=")[0] in options, word
     assert make.words[-2:] == ["--target", "_C"]
 
 
