@@ -20,7 +20,13 @@ from sparse_accel.channels.containers import output_tensors
 
 ZOO = {**OWN, **TRANSFORMERS}
 # Models none of whose widths can go, with the words that say why.
-NO_WIDTHS: dict[str, str] = {}
+NO_WIDTHS = {
+    "convnextv2": r"grn.*mean: joins the channels",  # response normalization runs over the width
+    "olmoe": r"q_norm.*experts\.gate_up_proj \(OlmoeExperts\): left whole",
+    "recurrent": "read, state, out",
+}
+# Models whose widths are read by a layer that runs several times with the same weights.
+LOOPED = {"albert", "looped"}
 
 
 def outputs(model: nn.Module, batch: Any) -> list[Tensor]:
@@ -97,7 +103,8 @@ def test_structured(made: tuple[str, nn.Module, list[Any]], tmp_path: Path) -> N
             pruner.run(batches)
         return
     result = pruner.run(batches)
-    assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in model.parameters())
+    smaller = sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in model.parameters())
+    assert smaller != (name in LOOPED)
     assert_computes(result.model, model, batches)
     assert_reloads(result, ZOO[name]()[0].eval(), batches, tmp_path)
     # Every width of the model was halved, or a note names it.
