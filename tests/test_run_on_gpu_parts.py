@@ -169,6 +169,7 @@ def test_files_with_tests_on_cuda(request: pytest.FixtureRequest) -> None:
     chosen = set(selection.cuda_files(TESTS))
     marked = {item.path for item in request.session.items if item.get_closest_marker("cuda")}
     assert marked <= chosen
+    assert selection.select(TESTS) == (sorted(chosen), {})  # here nothing is missing
     assert {"test_glm.py", "test_cuda_sizes.py", "test_cuda_streams.py"} <= {path.name for path in chosen}
     assert [path.name for path in suite.large_files(part.Run(ROOT, "full", dry=True))] == ["test_cuda_sizes.py"]
 
@@ -182,7 +183,7 @@ def test_files_that_need_a_missing_package_are_left_out(tmp_path: Path) -> None:
     write("test_a.py", "import os, json\nimport pytest\nfrom sparse_accel import ops\n" + case)
     write("test_b.py", "import no_such_package.part\n" + case)
     write("deep/test_c.py", "from helper import x\n" + case)
-    write("helper.py", "try:\n    import other_missing\nexcept ImportError:\n    raise\n")
+    write("other/helper.py", "try:\n    import other_missing\nexcept ImportError:\n    raise\n")
     write("test_d.py", "def test_two():\n    import no_such_package\n")  # no test on CUDA
     write("test_e.py", f"def load():\n    import no_such_package\n\n\n{case}")  # only inside a function
     write("test_f.py", "from folder import build\n" + case)
