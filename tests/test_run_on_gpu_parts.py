@@ -54,11 +54,12 @@ def test_facts_of_this_machine() -> None:
 
 def test_problems_are_named() -> None:
     good = {"packages": dict.fromkeys(facts.NEEDED, True), "torch": "2.11.0", "torch_cuda": "13.0", "card": "H100",
-            "tools": dict.fromkeys(facts.TOOLS, "/bin/x")}  # fmt: skip
+            "python_headers": True, "tools": dict.fromkeys(facts.TOOLS, "/bin/x")}  # fmt: skip
     assert facts.problems(good) == []
     assert facts.problems(good | {"card": None}) == ["torch sees no CUDA device"]
     assert facts.problems(good | {"torch_cuda": None}) == ["torch 2.11.0 has no CUDA"]
     assert facts.problems(good | {"tools": good["tools"] | {"nvcc": None}}) == ["no nvcc"]
+    assert "no Python.h in /" in facts.problems(good | {"python_headers": False})[0]
     assert facts.problems(good | {"packages": good["packages"] | {"pytest": False}}) == ["no Python package pytest"]
     assert "could not be read: Traceback" in facts.problems({"probe": "Traceback", "tools": {}})[0]
 
