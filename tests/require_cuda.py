@@ -28,11 +28,11 @@ def missing() -> str:
     """What tests on CUDA lack here, in words; "" if nothing."""
     import torch
 
-    from sparse_accel import ops
+    from sparse_accel import _C
 
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA device"
-    if not ops._C.has_cuda:
+    if not _C.has_cuda:
         return "sparse_accel was built without CUDA"
     return ""
 

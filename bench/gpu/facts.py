@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def find_tool(name: str) -> str | None:
     """Path of a program: from PATH, beside the interpreter, or in the CUDA toolkit's usual place."""
     folders = [Path(sys.executable).parent]
     folders += [Path(os.environ[key]) / "bin" for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
-    folders += [Path("/usr/local/cuda/bin"), *Path("/opt/nvidia/nsight-compute").glob("*")]
+    for toolkit in (Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)):
+        folders += [toolkit / "bin", toolkit / "compute-sanitizer"]
+    folders += sorted(Path("/opt/nvidia/nsight-compute").glob("*"), reverse=True)
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, folders)))
 
 
@@ -100,6 +103,7 @@ def gather(run: Run) -> dict[str, Any]:
         "nvcc": nvcc[1] if nvcc else None,
         "compiler": compiler[0] if compiler else None,
         "python": platform.python_version(),
+        "python_headers": (Path(sysconfig.get_path("include")) / "Python.h").exists(),
         "kernel": platform.release(),
         "cores": run.cores,
         "tools": tools,
@@ -119,6 +123,7 @@ def headline(facts: dict[str, Any]) -> str:
     memory = f", {facts['memory_mib']:,} MiB" if facts.get("memory_mib") else ""
     missing = [name for name, there in facts.get("packages", {}).items() if not there]
     missing += [name for name, path in facts["tools"].items() if not path]
+    missing += [] if facts.get("python_headers") else ["Python.h"]
     return "\n".join(
         [
             f"card    {word('card')}{capability}{memory}; driver {word('driver')}",
@@ -141,7 +146,7 @@ def problems(facts: dict[str, Any]) -> list[str]:
         elif not facts.get("card"):
             out.append("torch sees no CUDA device")
     out += [f"no {name}" for name in ("nvcc", "c++", "cmake", "ninja") if not facts["tools"][name]]
-    return out
+    return out if facts.get("python_headers") else [*out, f"no Python.h in {sysconfig.get_path('include')}"]
 
 
 def run(run: Run, seconds: float) -> Outcome:

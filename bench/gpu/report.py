@@ -73,7 +73,9 @@ class Report:
         if self._run.dry:
             return
         if self.path is None:
-            self.path = free_name(self._run.root / "bench" / "results", file_stem(self._run.facts))
+            known = self._run.facts.get("card")  # without a card there is nothing to commit
+            folder = self._run.root / "bench" / "results" if known else self._run.work
+            self.path = free_name(folder, file_stem(self._run.facts))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".tmp")
         part.write_text(json.dumps(self.content(complete), indent=1) + "\n")

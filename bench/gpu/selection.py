@@ -38,17 +38,14 @@ def _executed(body: Iterable[ast.stmt]) -> Iterable[ast.stmt]:
 
 
 def missing_packages(path: Path, tests: Path, own: Iterable[str] = ("sparse_accel", "bench")) -> list[str]:
-    """What a test file imports, by itself or through helpers beside it, and this interpreter has not."""
+    """What a test file imports, by itself or through helpers among the tests, and this interpreter has not."""
     known, missing, queue = set(own), set(), [path]
     while queue:
-        folder = (current := queue.pop()).parent
-        for name in imported(current) - known:
+        for name in imported(queue.pop()) - known:
             known.add(name)
-            places = (folder / f"{name}.py", tests / f"{name}.py", *sorted(tests.glob(f"*/{name}.py")))
-            helpers = [place for place in places if place.exists()]
-            if helpers:
-                queue.append(helpers[0])
-            elif not (tests / name).is_dir() and importlib.util.find_spec(name) is None:
+            if helpers := list(tests.rglob(f"{name}.py")):
+                queue += helpers
+            elif not any(place.is_dir() for place in tests.rglob(name)) and importlib.util.find_spec(name) is None:
                 missing.add(name)
     return sorted(missing)
 

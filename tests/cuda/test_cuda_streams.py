@@ -68,6 +68,13 @@ CAPTURABLE = {"rmda": rmda, "prox": prox, "score": score}
 EVERY = {**CAPTURABLE, "topk": topk, "pattern": pattern, "chosen": chosen, "epoch": epoch}
 
 
+@pytest.mark.parametrize("run", list(EVERY.values()), ids=list(EVERY))
+def test_ops_of_these_tests_run_on_the_cpu(run: Callable[[Tensor], Tensor]) -> None:
+    x = draw(0, device="cpu")
+    assert bool(run(x).isfinite().all())
+    assert torch.equal(x, draw(0, device="cpu"))
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("run", list(EVERY.values()), ids=list(EVERY))
 def test_side_stream(run: Callable[[Tensor], Tensor]) -> None:

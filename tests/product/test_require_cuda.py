@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import require_cuda
+import torch
+
+from sparse_accel import _C
 
 CASES = """
 import pytest
@@ -25,6 +29,16 @@ def test_known():
 def test_other():
     pytest.skip("somewhere else")
 """.replace("BACKEND", "backend").replace("CUDA", "cuda")  # so that this file is not taken for one of those
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in turn: a device, and kernels in the module."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert require_cuda.missing() == f"torch {torch.__version__} sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_cuda, text in ((False, "sparse_accel was built without CUDA"), (True, "")):
+        monkeypatch.setattr(_C, "has_cuda", has_cuda)
+        assert require_cuda.missing() == text
 
 
 def with_conftest(folder: Path, missing: str, **env: str) -> str:

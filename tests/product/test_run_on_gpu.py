@@ -193,8 +193,8 @@ def test_results_file_and_exit_status(
 
 
 def test_a_command_past_its_limit_is_killed_with_its_children(tmp_path: Path) -> None:
-    words = ["sh", "-c", f"echo begun; (sleep 2; touch {tmp_path}/survived) & sleep 60"]
-    done = process.run(process.Command("hangs", words), 0.7, tmp_path / "hangs.log")
+    words = ["sh", "-c", f"echo begun; (sleep 3; touch {tmp_path}/survived) & sleep 60"]
+    done = process.run(process.Command("hangs", words), 1.5, tmp_path / "hangs.log")
     assert done.code == process.TIMED_OUT
     assert done.seconds < 10
     assert "begun" in done.output

@@ -54,11 +54,12 @@ def test_facts_of_this_machine() -> None:
 
 def test_problems_are_named() -> None:
     good = {"packages": dict.fromkeys(facts.NEEDED, True), "torch": "2.11.0", "torch_cuda": "13.0", "card": "H100",
-            "tools": dict.fromkeys(facts.TOOLS, "/bin/x")}  # fmt: skip
+            "python_headers": True, "tools": dict.fromkeys(facts.TOOLS, "/bin/x")}  # fmt: skip
     assert facts.problems(good) == []
     assert facts.problems(good | {"card": None}) == ["torch sees no CUDA device"]
     assert facts.problems(good | {"torch_cuda": None}) == ["torch 2.11.0 has no CUDA"]
     assert facts.problems(good | {"tools": good["tools"] | {"nvcc": None}}) == ["no nvcc"]
+    assert "no Python.h in /" in facts.problems(good | {"python_headers": False})[0]
     assert facts.problems(good | {"packages": good["packages"] | {"pytest": False}}) == ["no Python package pytest"]
     assert "could not be read: Traceback" in facts.problems({"probe": "Traceback", "tools": {}})[0]
 
@@ -169,6 +170,7 @@ def test_files_with_tests_on_cuda(request: pytest.FixtureRequest) -> None:
     chosen = set(selection.cuda_files(TESTS))
     marked = {item.path for item in request.session.items if item.get_closest_marker("cuda")}
     assert marked <= chosen
+    assert selection.select(TESTS) == (sorted(chosen), {})  # here nothing is missing
     assert {"test_glm.py", "test_cuda_sizes.py", "test_cuda_streams.py"} <= {path.name for path in chosen}
     assert [path.name for path in suite.large_files(part.Run(ROOT, "full", dry=True))] == ["test_cuda_sizes.py"]
 
@@ -182,7 +184,7 @@ def test_files_that_need_a_missing_package_are_left_out(tmp_path: Path) -> None:
     write("test_a.py", "import os, json\nimport pytest\nfrom sparse_accel import ops\n" + case)
     write("test_b.py", "import no_such_package.part\n" + case)
     write("deep/test_c.py", "from helper import x\n" + case)
-    write("helper.py", "try:\n    import other_missing\nexcept ImportError:\n    raise\n")
+    write("other/helper.py", "try:\n    import other_missing\nexcept ImportError:\n    raise\n")
     write("test_d.py", "def test_two():\n    import no_such_package\n")  # no test on CUDA
     write("test_e.py", f"def load():\n    import no_such_package\n\n\n{case}")  # only inside a function
     write("test_f.py", "from folder import build\n" + case)
