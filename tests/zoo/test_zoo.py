@@ -21,7 +21,7 @@ from sparse_accel.channels.containers import output_tensors
 ZOO = {**OWN, **TRANSFORMERS}
 # Models none of whose widths can go, with the words that say why.
 NO_WIDTHS = {
-    "convnextv2": r"grn.*mean: joins the channels",  # response normalization runs over the width
+    "convnextv2": r"layers\.0\.grn",  # response normalization runs over the width
     "olmoe": r"q_norm.*experts\.gate_up_proj \(OlmoeExperts\): left whole",
     "recurrent": "read, state, out",
 }
