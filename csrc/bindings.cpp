@@ -3,6 +3,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include "cpu/isa/kernel_set.h"
 #include "ops/glm_epoch.h"
 #include "ops/glm_prox.h"
 #include "ops/gram_obs.h"
@@ -12,7 +13,6 @@
 #include "ops/prox.h"
 #include "ops/rmda_step.h"
 #include "ops/topk_threshold.h"
-#include "cpu/schedule.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using release_gil = py::call_guard<py::gil_scoped_release>;
@@ -22,7 +22,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("has_cuda") = false;
 #endif
   m.attr("torch_version") = TORCH_VERSION;
-  m.def("cpu_capability", [] { return std::string(sparse_accel::cpu::kernels().name); });
+  m.def("cpu_capability", [] { return std::string(sparse_accel::cpu::kernel_set().name); });
   m.def("group_score", &sparse_accel::group_score, release_gil());
   m.def("group_topk", &sparse_accel::group_topk, release_gil());
   m.def("prox_", &sparse_accel::prox_, release_gil());

@@ -1,28 +1,40 @@
-#include <c10/util/Exception.h>
+// Which of the builds of the kernels runs.
+#include <ATen/Version.h>  // get_cpu_capability
 
-#include "choose_kernels.h"
-#include "schedule.h"
+#include <string>
+
+#include "isa/kernel_set.h"
 
 namespace sparse_accel::cpu {
+namespace {
 
-const Kernels& kernels() {
-  static const Kernels& chosen = choose_kernels(kernels_default, kernels_avx2, kernels_avx512);
+// The kernels for AVX2 and AVX512 move bits with it, too.
+bool has_bmi2() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("bmi2");
+#else
+  return false;
+#endif
+}
+
+template <class Table>
+const Table& choose(const Table* plain, const Table* avx2, const Table* avx512) {
+  const std::string capability = has_bmi2() ? at::get_cpu_capability() : "DEFAULT";
+  if (capability == "AVX512" && avx512) return *avx512;
+  if ((capability == "AVX512" || capability == "AVX2") && avx2) return *avx2;
+  return *plain;
+}
+
+}  // namespace
+
+const KernelSet& kernel_set() {
+  static const KernelSet& chosen = choose(kernel_set_default, kernel_set_avx2, kernel_set_avx512);
   return chosen;
 }
 
-int dtype_index(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return 0;
-    case at::kDouble:
-      return 1;
-    case at::kBFloat16:
-      return 2;
-    case at::kHalf:
-      return 3;
-    default:
-      TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", dtype);
-  }
+const TopkKernels& topk_kernels() {
+  static const TopkKernels& chosen = choose(topk_kernels_default, topk_kernels_avx2, topk_kernels_avx512);
+  return chosen;
 }
 
 }  // namespace sparse_accel::cpu

@@ -1,10 +1,15 @@
 #include "group_topk_cpu.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Exception.h>
+#include <c10/util/Half.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 namespace sparse_accel::cpu {
 namespace {
@@ -21,11 +26,11 @@ auto key_of(T value) {
 }
 
 constexpr int kDigitBits = 11;
-constexpr int64_t kChunk = 1 << 15;
+constexpr int64_t kScoreChunk = 1 << 15;
 
 using Histogram = std::array<int64_t, 1 << kDigitBits>;
 
-// A contiguous piece of one score vector, at most kChunk long.
+// A contiguous piece of one score vector, at most kScoreChunk long.
 template <class T>
 struct Chunk {
   const T* scores;
@@ -34,12 +39,11 @@ struct Chunk {
 };
 
 template <class T>
-std::vector<Chunk<T>> make_chunks(const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& masks) {
+std::vector<Chunk<T>> make_chunks(const std::vector<ScoreVector>& vectors) {
   std::vector<Chunk<T>> chunks;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    for (int64_t at = 0; at < scores[i].numel(); at += kChunk) {
-      chunks.push_back({scores[i].const_data_ptr<T>() + at, masks[i].mutable_data_ptr<bool>() + at,
-                        std::min(kChunk, scores[i].numel() - at)});
+  for (const ScoreVector& own : vectors) {
+    for (int64_t at = 0; at < own.length; at += kScoreChunk) {
+      chunks.push_back({static_cast<const T*>(own.scores) + at, own.mask + at, std::min(kScoreChunk, own.length - at)});
     }
   }
   return chunks;
@@ -93,7 +97,7 @@ auto kth_largest(const std::vector<Chunk<T>>& chunks, int64_t k) {
 }
 
 template <class T>
-void select(const std::vector<Chunk<T>>& chunks, int64_t k) {
+void select_largest(const std::vector<Chunk<T>>& chunks, int64_t k) {
   const auto number = static_cast<int64_t>(chunks.size());
   const auto [threshold, ties_wanted] = kth_largest(chunks, k);
   std::vector<int64_t> ties(number);
@@ -115,20 +119,25 @@ void select(const std::vector<Chunk<T>>& chunks, int64_t k) {
   }
 }
 
+template <class T>
+void group_topk_of(const std::vector<ScoreVector>& vectors, int64_t k) {
+  const auto chunks = make_chunks<T>(vectors);
+  TORCH_CHECK_VALUE(!any_nan(chunks), "group_topk: scores: expected numbers that can be ordered, got NaN");
+  int64_t total = 0;
+  for (const auto& chunk : chunks) total += chunk.length;
+  if (k == 0 || k == total) {
+    for (const auto& chunk : chunks) std::memset(chunk.mask, k != 0, chunk.length);
+  } else {
+    select_largest(chunks, k);
+  }
+}
+
 }  // namespace
 
-void group_topk(const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& masks, int64_t k) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, scores[0].scalar_type(), "group_topk", [&] {
-    const auto chunks = make_chunks<scalar_t>(scores, masks);
-    TORCH_CHECK_VALUE(!any_nan(chunks), "group_topk: scores: expected numbers that can be ordered, got NaN");
-    int64_t total = 0;
-    for (const auto& chunk : chunks) total += chunk.length;
-    if (k == 0 || k == total) {
-      for (const auto& chunk : chunks) std::memset(chunk.mask, k != 0, chunk.length);
-    } else {
-      select(chunks, k);
-    }
-  });
+void group_topk(int dtype, const std::vector<ScoreVector>& vectors, int64_t k) {
+  constexpr void (*of[])(const std::vector<ScoreVector>&, int64_t) = {
+      &group_topk_of<float>, &group_topk_of<double>, &group_topk_of<c10::BFloat16>, &group_topk_of<c10::Half>};
+  of[dtype](vectors, k);
 }
 
 }  // namespace sparse_accel::cpu

@@ -1,5 +1,5 @@
 #pragma once
-// What the three instruction-set builds of the CPU kernels export: plain data in, plain data out.
+// The kernels of group_score, prox_ and rmda_step_, of each instruction set: plain data in, plain data out.
 #include <cstdint>
 
 #include "../math.h"
@@ -65,7 +65,6 @@ struct RmdaTask {
 // sums of some of its rows; joining the sums of all; applying the result to some of its rows. Sums, scores and factors
 // are in the compute type.
 struct Kernels {
-  const char* name;
   void (*score[kDtypes])(const ScoreTask&, void* scores, void* scratch);
   void (*score_sums[kDtypes])(const ScoreTask&, void* sums);
   void (*score_join[kDtypes])(const ScoreTask&, void* sums, int64_t parts, void* scores);
@@ -78,10 +77,5 @@ struct Kernels {
   void (*rmda_join[kDtypes])(const RmdaTask&, void* sums, int64_t parts);
   void (*rmda_apply[kDtypes])(const RmdaTask&, const void* factors);
 };
-
-// Null where that instruction set was not compiled in.
-extern const Kernels* const kernels_default;
-extern const Kernels* const kernels_avx2;
-extern const Kernels* const kernels_avx512;
 
 }  // namespace sparse_accel

@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "../ops/common.h"
+#include "../group_layout.h"
 #include "kernels.h"
 
 namespace sparse_accel::cpu {
@@ -34,11 +34,5 @@ struct Work {
 };
 
 void run(const std::vector<Segment>& segments, const Work& work);
-
-// The kernels for this machine (honours ATEN_CPU_CAPABILITY).
-const Kernels& kernels();
-
-// Index into a table of kernels.
-int dtype_index(at::ScalarType dtype);
 
 }  // namespace sparse_accel::cpu

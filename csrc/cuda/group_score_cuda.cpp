@@ -1,5 +1,4 @@
 // ATen side of group_score: tables of pointers from checked tensors.
-#include <ATen/ops/empty.h>
 
 #include "group_score.h"
 #include "guard.h"
@@ -15,7 +14,7 @@ void group_score(const std::vector<at::Tensor>& tensors, const std::vector<Segme
   // [N, G]: the coupled tensors' own sums, to be combined afterwards
   const int64_t groups = outputs[0].numel();
   at::Tensor parts;
-  if (coupled) parts = at::empty({int64_t(tensors.size()), groups}, outputs[0].options());
+  if (coupled) parts = make_empty({int64_t(tensors.size()), groups}, outputs[0].options());
   std::vector<ScoreSegment> table;
   for (const Segment& segment : segments) {
     void* const output = coupled ? element(parts, segment.tensor * groups + segment.group)

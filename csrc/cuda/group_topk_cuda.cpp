@@ -1,5 +1,4 @@
 // ATen side of group_topk.
-#include <ATen/ops/empty.h>
 
 #include <limits>
 
@@ -21,7 +20,7 @@ void group_topk(const std::vector<at::Tensor>& scores, const std::vector<at::Ten
   TORCH_CHECK_VALUE(total < std::numeric_limits<int>::max(),
                     "group_topk: scores: expected fewer than 2^31 numbers, got ", total);
   Launch launch(scores[0]);
-  const at::Tensor has_nan = at::empty({1}, scores[0].options().dtype(at::kInt));
+  const at::Tensor has_nan = make_empty({1}, scores[0].options().dtype(at::kInt));
   // Nothing chosen: the first pass is still wanted, for its look at NaN.
   const int64_t chosen = k > 0 ? k : 1;
   launch.check(group_topk(dtype_of(scores[0]), table, chosen, has_nan.mutable_data_ptr<int>(), launch.scratch(),

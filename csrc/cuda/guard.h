@@ -2,10 +2,10 @@
 // Device guard, current stream, launch check and scratch memory of the ATen side. In the emulated build
 // tensors are on the CPU and there is nothing to guard.
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <vector>
 
+#include "../ops/common.h"
 #include "runtime.h"
 
 #ifndef SPARSE_ACCEL_EMULATED
@@ -33,7 +33,7 @@ class Launch {
   // later work until the stream has passed.
   Allocate scratch() {
     return [this](std::size_t bytes) {
-      scratch_.push_back(at::empty({int64_t(bytes)}, options_));
+      scratch_.push_back(make_empty({int64_t(bytes)}, options_));
       return scratch_.back().mutable_data_ptr();
     };
   }

@@ -2,7 +2,7 @@
 // ATen side of masked_cg on CUDA; arguments are checked, outputs allocated.
 #include <ATen/core/Tensor.h>
 
-#include "../cpu/masked_cg_kernels.h"
+#include "../cpu/masked_cg/masked_cg_kernels.h"
 
 namespace sparse_accel::cuda {
 

@@ -1,5 +1,4 @@
 // ATen side of rmda_step_.
-#include <ATen/ops/empty.h>
 
 #include "guard.h"
 #include "ops_cuda.h"

@@ -1,5 +1,4 @@
 // ATen side of topk_threshold_.
-#include <ATen/ops/empty.h>
 
 #include <limits>
 
@@ -24,7 +23,7 @@ void topk_threshold(const at::Tensor& x, const at::Tensor& scores, const at::Ten
                       static_cast<int>(x.element_size()),
                       mask.mutable_data_ptr<bool>()};
   Launch launch(x);
-  const at::Tensor has_nan = at::empty({1}, x.options().dtype(at::kInt));
+  const at::Tensor has_nan = make_empty({1}, x.options().dtype(at::kInt));
   int* const flag = has_nan.mutable_data_ptr<int>();
   const bool one_size = k.size() == 1 && (k[0] == 0 || k[0] == x.numel() / rows);  // none or all
   if (k.size() == 2 || one_size) launch.check(topk_look(task, flag, launch.stream()));

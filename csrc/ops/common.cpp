@@ -1,5 +1,8 @@
 #include "common.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 namespace sparse_accel {
@@ -17,6 +20,27 @@ Score score_from_name(const char* op, const std::string& name) {
   if (name == "sum") return Score::sum;
   if (name == "amax") return Score::amax;
   TORCH_CHECK_VALUE(false, op, ": kind: expected 'l2', 'l2sq', 'l1', 'sum' or 'amax', got '", name, "'");
+}
+
+int dtype_index(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return 0;
+    case at::kDouble:
+      return 1;
+    case at::kBFloat16:
+      return 2;
+    case at::kHalf:
+      return 3;
+    default:
+      TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", dtype);
+  }
+}
+
+at::Tensor make_empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
+at::Tensor make_zeros(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::zeros(sizes, options); }
+at::Tensor make_like(const at::Tensor& tensor, at::ScalarType dtype) {
+  return at::empty_like(tensor, tensor.options().dtype(dtype));
 }
 
 void check_tensors(const char* op, const char* name, const std::vector<at::Tensor>& tensors) {

@@ -10,15 +10,6 @@
 
 namespace sparse_accel {
 
-// One [outer, groups, inner] piece of one tensor. A layout with several blocks (grouped
-// convolutions by input channel, channels_last 2-D kernels) is that many segments.
-struct Segment {
-  int64_t tensor;   // index in the list
-  int64_t element;  // first element of the segment in the tensor's memory
-  int64_t group;    // first group of the segment in the tensor's score vector
-  GroupLayout layout;
-};
-
 // Dense, of a floating dtype and device that all share. Errors name the argument, what was expected and what came.
 void check_tensors(const char* op, const char* name, const std::vector<at::Tensor>& tensors);
 
@@ -38,6 +29,15 @@ Score score_from_name(const char* op, const std::string& name);
 
 // float for half, bfloat16 and float; double for double.
 inline at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+// Index into a table of CPU kernels.
+int dtype_index(at::ScalarType dtype);
+
+// at::empty, at::zeros and at::empty_like. What is in <ATen/ops/...> takes a compiler as long to read as the tensors
+// themselves: where these and the methods of at::Tensor do, nothing of it is included.
+at::Tensor make_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+at::Tensor make_zeros(at::IntArrayRef sizes, const at::TensorOptions& options);
+at::Tensor make_like(const at::Tensor& tensor, at::ScalarType dtype);
 
 // True where the op runs on the CUDA kernels: CUDA tensors, or, in the emulated build of the
 // tests, CPU tensors.

@@ -1,6 +1,5 @@
 #include "glm_common.h"
 
-#include <ATen/Functions.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -11,7 +10,7 @@ namespace {
 bool holds(const at::Tensor& mask) { return mask.any().item<bool>(); }
 
 void check_targets(const char* op, const at::Tensor& targets, Family family) {
-  TORCH_CHECK_VALUE(!holds(at::isfinite(targets).logical_not_()), op,
+  TORCH_CHECK_VALUE(!holds(targets.isfinite().logical_not_()), op,
                     ": targets: expected finite numbers, got NaN or inf");
   if (family == Family::poisson) {
     TORCH_CHECK_VALUE(!holds(targets.lt(0)), op, ": targets: expected counts >= 0 for 'poisson', got ",

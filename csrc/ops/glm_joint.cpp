@@ -9,11 +9,23 @@
 //                                       not, and computed afresh it repairs what the step before lost to rounding
 #include "glm_joint.h"
 
-#include <ATen/Functions.h>
-#include <ATen/TensorOperators.h>
+#include <ATen/ops/_unique.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cholesky_solve.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_lu_factor_ex.h>
+#include <ATen/ops/linalg_lu_solve.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/mv.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <tuple>
+
+#include "operators.h"
 
 namespace sparse_accel {
 namespace {
@@ -143,7 +155,7 @@ struct Compact {
   at::Tensor columns;  // [used]
 };
 
-Compact compact(const GlmData& data) {
+Compact compact_rows(const GlmData& data) {
   if (!data.is_sparse()) return {data.values.to(at::kDouble), {}};
   const auto [columns, place] = at::_unique(data.col, true, true);
   const at::Tensor counts = data.crow.slice(0, 1) - data.crow.slice(0, 0, data.rows);
@@ -153,7 +165,8 @@ Compact compact(const GlmData& data) {
   return {rows, columns};
 }
 
-at::Tensor solve(Joint& problem, const at::Tensor& z, Family family, const GlmAverage& average, int64_t& iterations) {
+at::Tensor solve_joint(Joint& problem, const at::Tensor& z, Family family, const GlmAverage& average,
+                       int64_t& iterations) {
   Joint::Point now = problem.at_point(z);
   if (family == Family::poisson) {
     for (int i = 0; i < kMaxWarmUp && !(std::isfinite(now.value) && problem.top(now) < kSteep); ++i) {
@@ -192,7 +205,7 @@ GlmJoint glm_joint(const at::Tensor& z, const GlmData& data, double lr, Family f
                    const GlmAverage& average) {
   GlmJoint out{z.clone(), 0};
   if (data.rows == 0 || data.columns == 0) return out;
-  const Compact rows = compact(data);
+  const Compact rows = compact_rows(data);
   if (rows.rows.size(1) == 0) return out;
   const at::Tensor wide = z.to(at::kDouble);
   const at::Tensor start = rows.columns.defined() ? wide.index_select(0, rows.columns) : wide;
@@ -202,7 +215,7 @@ GlmJoint glm_joint(const at::Tensor& z, const GlmData& data, double lr, Family f
     const at::Tensor all = wide.index_copy(0, rows.columns, x).to(z.scalar_type());
     return average(all).to(at::kDouble).index_select(0, rows.columns);
   };
-  const at::Tensor x = solve(problem, start, family, mean_step, out.iterations).to(z.scalar_type());
+  const at::Tensor x = solve_joint(problem, start, family, mean_step, out.iterations).to(z.scalar_type());
   if (rows.columns.defined()) {
     out.x.index_copy_(0, rows.columns, x);
   } else {

@@ -1,10 +1,8 @@
 #include "glm_prox.h"
 
-#include <ATen/Functions.h>
-
 #include <vector>
 
-#include "../cpu/glm_capability.h"
+#include "../cpu/isa/kernel_set.h"
 #include "common.h"
 #include "glm_common.h"
 #include "glm_joint.h"
@@ -15,12 +13,12 @@
 namespace sparse_accel {
 namespace {
 
-constexpr const char* kOp = "glm_prox";
+constexpr const char* kGlmProx = "glm_prox";
 
 // The mean of the steps of single rows; iterations: [] int64, the most of a row.
 at::Tensor average_step(const at::Tensor& z, const GlmData& data, double lr, Family family, double delta,
                         const at::Tensor& iterations) {
-  const at::Tensor out = at::empty_like(z);
+  const at::Tensor out = make_like(z, z.scalar_type());
   if (z.numel() == 0) return out;
 #ifdef SPARSE_ACCEL_WITH_CUDA
   if (on_cuda(z)) {
@@ -38,7 +36,7 @@ at::Tensor average_step(const at::Tensor& z, const GlmData& data, double lr, Fam
                      data.columns};
   const GlmProblem problem{rows, family, lr, delta, sum.data()};
   const int index = z.scalar_type() == at::kDouble;
-  iterations.fill_(cpu::glm_kernels().prox[index](problem, z.const_data_ptr(), out.mutable_data_ptr()));
+  iterations.fill_(cpu::kernel_set().glm.prox[index](problem, z.const_data_ptr(), out.mutable_data_ptr()));
   return out;
 }
 
@@ -48,18 +46,18 @@ std::tuple<at::Tensor, at::Tensor> glm_prox(const at::Tensor& z, const at::Tenso
                                             const std::optional<at::Tensor>& crow, const std::optional<at::Tensor>& col,
                                             const at::Tensor& targets, double lr, const std::string& family_name,
                                             const std::string& mode, double delta) {
-  const Family family = family_from_name(kOp, family_name);
-  TORCH_CHECK_VALUE(mode == "single" || mode == "average" || mode == "joint", kOp,
+  const Family family = family_from_name(kGlmProx, family_name);
+  TORCH_CHECK_VALUE(mode == "single" || mode == "average" || mode == "joint", kGlmProx,
                     ": mode: expected 'single', 'average' or 'joint', got '", mode, "'");
-  const GlmData data = check_glm(kOp, z, values, crow, col, targets, family, lr, delta);
-  TORCH_CHECK_VALUE(mode != "single" || data.rows == 1, kOp, ": mode 'single': expected one row, got ", data.rows);
+  const GlmData data = check_glm(kGlmProx, z, values, crow, col, targets, family, lr, delta);
+  TORCH_CHECK_VALUE(mode != "single" || data.rows == 1, kGlmProx, ": mode 'single': expected one row, got ", data.rows);
 #ifdef SPARSE_ACCEL_WITH_CUDA
   const bool known = on_cuda(z) || z.is_cpu();
 #else
   const bool known = z.is_cpu();
 #endif
-  TORCH_CHECK(known, kOp, ": expected CPU or (in a CUDA build) CUDA tensors, got ", z.device());
-  const at::Tensor iterations = at::zeros({}, z.options().dtype(at::kLong));
+  TORCH_CHECK(known, kGlmProx, ": expected CPU or (in a CUDA build) CUDA tensors, got ", z.device());
+  const at::Tensor iterations = make_zeros({}, z.options().dtype(at::kLong));
   const at::Tensor point = z.contiguous();
   const auto average = [&](const at::Tensor& x) {
     return average_step(x.contiguous(), data, lr, family, delta, iterations);

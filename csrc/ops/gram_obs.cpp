@@ -1,55 +1,63 @@
 #include "gram_obs.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "../cpu/gram_obs_panel.h"
+#include "../cpu/gram_obs/gram_obs_panel.h"
 #include "common.h"
 #include "gram_obs_batched.h"
 
 namespace sparse_accel {
 namespace {
 
-constexpr const char* kOp = "gram_obs";
+constexpr const char* kGramObs = "gram_obs";
 constexpr int64_t kPanel = 64;  // rows kept apart: a product with the whole matrix is then worth its passes over memory
 
-void check(const at::Tensor& inverse, const at::Tensor& weight, int64_t block, int64_t steps,
-           const std::optional<at::Tensor>& sets) {
-  TORCH_CHECK_TYPE(inverse.scalar_type() == at::kDouble, kOp, ": inverse: expected float64, got ",
+void check_gram_obs(const at::Tensor& inverse, const at::Tensor& weight, int64_t block, int64_t steps,
+                    const std::optional<at::Tensor>& sets) {
+  TORCH_CHECK_TYPE(inverse.scalar_type() == at::kDouble, kGramObs, ": inverse: expected float64, got ",
                    inverse.scalar_type());
-  TORCH_CHECK_TYPE(weight.scalar_type() == at::kDouble, kOp, ": weight: expected float64, got ", weight.scalar_type());
-  TORCH_CHECK_VALUE(inverse.dim() == 3 && inverse.size(1) == inverse.size(2), kOp,
+  TORCH_CHECK_TYPE(weight.scalar_type() == at::kDouble, kGramObs, ": weight: expected float64, got ",
+                   weight.scalar_type());
+  TORCH_CHECK_VALUE(inverse.dim() == 3 && inverse.size(1) == inverse.size(2), kGramObs,
                     ": inverse: expected [problems, n, n], got ", inverse.sizes());
   const int64_t problems = inverse.size(0), n = inverse.size(1);
-  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.size(0) == problems && weight.size(2) == n, kOp,
+  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.size(0) == problems && weight.size(2) == n, kGramObs,
                     ": weight: expected [problems, d, n] with ", problems, " problems and n = ", n, ", got ",
                     weight.sizes());
-  TORCH_CHECK_VALUE(weight.device() == inverse.device(), kOp, ": weight: expected device ", inverse.device(), ", got ",
-                    weight.device());
-  TORCH_CHECK_VALUE(block >= 1 && n % block == 0, kOp, ": block: expected a divisor of ", n,
+  TORCH_CHECK_VALUE(weight.device() == inverse.device(), kGramObs, ": weight: expected device ", inverse.device(),
+                    ", got ", weight.device());
+  TORCH_CHECK_VALUE(block >= 1 && n % block == 0, kGramObs, ": block: expected a divisor of ", n,
                     ", the number of columns, got ", block);
   const int64_t units = n / block;
-  TORCH_CHECK_VALUE(0 <= steps && steps <= units, kOp, ": steps: expected 0 to ", units, ", the number of units, got ",
-                    steps);
+  TORCH_CHECK_VALUE(0 <= steps && steps <= units, kGramObs, ": steps: expected 0 to ", units,
+                    ", the number of units, got ", steps);
   if (!sets.has_value() || units == 0) return;
   TORCH_CHECK_VALUE(sets->dim() == 1 && sets->size(0) == units && sets->scalar_type() == at::kLong &&
                         sets->device() == inverse.device(),
-                    kOp, ": sets: expected [", units, "] int64 on ", inverse.device(), ", got ", sets->sizes(), " ",
-                    sets->scalar_type(), " on ", sets->device());
+                    kGramObs, ": sets: expected [", units, "] int64 on ", inverse.device(), ", got ", sets->sizes(),
+                    " ", sets->scalar_type(), " on ", sets->device());
   const at::Tensor numbers = sets->cpu().contiguous();
   const int64_t* const set_of = numbers.const_data_ptr<int64_t>();
   std::vector<int64_t> sizes;
   for (int64_t u = 0; u < units; ++u) {
-    TORCH_CHECK_VALUE(0 <= set_of[u] && set_of[u] < units, kOp, ": sets: expected numbers in [0, ", units, "), got ",
-                      set_of[u]);
+    TORCH_CHECK_VALUE(0 <= set_of[u] && set_of[u] < units, kGramObs, ": sets: expected numbers in [0, ", units,
+                      "), got ", set_of[u]);
     if (set_of[u] >= int64_t(sizes.size())) sizes.resize(set_of[u] + 1);
     ++sizes[set_of[u]];
   }
-  TORCH_CHECK_VALUE(std::equal(sizes.begin() + 1, sizes.end(), sizes.begin()), kOp,
+  TORCH_CHECK_VALUE(std::equal(sizes.begin() + 1, sizes.end(), sizes.begin()), kGramObs,
                     ": sets: expected sets of equal size, numbered from 0, got sizes ", at::IntArrayRef(sizes));
 }
 
@@ -161,8 +169,8 @@ class Elimination {
   std::vector<int64_t> units_;   // [padded]
 };
 
-void run_on_cpu(const at::Tensor& inverse, const at::Tensor& weight, int64_t block, int64_t steps,
-                const std::optional<at::Tensor>& sets, const at::Tensor& order, const at::Tensor& damages) {
+void eliminate_on_cpu(const at::Tensor& inverse, const at::Tensor& weight, int64_t block, int64_t steps,
+                      const std::optional<at::Tensor>& sets, const at::Tensor& order, const at::Tensor& damages) {
   cpu::GramRounds first;
   if (sets.has_value()) {
     const at::Tensor numbers = sets->contiguous();
@@ -183,7 +191,7 @@ void run_on_cpu(const at::Tensor& inverse, const at::Tensor& weight, int64_t blo
 
 std::tuple<at::Tensor, at::Tensor> gram_obs(const at::Tensor& inverse, const at::Tensor& weight, int64_t block,
                                             int64_t steps, const std::optional<at::Tensor>& sets) {
-  check(inverse, weight, block, steps, sets);
+  check_gram_obs(inverse, weight, block, steps, sets);
   const int64_t problems = inverse.size(0);
   const at::Tensor order = at::zeros({problems, steps}, inverse.options().dtype(at::kLong));
   const at::Tensor damages = at::zeros({problems, steps}, inverse.options());
@@ -193,14 +201,14 @@ std::tuple<at::Tensor, at::Tensor> gram_obs(const at::Tensor& inverse, const at:
 #else
   const bool batched = false;
 #endif
-  TORCH_CHECK(batched || inverse.is_cpu(), kOp, ": expected CPU or (in a CUDA build) CUDA tensors, got ",
+  TORCH_CHECK(batched || inverse.is_cpu(), kGramObs, ": expected CPU or (in a CUDA build) CUDA tensors, got ",
               inverse.device());
   if (batched) {
     gram_obs_batched(inverse, weight, block, sets, order, damages);
   } else {
-    run_on_cpu(inverse, weight, block, steps, sets, order, damages);
+    eliminate_on_cpu(inverse, weight, block, steps, sets, order, damages);
   }
-  TORCH_CHECK_VALUE(at::isfinite(damages).all().item<bool>(), kOp,
+  TORCH_CHECK_VALUE(at::isfinite(damages).all().item<bool>(), kGramObs,
                     ": inverse: expected positive definite matrices, and finite weights");
   return {order, damages};
 }

@@ -2,15 +2,25 @@
 // removing unit c leaves Q - V' V and N - A' V - V' A, at the cost tr S.
 #include "gram_obs_batched.h"
 
-#include <ATen/Functions.h>
-#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <limits>
+
+#include "operators.h"
 
 namespace sparse_accel {
 namespace {
 
-at::Tensor solve(const at::Tensor& lower, const at::Tensor& right) {
+at::Tensor solve_lower(const at::Tensor& lower, const at::Tensor& right) {
   return at::linalg_solve_triangular(lower, right, /*upper=*/false);
 }
 
@@ -37,7 +47,7 @@ void gram_obs_batched(const at::Tensor& inverse, const at::Tensor& weight, int64
     const at::Tensor blocks = at::where(left.view({problems, units, 1, 1}), own(q), eye);
     const auto factors = at::linalg_cholesky_ex(blocks);
     const at::Tensor &root = std::get<0>(factors), &info = std::get<1>(factors);
-    const at::Tensor damage = solve(root, solve(root, own(m)).mT());  // S of every unit
+    const at::Tensor damage = solve_lower(root, solve_lower(root, own(m)).mT());  // S of every unit
     const at::Tensor cost = damage.diagonal(0, 2, 3).sum(-1).clamp_min(0);
     const at::Tensor free = left.logical_and(gone.gather(1, set_of).eq(gone.amin({1}, true)));
     const at::Tensor score = at::where(free.logical_and(info.eq(0)).logical_and(cost.isfinite()), cost, infinity);
@@ -47,8 +57,8 @@ void gram_obs_batched(const at::Tensor& inverse, const at::Tensor& weight, int64
     damages.select(1, step).copy_(least.squeeze(1));
     const at::Tensor rows = (unit.view({-1, 1}) * k + columns).unsqueeze(2).expand({-1, -1, n});
     const at::Tensor pivot = of_unit(root, unit), half = of_unit(damage, unit) / 2;
-    const at::Tensor v = solve(pivot, q.gather(1, rows));
-    const at::Tensor a = at::baddbmm(solve(pivot, m.gather(1, rows)), half, v, 1, -1);
+    const at::Tensor v = solve_lower(pivot, q.gather(1, rows));
+    const at::Tensor a = at::baddbmm(solve_lower(pivot, m.gather(1, rows)), half, v, 1, -1);
     q.baddbmm_(v.mT(), v, 1, -1);
     m.baddbmm_(a.mT(), v, 1, -1);
     m.baddbmm_(v.mT(), a, 1, -1);

@@ -1,7 +1,5 @@
 #include "group_topk.h"
 
-#include <ATen/Functions.h>
-
 #include "../cpu/group_topk_cpu.h"
 #include "common.h"
 #ifdef SPARSE_ACCEL_WITH_CUDA
@@ -18,7 +16,7 @@ std::vector<at::Tensor> group_topk(const std::vector<at::Tensor>& scores, int64_
   for (const auto& score : scores) {
     total += score.numel();
     inputs.push_back(score.contiguous());
-    masks.push_back(at::empty(score.sizes(), score.options().dtype(at::kBool)));
+    masks.push_back(make_empty(score.sizes(), score.options().dtype(at::kBool)));
   }
   TORCH_CHECK_VALUE(0 <= k && k <= total, kOp, ": k: expected 0 <= k <= ", total, ", the number of scores, got ", k);
   if (scores.empty()) return masks;
@@ -30,7 +28,11 @@ std::vector<at::Tensor> group_topk(const std::vector<at::Tensor>& scores, int64_
 #endif
   TORCH_CHECK(scores[0].is_cpu(), kOp, ": scores: expected CPU or (in a CUDA build) CUDA tensors, got ",
               scores[0].device());
-  cpu::group_topk(inputs, masks, k);
+  std::vector<cpu::ScoreVector> vectors;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    vectors.push_back({inputs[i].const_data_ptr(), masks[i].mutable_data_ptr<bool>(), inputs[i].numel()});
+  }
+  cpu::group_topk(dtype_index(scores[0].scalar_type()), vectors, k);
   return masks;
 }
 

@@ -1,7 +1,6 @@
 #include "rmda_step.h"
 
-#include <ATen/Functions.h>
-
+#include "../cpu/isa/kernel_set.h"
 #include "../cpu/schedule.h"
 #include "common.h"
 #ifdef SPARSE_ACCEL_WITH_CUDA
@@ -11,20 +10,20 @@
 namespace sparse_accel {
 namespace {
 
-constexpr const char* kOp = "rmda_step_";
+constexpr const char* kRmdaStep = "rmda_step_";
 
 void check_scalars(const char* name, const std::vector<at::Tensor>& scalars, size_t number, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(scalars.size() == number, kOp, ": ", name, ": expected ", number,
+  TORCH_CHECK_VALUE(scalars.size() == number, kRmdaStep, ": ", name, ": expected ", number,
                     " tensors, one per parameter, got ", scalars.size());
   for (size_t i = 0; i < scalars.size(); ++i) {
-    TORCH_CHECK_VALUE(scalars[i].numel() == 1 && scalars[i].scalar_type() == dtype, kOp, ": ", name, "[", i,
+    TORCH_CHECK_VALUE(scalars[i].numel() == 1 && scalars[i].scalar_type() == dtype, kRmdaStep, ": ", name, "[", i,
                       "]: expected one ", dtype, " element, got shape ", scalars[i].sizes(), " of ",
                       scalars[i].scalar_type());
   }
 }
 
 void check_one_element(const char* name, const std::optional<at::Tensor>& tensor) {
-  TORCH_CHECK_VALUE(!tensor || tensor->numel() == 1, kOp, ": ", name, ": expected one element, got shape ",
+  TORCH_CHECK_VALUE(!tensor || tensor->numel() == 1, kRmdaStep, ": ", name, ": expected one element, got shape ",
                     tensor ? tensor->sizes() : at::IntArrayRef());
 }
 
@@ -33,7 +32,7 @@ void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::
                    const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
                    const std::vector<Segment>& segments, Prox prox, const std::vector<double>& strengths, double lr,
                    double momentum, bool maximize, double grad_scale) {
-  const int dtype = cpu::dtype_index(params[0].scalar_type());
+  const int dtype = dtype_index(params[0].scalar_type());
   const auto size = static_cast<int64_t>(params[0].element_size());
   const auto state_size = static_cast<int64_t>(points[0].element_size());
   std::vector<RmdaTask> tasks(params.size());  // what the strips of one tensor share
@@ -65,7 +64,7 @@ void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::
     out.anchor = static_cast<const char*>(out.anchor) + p.element * state_size;
     return out;
   };
-  const Kernels& kernels = cpu::kernels();
+  const Kernels& kernels = cpu::kernel_set().groups;
   cpu::Work work;
   work.sum_size = state_size;
   work.whole = [&](const cpu::Piece& p, void* scratch) { kernels.rmda[dtype](task(p), scratch); };
@@ -83,30 +82,30 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
                 const std::vector<int64_t>& layouts, const std::string& prox_name, const std::vector<double>& strengths,
                 double lr, const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
                 const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
-  const Prox prox = prox_from_name(kOp, prox_name);
-  check_tensors(kOp, "params", params);
-  const auto segments = make_segments(kOp, params, layouts);
+  const Prox prox = prox_from_name(kRmdaStep, prox_name);
+  check_tensors(kRmdaStep, "params", params);
+  const auto segments = make_segments(kRmdaStep, params, layouts);
   if (params.empty()) return;
   const auto dtype = params[0].scalar_type();
-  check_state(kOp, "grads", grads, params, dtype);
-  check_state(kOp, "points", points, params, compute_type(dtype));
-  check_state(kOp, "anchors", anchors, params, compute_type(dtype));
+  check_state(kRmdaStep, "grads", grads, params, dtype);
+  check_state(kRmdaStep, "points", points, params, compute_type(dtype));
+  check_state(kRmdaStep, "anchors", anchors, params, compute_type(dtype));
   check_scalars("steps", steps, params.size(), at::kFloat);
   check_scalars("alphas", alphas, params.size(), at::kDouble);
   check_one_element("lr", lr_tensor);
   check_one_element("grad_scale", grad_scale);
   check_one_element("found_inf", found_inf);
-  TORCH_CHECK_VALUE(strengths.size() == params.size(), kOp, ": strengths: expected one for each of ", params.size(),
-                    " parameters, got ", strengths.size());
-  TORCH_CHECK_VALUE(momentum > 0 && momentum <= 1, kOp, ": momentum: expected 0 < momentum <= 1, got ", momentum);
+  TORCH_CHECK_VALUE(strengths.size() == params.size(), kRmdaStep, ": strengths: expected one for each of ",
+                    params.size(), " parameters, got ", strengths.size());
+  TORCH_CHECK_VALUE(momentum > 0 && momentum <= 1, kRmdaStep, ": momentum: expected 0 < momentum <= 1, got ", momentum);
   std::vector<at::Tensor> aligned = grads;  // in their parameters' memory order
   for (size_t i = 0; i < params.size(); ++i) {
-    TORCH_CHECK_VALUE(strengths[i] >= 0, kOp, ": strengths[", i, "]: expected a number >= 0, got ", strengths[i]);
-    TORCH_CHECK_VALUE(same_memory_order(points[i], params[i]) && same_memory_order(anchors[i], params[i]), kOp,
+    TORCH_CHECK_VALUE(strengths[i] >= 0, kRmdaStep, ": strengths[", i, "]: expected a number >= 0, got ", strengths[i]);
+    TORCH_CHECK_VALUE(same_memory_order(points[i], params[i]) && same_memory_order(anchors[i], params[i]), kRmdaStep,
                       ": points[", i, "], anchors[", i, "]: expected the strides of the parameter, ",
                       params[i].strides(), ", got ", points[i].strides(), " and ", anchors[i].strides());
     if (!same_memory_order(grads[i], params[i])) {
-      aligned[i] = at::empty_strided(params[i].sizes(), params[i].strides(), grads[i].options()).copy_(grads[i]);
+      aligned[i] = grads[i].new_empty_strided(params[i].sizes(), params[i].strides()).copy_(grads[i]);
     }
   }
 #ifdef SPARSE_ACCEL_WITH_CUDA
@@ -116,7 +115,7 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
     return;
   }
 #endif
-  TORCH_CHECK(params[0].is_cpu(), kOp, ": params: expected CPU or (in a CUDA build) CUDA tensors, got ",
+  TORCH_CHECK(params[0].is_cpu(), kRmdaStep, ": params: expected CPU or (in a CUDA build) CUDA tensors, got ",
               params[0].device());
   if (found_inf && found_inf->item<double>() != 0) return;
   rmda_step_cpu(params, aligned, points, anchors, steps, alphas, segments, prox, strengths,

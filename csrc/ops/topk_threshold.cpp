@@ -1,10 +1,8 @@
 #include "topk_threshold.h"
 
-#include <ATen/Functions.h>
 #include <ATen/MemoryOverlap.h>
 
-#include "../cpu/schedule.h"
-#include "../cpu/topk_threshold_run.h"
+#include "../cpu/topk_threshold/topk_threshold_run.h"
 #include "common.h"
 #include "group_score.h"
 #include "group_topk.h"
@@ -15,17 +13,17 @@
 namespace sparse_accel {
 namespace {
 
-constexpr const char* kOp = "topk_threshold_";
+constexpr const char* kTopk = "topk_threshold_";
 
 bool is_supported(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
 }
 
 void check_tensor(const char* name, const at::Tensor& t, const at::Tensor& x) {
-  TORCH_CHECK_TYPE(t.layout() == at::kStrided, kOp, ": ", name, ": expected a dense tensor, got ", t.layout());
-  TORCH_CHECK_TYPE(is_supported(t.scalar_type()), kOp, ": ", name,
+  TORCH_CHECK_TYPE(t.layout() == at::kStrided, kTopk, ": ", name, ": expected a dense tensor, got ", t.layout());
+  TORCH_CHECK_TYPE(is_supported(t.scalar_type()), kTopk, ": ", name,
                    ": expected float32, float64, bfloat16 or float16, got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.device() == x.device(), kOp, ": ", name, ": expected the device of x, ", x.device(), ", got ",
+  TORCH_CHECK_VALUE(t.device() == x.device(), kTopk, ": ", name, ": expected the device of x, ", x.device(), ", got ",
                     t.device());
 }
 
@@ -55,39 +53,39 @@ int64_t choices(const Call& call) {
 
 void check_k(const Call& call) {
   if (call.in_blocks()) {
-    TORCH_CHECK_VALUE(1 <= call.k[0] && call.k[0] < call.k[1] && call.k[1] <= 32, kOp,
+    TORCH_CHECK_VALUE(1 <= call.k[0] && call.k[0] < call.k[1] && call.k[1] <= 32, kTopk,
                       ": k: expected (n, m) with 1 <= n < m <= 32, got (", call.k[0], ", ", call.k[1], ")");
     return;
   }
-  TORCH_CHECK_VALUE(call.k.size() == 1, kOp, ": k: expected a number or a pair (n, m), got ", call.k.size(),
+  TORCH_CHECK_VALUE(call.k.size() == 1, kTopk, ": k: expected a number or a pair (n, m), got ", call.k.size(),
                     " numbers");
   const int64_t most = choices(call);
   const char* const of = call.by == "group" ? "groups" : "elements";
   const char* const where = call.by == "row" ? " of a row" : call.by == "within" ? " of a group" : "";
-  TORCH_CHECK_VALUE(0 <= call.k[0] && call.k[0] <= most, kOp, ": k: expected 0 <= k <= ", most, ", the number of ", of,
-                    where, ", got ", call.k[0]);
+  TORCH_CHECK_VALUE(0 <= call.k[0] && call.k[0] <= most, kTopk, ": k: expected 0 <= k <= ", most, ", the number of ",
+                    of, where, ", got ", call.k[0]);
 }
 
-void check(const Call& call) {
+void check_call(const Call& call) {
   const auto& [x, scores, k, by, layout, scale] = call;
   check_tensor("x", x, x);
-  TORCH_CHECK_VALUE(at::has_internal_overlap(x) != at::MemOverlap::Yes, kOp,
+  TORCH_CHECK_VALUE(at::has_internal_overlap(x) != at::MemOverlap::Yes, kTopk,
                     ": x: expected elements that do not share memory, got shape ", x.sizes(), " with strides ",
                     x.strides());
-  TORCH_CHECK_VALUE(by == "tensor" || by == "row" || by == "group" || by == "within", kOp,
+  TORCH_CHECK_VALUE(by == "tensor" || by == "row" || by == "group" || by == "within", kTopk,
                     ": by: expected 'tensor', 'row', 'group' or 'within', got '", by, "'");
-  if (call.of_groups()) make_segments(kOp, {x}, layout);  // checks the layout
+  if (call.of_groups()) make_segments(kTopk, {x}, layout);  // checks the layout
   if (scores.has_value()) {
     check_tensor("scores", *scores, x);
     const bool of_groups =
         call.of_groups() && by == "group" && scores->dim() == 1 && scores->numel() == call.num_groups();
-    TORCH_CHECK_VALUE(of_groups || scores->sizes() == x.sizes(), kOp, ": scores: expected the shape of x, ", x.sizes(),
-                      ", got ", scores->sizes());
-    TORCH_CHECK_VALUE(!scale.has_value(), kOp, ": scale: expected None where scores are given");
+    TORCH_CHECK_VALUE(of_groups || scores->sizes() == x.sizes(), kTopk, ": scores: expected the shape of x, ",
+                      x.sizes(), ", got ", scores->sizes());
+    TORCH_CHECK_VALUE(!scale.has_value(), kTopk, ": scale: expected None where scores are given");
   }
   if (scale.has_value()) {
     check_tensor("scale", *scale, x);
-    TORCH_CHECK_VALUE(scale->dim() == 1 && x.dim() > 0 && scale->numel() == x.size(-1), kOp,
+    TORCH_CHECK_VALUE(scale->dim() == 1 && x.dim() > 0 && scale->numel() == x.size(-1), kTopk,
                       ": scale: expected one number for each of the ", call.columns(),
                       " columns (last dimension) of x, got shape ", scale->sizes());
   }
@@ -104,12 +102,11 @@ bool passes_cache(const at::Tensor& mask) {
 cpu::TopkTask make_task(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale, const at::Tensor& mask,
                         int64_t columns) {
   const at::Tensor& source = scores.defined() ? scores : x;
-  const TopkKind kind = scores.defined() ? TopkKind::given : scale.defined() ? TopkKind::scaled : TopkKind::magnitude;
   return {x.mutable_data_ptr(),
           static_cast<int64_t>(x.element_size()),
           mask.mutable_data_ptr<bool>(),
-          kind,
-          cpu::dtype_index(source.scalar_type()),
+          !scores.defined(),
+          dtype_index(source.scalar_type()),
           source.const_data_ptr(),
           scale.defined() ? scale.const_data_ptr() : nullptr,
           columns,
@@ -117,8 +114,8 @@ cpu::TopkTask make_task(const at::Tensor& x, const at::Tensor& scores, const at:
 }
 
 // x and mask contiguous; scores contiguous or undefined; scale [columns] in the compute type or undefined.
-void run(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale, const at::Tensor& mask, int64_t rows,
-         const std::vector<int64_t>& k) {
+void run_topk(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& scale, const at::Tensor& mask,
+              int64_t rows, const std::vector<int64_t>& k) {
   if (x.numel() == 0) return;
   const int64_t columns = x.dim() > 0 ? x.size(-1) : 1;
 #ifdef SPARSE_ACCEL_WITH_CUDA
@@ -148,18 +145,18 @@ at::Tensor topk_elements(const Call& call) {
   at::Tensor scores, scale;
   if (call.scores.has_value()) scores = readable(*call.scores, x, call.x);
   if (call.scale.has_value()) scale = call.scale->to(compute_type(x.scalar_type())).contiguous();
-  at::Tensor mask = at::empty(x.sizes(), x.options().dtype(at::kBool));
-  run(x, scores, scale, mask, call.rows(), call.k);
+  at::Tensor mask = make_empty(x.sizes(), x.options().dtype(at::kBool));
+  run_topk(x, scores, scale, mask, call.rows(), call.k);
   if (x.is_same(call.x)) return mask;
   call.x.copy_(x);
-  return at::empty_like(call.x, call.x.options().dtype(at::kBool)).copy_(mask);
+  return make_like(call.x, at::kBool).copy_(mask);
 }
 
 // Scores of all elements, in the memory order of x.
 at::Tensor element_scores(const Call& call) {
   if (call.scores.has_value()) {
     if (same_memory_order(*call.scores, call.x)) return *call.scores;
-    return at::empty_like(call.x, call.x.options().dtype(call.scores->scalar_type())).copy_(*call.scores);
+    return make_like(call.x, call.scores->scalar_type()).copy_(*call.scores);
   }
   if (!call.scale.has_value()) return {};
   return call.x.to(compute_type(call.x.scalar_type())).abs().mul_(*call.scale);
@@ -187,7 +184,7 @@ at::Tensor row_scale(const Call& call) {
 
 at::Tensor topk_apart(const Call& call) {
   const auto& l = call.layout;
-  at::Tensor mask = at::empty_like(call.x, call.x.options().dtype(at::kBool));
+  at::Tensor mask = make_like(call.x, at::kBool);
   if (call.x.numel() == 0) return mask;
   const at::Tensor scale = row_scale(call), scores = scale.defined() ? at::Tensor() : element_scores(call);
   cpu::topk_within(make_task(call.x, scores, scale, mask, l[1] * l[2]), l[3], l[0], l[1], l[2], call.k[0]);
@@ -198,10 +195,11 @@ at::Tensor topk_within(const Call& call) {
   const auto& l = call.layout;
   if (call.x.is_cpu() && l[0] > 1 && l[1] > 1) return topk_apart(call);
   const auto rows_of = [&](const at::Tensor& t) { return grouped(t, call.layout).permute({0, 2, 1, 3}); };
-  at::Tensor mask = at::empty_like(call.x, call.x.options().dtype(at::kBool));
+  at::Tensor mask = make_like(call.x, at::kBool);
   const at::Tensor element = element_scores(call), view = rows_of(call.x), mask_view = rows_of(mask);
   const at::Tensor x = view.contiguous(), row_mask = mask_view.contiguous();
-  run(x, element.defined() ? readable(rows_of(element), x, view) : element, {}, row_mask, call.num_groups(), call.k);
+  run_topk(x, element.defined() ? readable(rows_of(element), x, view) : element, {}, row_mask, call.num_groups(),
+           call.k);
   if (!x.is_alias_of(view)) view.copy_(x);
   if (!row_mask.is_alias_of(mask_view)) mask_view.copy_(row_mask);
   return mask;
@@ -215,9 +213,10 @@ at::Tensor topk_groups(const Call& call) {
   } else {
     scores = group_score({signed_scores(call)}, l, "l2", false)[0];
   }
-  TORCH_CHECK_VALUE(!scores.isnan().any().item<bool>(), kOp, ": scores: expected numbers that can be ordered, got NaN");
+  TORCH_CHECK_VALUE(!scores.isnan().any().item<bool>(), kTopk,
+                    ": scores: expected numbers that can be ordered, got NaN");
   const at::Tensor keep = group_topk({scores}, call.k[0])[0];
-  at::Tensor mask = at::empty_like(call.x, call.x.options().dtype(at::kBool));
+  at::Tensor mask = make_like(call.x, at::kBool);
   if (call.x.numel() == 0) return mask;
 #ifdef SPARSE_ACCEL_WITH_CUDA
   if (on_cuda(call.x)) {
@@ -236,13 +235,13 @@ at::Tensor topk_threshold_(const at::Tensor& x, const std::optional<at::Tensor>&
                            const std::string& by, const std::vector<int64_t>& layout,
                            const std::optional<at::Tensor>& scale) {
   const Call call{x, scores, k, by, layout, scale};
-  check(call);
+  check_call(call);
 #ifdef SPARSE_ACCEL_WITH_CUDA
   const bool known = on_cuda(x) || x.is_cpu();
 #else
   const bool known = x.is_cpu();
 #endif
-  TORCH_CHECK(known, kOp, ": x: expected a CPU or (in a CUDA build) CUDA tensor, got ", x.device());
+  TORCH_CHECK(known, kTopk, ": x: expected a CPU or (in a CUDA build) CUDA tensor, got ", x.device());
   at::Tensor mask = !call.of_groups() ? topk_elements(call) : by == "group" ? topk_groups(call) : topk_within(call);
   if (!x.is_inference()) x.unsafeGetTensorImpl()->bump_version();
   return mask;
