@@ -71,7 +71,7 @@ def kernel_headers() -> list[Path]:
 
 def torch_headers() -> list[Path]:
     """What the other sources include besides."""
-    return sorted([*CSRC.glob("ops/*.h"), *CSRC.glob("cpu/*.h")])
+    return sorted([*CSRC.glob("ops/*.h"), *CSRC.glob("cpu/**/*.h")])
 
 
 def compile_object(source: Path, flags: list[str], folder: Path, *depends: object) -> Path:
@@ -135,7 +135,7 @@ def kernel_sources() -> list[Path]:
 
 def torch_sources() -> list[Path]:
     """The ATen side, the checks in front of it, the bindings, and what those link to."""
-    patterns = ("*.cpp", "ops/*.cpp", "cpu/*.cpp", "cuda/*_cuda.cpp")
+    patterns = ("*.cpp", "ops/*.cpp", "cpu/*.cpp", "cpu/*/*.cpp", "cuda/*_cuda.cpp")
     return [*sorted(path for pattern in patterns for path in CSRC.glob(pattern)), HERE / "order_bindings.cpp"]
 
 
