@@ -29,7 +29,9 @@ def source_dir() -> Path:
 
 def sources(with_cuda: bool) -> list[Path]:
     """Files to compile; the globs of CMakeLists.txt."""
-    patterns = ["*.cpp", "ops/*.cpp", "cpu/*.cpp", "cpu/*/*.cpp"] + (["cuda/*.cu", "cuda/*_cuda.cpp"] if with_cuda else [])
+    patterns = ["*.cpp", "ops/*.cpp", "cpu/*.cpp", "cpu/*/*.cpp"] + (
+        ["cuda/*.cu", "cuda/*_cuda.cpp"] if with_cuda else []
+    )
     folder = source_dir()
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
