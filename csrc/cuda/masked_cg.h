@@ -2,7 +2,7 @@
 // Launchers of masked_cg: raw pointers, sizes and a stream; no torch.
 #include <cstdint>
 
-#include "../cpu/masked_cg_kernels.h"
+#include "../cpu/masked_cg/masked_cg_kernels.h"
 #include "runtime.h"
 
 namespace sparse_accel::cuda {
