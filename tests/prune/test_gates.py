@@ -52,7 +52,7 @@ def test_a_gate_does_not_keep_the_channels() -> None:
     width = result.report.widths[-1]
     assert width.name == "expand"
     assert width.error[1] < 0.1 * width.error[0]
-    plain = ISpaSP(block(gated=False), x[:2]).run(x)
+    plain = ISpaSP(block(gated=False), x[:2], unvisited="ignore").run(x)
     assert {name: len(units) for name, units in plain.kept.items()} == {"expand": 24}
 
 
@@ -183,12 +183,12 @@ def test_what_only_multiplies_is_no_addition_to_a_stream(name: str) -> None:
     torch.manual_seed(0)
     model = Mixed(join).double()
     x = torch.randn(80, 5, dtype=torch.float64)
-    width = find_widths(model, x[:2]).named("hidden")
+    width = find_widths(model, x[:2], unvisited="ignore").named("hidden")
     assert (width.coupled, width.gates) == (coupled, gates)
-    result = ISpaSP(model, x[:2], scope="all").run(x)
+    result = ISpaSP(model, x[:2], scope="all", unvisited="ignore").run(x)
     assert len(result.kept["hidden"]) == 3
     if coupled:
-        inner = ISpaSP(model, x[:2]).run(x)
+        inner = ISpaSP(model, x[:2], unvisited="ignore").run(x)
         assert "hidden" not in inner.kept
         assert any(note.startswith("hidden: left whole: a residual stream") for note in inner.report.notes)
 
@@ -222,7 +222,7 @@ class Looped(nn.Module):
 )
 def test_the_reason_why_a_reader_gets_no_new_weight(how: str, message: str) -> None:
     x = torch.randn(30, 4)
-    result = ISpaSP(Looped(how), x[:2]).run(x)
+    result = ISpaSP(Looped(how), x[:2], unvisited="ignore").run(x)
     assert not result.kept
     reader = "" if how == "functional" else "b"
     assert f"a (read by {reader}): left whole: no new weight for a reader: {message}" in result.report.notes
@@ -235,7 +235,7 @@ def test_equal_reasons_stand_together() -> None:
         one.out = nn.Linear(6, 5)
     model = nn.Sequential(*blocks)
     x = torch.randn(30, 5)
-    result = ISpaSP(model, x[:2]).run(x)
+    result = ISpaSP(model, x[:2], unvisited="ignore").run(x)
     note = next(note for note in result.report.notes if "residual" in note)
     assert note.startswith("6 widths (0.hidden, 1.hidden, 2.hidden, 3.hidden, …): left whole: a residual stream")
     model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)) for _ in range(3)))
