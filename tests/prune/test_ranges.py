@@ -123,7 +123,8 @@ def test_relu_aware_refits_at_any_scale() -> None:
 
 
 def test_rounds_of_refinement_at_any_scale() -> None:
-    plain, other = (CurvatureIHT(mlp(s), 0.6, refine=1).run(list(inputs().split(25))) for s in (1.0, TINY))
+    data = list(inputs().split(25))
+    plain, other = (CurvatureIHT(mlp(s), 0.6, refine=1).run(data, held_out=data) for s in (1.0, TINY))
     assert plain.report.rounds[1] < plain.report.rounds[0]
     assert other.report.rounds == pytest.approx(plain.report.rounds, rel=1e-2)
 

@@ -158,8 +158,10 @@ def test_what_the_example_does_not_reach_is_checked() -> None:
     assert any("other: batches call it, example_inputs do not" in note for note in apart.report.notes)
     net = Branches(True).eval()
     before = [parameter.clone() for parameter in net.parameters()]
-    with pytest.raises(UnsupportedModelError, match=r"does not run on the calibration data: example_inputs .* other"):
+    with pytest.raises(UnsupportedModelError, match=r"no example uses other\.weight, other\.bias: .* are kept"):
         ISpaSP(net, small).run([small, 9 * small])
+    with pytest.raises(UnsupportedModelError, match=r"does not run on the calibration data: example_inputs .* other"):
+        ISpaSP(net, small, unvisited="ignore").run([small, 9 * small])
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
 
 
