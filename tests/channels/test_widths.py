@@ -194,7 +194,7 @@ def test_without_verification_the_caller_decides() -> None:
     assert result.model.b.in_features == 2
     assert result.max_abs_diff != result.max_abs_diff
     tolerant = remove_units(randomize(Stubborn("values")), torch.randn(3, 4), {"a": [0, 2]}, tolerance=2.0)
-    assert tolerant.max_abs_diff == pytest.approx(1.0)
+    assert tolerant.max_abs_diff == pytest.approx(1.0, abs=1e-5)
 
 
 def test_weights_computed_in_the_forward_pass_are_refused() -> None:
