@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -135,3 +136,9 @@ def test_every_folder_says_what_lives_there() -> None:
             words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
             assert words, path
             assert "Imports" in words, path
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Pytest imports test files by their base name, and refuses the second of two."""
+    names = Counter(path.name for path in (PACKAGE.parent / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
