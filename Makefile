@@ -3,13 +3,15 @@
 #
 # Variables: PYTHON (base interpreter), VENV, TORCH (a requirement such as torch==2.15.0; empty: the torch
 # that VENV has, or the base interpreter's if it has CUDA, or torch==2.13.0), JOBS (compile jobs),
-# SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK), SPARSE_ACCEL_WERROR, ARGS (passed on); of cuda-check: VENV_CUDA, TORCH_CUDA.
+# WORKERS (test processes, one thread each unless OMP_NUM_THREADS says otherwise), SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK),
+# SPARSE_ACCEL_WERROR, ARGS (passed on); of cuda-check: VENV_CUDA, TORCH_CUDA.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 TORCH ?=
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
+WORKERS ?= $(JOBS)
 ARGS ?=
 VENV_CUDA ?= .venv-cuda
 TORCH_CUDA ?= torch==2.11.0
@@ -36,7 +38,7 @@ demo: $(settings) ## train, remove, compare on scikit-learn's digits; writes to 
 	$(bin)/sparse-accel demo $(ARGS)
 
 test: $(settings) ## the whole test suite
-	$(bin)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(bin)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 build: $(settings) ## editable installation in .venv
 

@@ -9,6 +9,8 @@ Needs a C++ compiler and torch; no CUDA toolkit, no GPU.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -17,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -63,6 +65,15 @@ def digest(*parts: object) -> str:
     return out.hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """One process at a time builds what is called `name` there; the others find it finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f".{name}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def kernel_headers() -> list[Path]:
     """What kernels and their tests include."""
     patterns = ((CSRC, "*.h"), (CSRC, "cuda/*.h"), (CSRC, "cuda/*.cuh"), (HERE, "*.h"))
@@ -105,13 +116,13 @@ def build_program(
     flags = [*PROGRAM_FLAGS, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}", *SANITIZERS[sanitizer], *more]
     key = digest(source, " ".join([*compiler(), *flags]), *kernel_headers(), *kernel_sources())
     program = folder / f"{source.stem}.{sanitizer}.{key}"
-    if not program.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f"{source.stem}.{sanitizer}.*"):
-            stale.unlink(missing_ok=True)
-        part = program.with_suffix(f".{os.getpid()}.part")
-        run_compiler([*flags, source, "-o", part])
-        part.replace(program)
+    with alone(folder, f"{source.stem}.{sanitizer}"):
+        if not program.exists():
+            for stale in folder.glob(f"{source.stem}.{sanitizer}.*"):
+                stale.unlink(missing_ok=True)
+            part = program.with_suffix(f".{os.getpid()}.part")
+            run_compiler([*flags, source, "-o", part])
+            part.replace(program)
     return program
 
 
@@ -185,7 +196,8 @@ def _import(name: str, library: Path) -> ModuleType:
 @functools.cache
 def load() -> ModuleType:
     """Build if anything changed, and import. Has what ``sparse_accel._C`` has, and ``set_order``."""
-    library = build()
+    with alone(BUILD, MODULE):
+        library = build()
     module = _import(MODULE, library)
     emulator = _import("_emulator", library)
     module.set_order = emulator.set_order  # type: ignore[attr-defined]
@@ -194,4 +206,5 @@ def load() -> ModuleType:
 
 
 if __name__ == "__main__":
-    print(build())
+    with alone(BUILD, MODULE):
+        print(build())

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("matplotlib", reason="the demo extra is not installed")
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 
 import sparse_accel as sa
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 CLASSES = ("blue", "green", "red")
 
 

@@ -14,7 +14,7 @@ import torch
 
 from sparse_accel import _compat
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def setup_venv(code: str, **environment: str) -> subprocess.CompletedProcess:

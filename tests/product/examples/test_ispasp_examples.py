@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("matplotlib", reason="the demo extra is not installed")
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 def example(name: str) -> ModuleType:

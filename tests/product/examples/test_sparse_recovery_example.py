@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "iobs_recovery.py"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "iobs_recovery.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sparse_accel as sa
 from sparse_accel.prune import Masks, load_sparse
 
-OLD = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
+OLD = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
 
 
 class Net(nn.Module):

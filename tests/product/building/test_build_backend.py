@@ -17,7 +17,7 @@ import pytest
 
 from sparse_accel import _compat
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # scikit-build-core and what it needs
 BACKEND = ("scikit_build_core", "packaging", "pathspec", "tomli", "exceptiongroup", "typing_extensions")

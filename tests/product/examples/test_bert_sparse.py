@@ -11,7 +11,7 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "bert_sparse.py"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "bert_sparse.py"
 WORDS = ("the", "lobster", "is", "blue", "and", "lives", "in", "a", "cold", "sea", "of", "stones")
 
 

@@ -15,7 +15,7 @@ import torch
 import sparse_accel
 from sparse_accel import _jit
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOOLS = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 SCORE = "group_score([torch.arange(6.0).view(2, 3)], [1, 2, 3, 1], 'l1', False)[0].tolist()"
 
