@@ -85,9 +85,17 @@ def torch_headers() -> list[Path]:
     return sorted([*CSRC.glob("ops/*.h"), *CSRC.glob("cpu/**/*.h")])
 
 
+def placeless(flags: Iterable[str]) -> str:
+    """The flags without the folders of this checkout and of torch: a copied cache is as good."""
+    text = " ".join(flags)
+    for place in (str(ROOT), str(Path(torch.__file__).parent), sysconfig.get_path("include")):
+        text = text.replace(place, "")
+    return text
+
+
 def compile_object(source: Path, flags: list[str], folder: Path, *depends: object) -> Path:
     """Compile one source, unless an object of the same sources, flags and `depends` is there already."""
-    key = digest(source, " ".join([*compiler(), *flags]), *kernel_headers(), *depends)
+    key = digest(source.name, source, placeless([*compiler(), *flags]), *kernel_headers(), *depends)
     output = folder / f"{source.name}.{key}.o"
     if not output.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +122,7 @@ def build_program(
 ) -> Path:
     """Compile a C++ test of one file, with the kernels under `csrc` and `more` flags; returns the program."""
     flags = [*PROGRAM_FLAGS, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}", *SANITIZERS[sanitizer], *more]
-    key = digest(source, " ".join([*compiler(), *flags]), *kernel_headers(), *kernel_sources())
+    key = digest(source, placeless([*compiler(), *flags]), *kernel_headers(), *kernel_sources())
     program = folder / f"{source.stem}.{sanitizer}.{key}"
     with alone(folder, f"{source.stem}.{sanitizer}"):
         if not program.exists():
@@ -144,10 +152,31 @@ def kernel_sources() -> list[Path]:
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
-def torch_sources() -> list[Path]:
-    """The ATen side, the checks in front of it, the bindings, and what those link to."""
-    patterns = ("*.cpp", "ops/*.cpp", "cpu/*.cpp", "cpu/*/*.cpp", "cuda/*_cuda.cpp")
-    return [*sorted(path for pattern in patterns for path in CSRC.glob(pattern)), HERE / "order_bindings.cpp"]
+def torch_sources() -> dict[str, list[Path]]:
+    """The ATen side, the checks in front of it, the bindings, and what those link to: translation units by name.
+
+    Few: most of a small one is torch's headers. The kernels of an instruction set have one each, as in CMakeLists.txt.
+    """
+    sets = {path.stem: [path] for path in sorted(CSRC.glob("cpu/*/*.cpp")) if path.stem.endswith(("_avx2", "_avx512"))}
+    cpu = [path for path in sorted([*CSRC.glob("cpu/*.cpp"), *CSRC.glob("cpu/*/*.cpp")]) if path.stem not in sets]
+    plain = {path.stem: [path] for path in cpu if path.stem.endswith("_default")}
+    return {
+        "ops": sorted(CSRC.glob("ops/*.cpp")),
+        "cuda": sorted(CSRC.glob("cuda/*_cuda.cpp")),
+        "cpu": [path for path in cpu if path.stem not in plain],
+        "bindings": [*sorted(CSRC.glob("*.cpp")), HERE / "order_bindings.cpp"],
+        **plain,
+        **sets,
+    }
+
+
+def write_unit(name: str, sources: list[Path]) -> Path:
+    """One source that includes several; kept as it is where its text is the same."""
+    unit = BUILD / f"{name}.cpp"
+    text = "".join(f'#include "{os.path.relpath(path, BUILD)}"\n' for path in sources)
+    if not unit.exists() or unit.read_text(encoding="utf-8") != text:
+        unit.write_text(text, encoding="utf-8")
+    return unit
 
 
 def build() -> Path:
@@ -167,8 +196,10 @@ def build() -> Path:
     kernels = [*common, "-O1", "-Wextra", "-Wno-unknown-pragmas"]
     with ThreadPoolExecutor(JOBS) as pool:
         futures = [
-            pool.submit(compile_object, path, with_torch, BUILD, torch.__version__, *torch_headers())
-            for path in torch_sources()
+            pool.submit(
+                compile_object, write_unit(name, paths), with_torch, BUILD, torch.__version__, *paths, *torch_headers()
+            )
+            for name, paths in torch_sources().items()
         ]
         futures += [pool.submit(compile_object, path, kernels, BUILD) for path in kernel_sources()]
         objects = [future.result() for future in futures]
