@@ -12,10 +12,15 @@ namespace {
 
 constexpr const char* kRmdaStep = "rmda_step_";
 
-void check_scalars(const char* name, const std::vector<at::Tensor>& scalars, size_t number, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(scalars.size() == number, kRmdaStep, ": ", name, ": expected ", number,
+void check_scalars(const char* name, const std::vector<at::Tensor>& scalars, const std::vector<at::Tensor>& params,
+                   at::Device where, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(scalars.size() == params.size(), kRmdaStep, ": ", name, ": expected ", params.size(),
                     " tensors, one per parameter, got ", scalars.size());
   for (size_t i = 0; i < scalars.size(); ++i) {
+    const at::Device device = scalars[i].device();
+    TORCH_CHECK_VALUE(device == where && (device.is_cpu() || device == params[i].device()), kRmdaStep, ": ", name, "[",
+                      i, "]: expected all clocks on the CPU or all on ", params[i].device(), ", as the parameters, got ",
+                      device);
     TORCH_CHECK_VALUE(scalars[i].numel() == 1 && scalars[i].scalar_type() == dtype, kRmdaStep, ": ", name, "[", i,
                       "]: expected one ", dtype, " element, got shape ", scalars[i].sizes(), " of ",
                       scalars[i].scalar_type());
@@ -90,8 +95,9 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
   check_state(kRmdaStep, "grads", grads, params, dtype);
   check_state(kRmdaStep, "points", points, params, compute_type(dtype));
   check_state(kRmdaStep, "anchors", anchors, params, compute_type(dtype));
-  check_scalars("steps", steps, params.size(), at::kFloat);
-  check_scalars("alphas", alphas, params.size(), at::kDouble);
+  const at::Device clocks = steps.empty() ? params[0].device() : steps[0].device();
+  check_scalars("steps", steps, params, clocks, at::kFloat);
+  check_scalars("alphas", alphas, params, clocks, at::kDouble);
   check_one_element("lr", lr_tensor);
   check_one_element("grad_scale", grad_scale);
   check_one_element("found_inf", found_inf);

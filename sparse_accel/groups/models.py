@@ -20,8 +20,9 @@ def module_grouping(module: nn.Module, by: str) -> Grouping | None:
     """How a module's ``weight`` is cut; None for modules whose weight has no input and output channels.
 
     Linear and (transposed) convolution layers have them, and so do weights of two or more dimensions in
-    modules of your own, read as ``[out, in, ...]``; embeddings and normalization layers do not. Other parameters, and
-    stacks of matrices: :func:`parameter_grouping`.
+    modules of your own, read as ``[out, in, ...]``; embeddings and normalization layers do not. The ``Conv1D`` of
+    transformers (GPT-2's layers) is ``[in, out]``. Other parameters, and stacks of matrices:
+    :func:`parameter_grouping`.
 
     Example:
         >>> module_grouping(nn.ConvTranspose2d(8, 4, 3), "input")
@@ -31,7 +32,12 @@ def module_grouping(module: nn.Module, by: str) -> Grouping | None:
         return None
     if isinstance(module, nn.modules.conv._ConvNd):
         return Grouping(by, transposed=module.transposed, conv_groups=module.groups).check()
-    return Grouping(by).check()
+    return Grouping(by, transposed=_is_hf_conv1d(module)).check()
+
+
+def _is_hf_conv1d(module: nn.Module) -> bool:
+    """Whether it is ``transformers.pytorch_utils.Conv1D`` or derived from it; told by names, since that is optional."""
+    return any(base.__name__ == "Conv1D" and base.__module__.startswith("transformers.") for base in type(module).mro())
 
 
 _UNGROUPED: tuple[type[nn.Module], ...] = (

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from sparse_accel.groups import Grouping
 from sparse_accel.penalties import Penalty, cached_layout, penalty_from_plain
 
-from ._batch import Batch, Kept, check_lr, grouping_of, state_dtype
+from ._batch import Batch, Kept, check_lr, check_momentum_is_own, grouping_of, state_dtype
 
 _ELEMENT = Grouping("element")
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
@@ -142,6 +142,7 @@ class ProximalOptimizer(Optimizer):
     def _gather(self, group: dict[str, Any], need_grad: bool) -> list[Batch]:
         """The group's parameters with a gradient (or with state, and not frozen) by device and dtype, all checked."""
         check_lr(group["lr"])
+        check_momentum_is_own(type(self).__name__, group)
         penalty = penalty_from_plain(group["penalty"])
         if isinstance(group["penalty"], Penalty):
             group["penalty"] = group["penalty"].to_plain()
@@ -218,7 +219,10 @@ class ProximalOptimizer(Optimizer):
             for name, values in zip(self._tensor_state, lists, strict=False):
                 tensor = state[name] = self._like(work, state[name])  # strides or dtype of a model may change
                 values.append(tensor)
+            device = self._scalar_device(param)
             for name, values in zip(self._scalar_state, lists[len(self._tensor_state) :], strict=True):
+                if state[name].device != device:  # the model was moved
+                    state[name] = state[name].to(device)
                 values.append(state[name])
         return lists
 

@@ -22,6 +22,21 @@ class Batch:
     layouts: list[GroupLayout] = dataclasses.field(default_factory=list)  # of work's memory
     strengths: list[float] = dataclasses.field(default_factory=list)  # 0 where the penalty is not about the parameter
 
+    def add_decay(self, group: dict[str, Any], grad_scale: Tensor | None) -> None:
+        """Add ``weight_decay`` times the parameters to the gradients, which are the user's and stay as they are.
+
+        Args:
+            group: of the optimizer.
+            grad_scale: what the gradients are scaled by, if so.
+        """
+        if group["weight_decay"] == 0:
+            return
+        decay = -group["weight_decay"] if group["maximize"] else group["weight_decay"]
+        work = self.work
+        if grad_scale is not None:
+            work = list(torch._foreach_mul(work, grad_scale.to(work[0]).reshape(())))
+        self.grads = list(torch._foreach_add(self.grads, work, alpha=decay))
+
     def write_back(self) -> None:
         """Copy the contiguous copies back into their parameters, and tell autograd that all have changed."""
         for param, work in zip(self.params, self.work, strict=True):
@@ -57,6 +72,15 @@ def check_fraction(name: str, value: float) -> None:
     """Raise ValueError unless 0 < value <= 1."""
     if not 0 < value <= 1:
         raise ValueError(f"{name}: expected a number in (0, 1], got {value!r}")
+
+
+def check_momentum_is_own(name: str, group: dict[str, Any]) -> None:
+    """Raise RuntimeError where one of torch's schedulers (by the entries that it leaves) has set the momentum."""
+    if "momentum" in group and ("base_momentum" in group or "max_momentum" in group):
+        raise RuntimeError(
+            f"a scheduler cycles the momentum: that of {name} is the share of the new point, torch's that of the old; "
+            "make the scheduler (OneCycleLR, CyclicLR) with cycle_momentum=False"
+        )
 
 
 def check_finite(name: str, value: float, least: float = -math.inf) -> None:

@@ -14,6 +14,8 @@ PARAMS = """params: parameters, named parameters, or groups (see :func:`sparse_a
 LR = "lr: step size, >= 0; a number or a one-element tensor."
 PENALTY = """penalty: a penalty such as ``GroupLasso(1e-4)`` for the groups that name none. By channel or kernel it acts
             on parameters of two or more dimensions only; biases and normalization stay unregularized."""
+WEIGHT_DECAY = """weight_decay: this much times a parameter joins its gradient, as in ``torch.optim.SGD`` (without a
+            preconditioner that is decoupled decay, but for the factor lr). It is no part of the penalty."""
 MAXIMIZE = "maximize: ascend instead of descending; the penalty shrinks all the same."
 CAPTURABLE = """capturable: the step is to be captured in a CUDA graph. Numbers are then fixed at their value at
             capture."""
@@ -35,6 +37,7 @@ def shared_docs(**words: str) -> Callable[[Documented], Documented]:
         "params": PARAMS,
         "lr": LR,
         "penalty": PENALTY,
+        "weight_decay": WEIGHT_DECAY,
         "maximize": MAXIMIZE,
         "capturable": CAPTURABLE,
         "differentiable": DIFFERENTIABLE,

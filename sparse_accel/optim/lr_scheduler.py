@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
@@ -29,8 +29,11 @@ class MultiStageLR(LRScheduler):
     With other optimizers, such as :class:`sparse_accel.ProxSGD`, only the learning rate changes: they have no
     stages, and ``momentum`` is not looked at.
 
+    An optimizer inside another (accelerate's, ``ZeroRedundancyOptimizer``, or any that keeps one in an attribute) is
+    restarted all the same.
+
     Args:
-        optimizer: an optimizer of torch or of this package.
+        optimizer: an optimizer of torch or of this package, or a wrapper around one.
         milestones: numbers of scheduler steps, usually epochs, after which a stage ends; positive and increasing.
         gamma: factor of the learning rate, > 0.
         momentum: ``"divide"``, ``"ramp"`` or ``"constant"``.
@@ -84,13 +87,24 @@ class MultiStageLR(LRScheduler):
         super()._update_lr(epoch)
         if self.last_epoch not in self.milestones:
             return
-        restart = getattr(self.optimizer, "restart", None)
-        if restart is None:
+        layers = list(_layers(self.optimizer))
+        if not any(hasattr(type(layer), "restart") for layer in layers):
             return
-        restart()
-        for group in self.optimizer.param_groups:
+        for group in {id(group): group for layer in layers for group in layer.param_groups}.values():
+            group["restart"] = True  # some wrappers have groups of their own, and copy their entries to the inner ones
             if self.momentum == "divide":
                 raised = group["momentum"] / self.gamma
                 group["momentum"] = raised if raised < 1 - 1e-9 else 1.0  # c = 0.01, gamma = 0.1: 1 after two
             elif self.momentum == "ramp" and self.last_epoch == self.milestones[-1]:
                 group["momentum_ramp"] = 0
+
+
+def _layers(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """An optimizer and those that it keeps in its attributes, and so on."""
+    todo, seen = [optimizer], {id(optimizer)}
+    while todo:
+        outer = todo.pop()
+        yield outer
+        inside = [item for item in vars(outer).values() if isinstance(item, Optimizer) and id(item) not in seen]
+        seen.update(map(id, inside))
+        todo += inside

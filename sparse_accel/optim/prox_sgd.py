@@ -14,7 +14,7 @@ from sparse_accel.groups import GroupLayout
 from sparse_accel.penalties import Penalty
 
 from ._base import ProximalOptimizer, implementation_is_open
-from ._batch import Batch, check_fraction, state_dtype
+from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import shared_docs
 from ._prox import proximal_point
 
@@ -39,6 +39,7 @@ class ProxSGD(ProximalOptimizer):
         {lr}
         rho: in (0, 1].
         {penalty}
+        {weight_decay}
         {maximize}
         foreach: use torch's multi-tensor ops with the native proximal operator, the default; False takes a loop
             over plain tensor ops.
@@ -63,6 +64,7 @@ class ProxSGD(ProximalOptimizer):
         tensor([[0.8000, 0.0000]])
     """
 
+    _group_defaults: ClassVar = {**ProximalOptimizer._group_defaults, "weight_decay": 0.0}
     _tensor_state: ClassVar = ("momentum_buffer",)
 
     def __init__(
@@ -72,6 +74,7 @@ class ProxSGD(ProximalOptimizer):
         rho: float = 0.1,
         *,
         penalty: Penalty | None = None,
+        weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -82,6 +85,7 @@ class ProxSGD(ProximalOptimizer):
             "lr": lr,
             "rho": rho,
             "penalty": penalty,
+            "weight_decay": weight_decay,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
@@ -93,6 +97,7 @@ class ProxSGD(ProximalOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         check_fraction("rho", group["rho"])
+        check_finite("weight_decay", group["weight_decay"], 0)
 
     @staticmethod
     def _is_fused(group: dict[str, Any]) -> bool:
@@ -104,6 +109,7 @@ class ProxSGD(ProximalOptimizer):
             if "step" not in state:
                 buffer = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)
                 state.update(self._new_scalars(param), momentum_buffer=buffer)
+        batch.add_decay(group, getattr(self, "grad_scale", None))
         momentum_buffers, steps = self._tensor_lists(batch)
         multi_tensor = group["foreach"] or group["fused"]
         if implementation_is_open(group):

@@ -15,7 +15,7 @@ from sparse_accel.groups import GroupLayout
 from sparse_accel.penalties import Penalty
 
 from ._base import ProximalOptimizer
-from ._batch import Batch, check_fraction, state_dtype
+from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import CAPTURABLE, shared_docs
 from ._prox import proximal_point
 
@@ -45,6 +45,7 @@ class RMDA(ProximalOptimizer):
         momentum: c in (0, 1], the share of the new point: 1 takes the proximal iterate itself. (Torch's momentum is
             the share of the old; give ``cycle_momentum=False`` to its cyclic schedulers.)
         {penalty}
+        {weight_decay}
         {maximize}
         foreach: use torch's multi-tensor ops.
         fused: use one native op per group, the default. It takes the scale and overflow flag of
@@ -72,7 +73,12 @@ class RMDA(ProximalOptimizer):
         >>> opt.finalize_()
     """
 
-    _group_defaults: ClassVar = {**ProximalOptimizer._group_defaults, "restart": False, "momentum_ramp": None}
+    _group_defaults: ClassVar = {
+        **ProximalOptimizer._group_defaults,
+        "restart": False,
+        "momentum_ramp": None,
+        "weight_decay": 0.0,
+    }
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
     _tensor_state: ClassVar = ("point", "anchor")
 
@@ -83,6 +89,7 @@ class RMDA(ProximalOptimizer):
         momentum: float = 0.1,
         *,
         penalty: Penalty | None = None,
+        weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -93,6 +100,7 @@ class RMDA(ProximalOptimizer):
             "lr": lr,
             "momentum": momentum,
             "penalty": penalty,
+            "weight_decay": weight_decay,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
@@ -104,6 +112,7 @@ class RMDA(ProximalOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         check_fraction("momentum", group["momentum"])
+        check_finite("weight_decay", group["weight_decay"], 0)
 
     def restart(self) -> None:
         """End the stage: the next step starts a new one at the weights as they are then (V, alpha and t zero).
@@ -133,6 +142,7 @@ class RMDA(ProximalOptimizer):
             if "step" not in state:
                 anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
                 state.update(self._new_scalars(param), point=anchor.clone(), anchor=anchor)
+        batch.add_decay(group, getattr(self, "grad_scale", None))
         points, anchors, steps, alphas = self._tensor_lists(batch)
         ramp = group["momentum_ramp"]
         momentum = group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0)

@@ -162,6 +162,10 @@ def test_errors_change_nothing(backend: Any) -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             take_step(ops.rmda_step_, state, grads, layouts, **change)
+    for place in (3, 4):  # a device pointer is not to be read here
+        elsewhere = (*state[:place], [state[place][0].to("meta")], *state[place + 1 :])
+        with pytest.raises(ValueError, match=r"\[0\]: expected all clocks on the CPU or all on .*, got "):
+            take_step(ops.rmda_step_, elsewhere, grads, layouts)
     with pytest.raises(ValueError, match=r"grads\[0\]: expected shape \[4, 6\], got \[6, 4\]"):
         take_step(ops.rmda_step_, state, [grads[0].t()], layouts)
     with pytest.raises(TypeError, match=r"grads\[0\]: expected Float, got Double"):

@@ -286,3 +286,53 @@ def test_parameters_tied_in_different_roles_are_not_regularized() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sa.param_groups(model, sa.GroupLasso(0.1))
+
+
+def test_conv1d_of_transformers_is_read_as_it_is() -> None:
+    """GPT-2's layers hold ``[in, out]``: a zero input is a zero row, and compact removes it."""
+    transformers = pytest.importorskip("transformers")
+    layer = transformers.pytorch_utils.Conv1D(6, 4)  # 4 inputs, 6 outputs
+    assert module_grouping(layer, "input") == Grouping("input", transposed=True)
+    layer.weight.data[1] = 0
+    report = sa.sparsity(layer, by="input")
+    assert (report.groups, report.zero_groups) == (4, 1)
+    assert sa.sparsity(layer, by="output").groups == 6
+    opt = sa.RMDA(sa.param_groups(layer, sa.GroupLasso(10.0, by="input")), lr=1.0, momentum=1.0)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    layer.weight.grad[2] = -1e3 * torch.ones(6)
+    opt.step()
+    assert layer.weight.ne(0).any(1).tolist() == [False, False, True, False]
+
+
+def test_a_users_conv1d_is_none_of_transformers() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6, 4))
+
+    assert module_grouping(Conv1D(), "input") == Grouping("input")
+
+
+def test_gpt2_neurons_that_training_made_zero_are_removed() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2, n_inner=12, use_cache=False
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(1.0, by="input")), lr=1.0, momentum=1.0)
+    tokens = torch.arange(10)[None]
+    model(tokens, labels=tokens).loss.backward()
+    mlp = model.transformer.h[0].mlp
+    keep = torch.arange(12) < 5
+    for name, weight in model.named_parameters():
+        weight.grad.zero_()
+        if not name.endswith("mlp.c_proj.weight"):
+            weight.grad.copy_(-1e3 * weight.sign())
+        else:
+            weight.grad[keep] = -1e3 * weight[keep].sign()
+    opt.step()
+    assert sa.sparsity(mlp.c_proj, by="input").zero_groups == 7
+    with torch.no_grad():
+        small = sa.compact(model, tokens, tolerance=1e-3).model
+    assert small.transformer.h[0].mlp.c_proj.weight.shape == (5, 8)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from optim_infos import make_model, set_grads
 from torch.nn import Parameter
 
@@ -244,3 +247,85 @@ def test_no_milestones() -> None:
     opt.step()
     sched.step()
     assert opt.param_groups[0]["lr"] == 0.1
+
+
+class Around(torch.optim.Optimizer):
+    """A wrapper of the usual kind: an optimizer in an attribute, and its groups."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.inner.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+def after_four_steps(optimizer: Any, weight: Parameter, scheduler: Any) -> dict[str, float]:
+    for step in range(4):
+        set_grads([weight], step)
+        optimizer.step()
+        scheduler.step()
+    inner = next(layer for layer in optimizer_layers(optimizer) if isinstance(layer, sa.RMDA))
+    return {
+        "lr": inner.param_groups[0]["lr"],
+        "momentum": inner.param_groups[0]["momentum"],
+        "step": inner.state[weight]["step"].item(),
+    }
+
+
+optimizer_layers = sa.optim.lr_scheduler._layers
+STAGED = {"lr": pytest.approx(0.01), "momentum": 1.0, "step": 2.0}
+
+
+def test_wrapped_optimizers_are_restarted() -> None:
+    for wrap in (lambda opt: opt, Around, lambda opt: Around(Around(opt))):
+        weight, opt = make()
+        outer = wrap(opt)
+        assert after_four_steps(outer, weight, MultiStageLR(outer, [2])) == STAGED
+
+
+def test_accelerate_prepares_it() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    weight, opt = make()
+    accelerator = accelerate.Accelerator(cpu=True)
+    outer = accelerator.prepare(opt)
+    assert type(outer).__name__ == "AcceleratedOptimizer"
+    assert after_four_steps(outer, weight, MultiStageLR(outer, [2])) == STAGED
+    weight, opt = make()
+    outer, sched = accelerator.prepare(opt, MultiStageLR(opt, [2]))
+    assert after_four_steps(outer, weight, sched) == STAGED
+
+
+def test_a_wrapper_around_others_only_scales_the_learning_rate() -> None:
+    weight = Parameter(torch.ones(2, 2))
+    outer = Around(torch.optim.SGD([weight], lr=0.1, momentum=0.9))
+    sched = MultiStageLR(outer, [1])
+    set_grads([weight])
+    outer.step()
+    sched.step()
+    assert outer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert outer.param_groups[0]["momentum"] == 0.9
+    assert "restart" not in outer.param_groups[0]
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_zero_redundancy_optimizer() -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    weight, _ = make()
+    options = {"lr": 0.1, "momentum": 0.1, "penalty": sa.GroupLasso(0.01)}
+    outer = ZeroRedundancyOptimizer([weight], sa.RMDA, **options)
+    assert after_four_steps(outer, weight, MultiStageLR(outer, [2])) == STAGED
+    plain, opt = make()
+    after_four_steps(opt, plain, MultiStageLR(opt, [2]))
+    assert torch.equal(plain, weight)

@@ -462,3 +462,37 @@ def test_differentiable_step_at_a_zero_group_has_no_nan() -> None:
     opt.step()
     (derivative,) = torch.autograd.grad(weight.sum(), start)
     torch.testing.assert_close(derivative, torch.full_like(start, 0.6))
+
+
+def test_clocks_follow_a_model_that_moves() -> None:
+    """``model.cpu()`` in the middle of training: the next step has all its state in one place."""
+    weight = Parameter(torch.ones(3, 4))
+    opt = sa.RMDA([weight], penalty=sa.GroupLasso(0.1))
+    weight.grad = torch.ones_like(weight)
+    opt.step()
+    weight.grad = None
+    torch.utils.swap_tensors(weight, Parameter(torch.ones(3, 4, device="meta")))
+    weight.grad = torch.ones_like(weight)
+    opt.step()
+    assert {value.device.type for value in opt.state[weight].values()} == {"meta"}
+
+
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR"])
+def test_a_scheduler_that_cycles_the_momentum_is_refused(scheduler: str) -> None:
+    options: dict[str, Any] = {"max_lr": 0.1, "total_steps": 5}
+    if scheduler == "CyclicLR":
+        options = {"base_lr": 0.01, "max_lr": 0.1}
+    weight = Parameter(torch.ones(3, 4))
+    weight.grad = torch.ones_like(weight)
+    opt = sa.RMDA([weight], momentum=0.1)
+    getattr(torch.optim.lr_scheduler, scheduler)(opt, **options)
+    with pytest.raises(RuntimeError, match="cycle_momentum=False"):
+        opt.step()
+    assert weight.eq(1).all()
+    assert not opt.state[weight]
+    opt = sa.RMDA([weight], momentum=0.1)
+    sched = getattr(torch.optim.lr_scheduler, scheduler)(opt, **options, cycle_momentum=False)
+    opt.step()
+    sched.step()
+    assert opt.param_groups[0]["momentum"] == 0.1
+    assert not weight.eq(1).any()

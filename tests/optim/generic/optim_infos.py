@@ -21,6 +21,7 @@ GENERAL: list[tuple[str, dict[str, Any]]] = [
     ("tensor_lr", {"lr": torch.tensor(0.02)}),
     ("tensor_lr_1d", {"lr": torch.tensor([0.02])}),
     ("maximize", {"maximize": True}),
+    ("weight_decay", {"weight_decay": 0.1}),
     ("group_lasso", {"penalty": sa.GroupLasso(1e-3)}),
     ("by_output", {"penalty": sa.GroupLasso(1e-3, by="output"), "maximize": True}),
     ("l1", {"penalty": sa.L1(1e-3)}),

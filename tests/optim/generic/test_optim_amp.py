@@ -23,7 +23,11 @@ def make(info: Any, **flags: Any) -> tuple[torch.nn.Module, Any]:
 
 
 @each_info(OURS)
-@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"fused": True, "weight_decay": 0.3}, {"foreach": True}, {"foreach": False, "weight_decay": 0.3}],
+    ids=str,
+)
 def test_grad_scaler(info: Any, flags: dict[str, Any]) -> None:
     plain, scaled = make(info, **flags), make(info, **flags)
     scaler = torch.amp.GradScaler(device="cpu", init_scale=1024.0, growth_interval=2)

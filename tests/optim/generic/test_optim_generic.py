@@ -158,7 +158,7 @@ def test_some_gradients_missing(info: Any) -> None:
 @each_case(skip=("differentiable",))
 def test_zero_gradient_moves_nothing_without_penalty(optimizer: Any, kwargs: dict[str, Any]) -> None:
     kwargs = {key: value for key, value in reduced(kwargs).items() if key != "penalty"}
-    if optimizer is torch.optim.AdamW:
+    if optimizer is torch.optim.AdamW or "weight_decay" in kwargs:
         kwargs["weight_decay"] = 0
     parameter = Parameter(torch.tensor([[1.5, -0.3, 0.7]]))
     opt = optimizer([parameter], **kwargs)
@@ -350,3 +350,25 @@ def test_inside_inference_mode(info: Any) -> None:
 
 def test_control_is_adamw() -> None:
     assert [info.name for info in INFOS] == ["RMDA", "ProxSGD", "AdamW"]
+
+
+@each_info(OURS)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_weight_decay_is_the_gradient_of_half_the_square(info: Any, maximize: bool) -> None:
+    runs = []
+    for own in (True, False):
+        model = make_model()
+        groups = sa.param_groups(model, sa.GroupLasso(1e-3))
+        opt = info.optim_cls(groups, lr=0.1, maximize=maximize, **({"weight_decay": 0.3} if own else {}))
+        for step in range(4):
+            set_grads(model.parameters(), step)
+            kept = [p.grad.clone() for p in model.parameters()]
+            if not own:
+                for p in model.parameters():
+                    p.grad = p.grad + (-0.3 if maximize else 0.3) * p.detach()
+            opt.step()
+            if own:
+                assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), kept, strict=True))
+        runs.append(list(model.parameters()))
+    for one, two in zip(*runs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
