@@ -36,6 +36,29 @@ def sources(with_cuda: bool) -> list[Path]:
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
+def units(with_cuda: bool) -> dict[str, list[Path]]:
+    """The translation units by name: few, as most of a small one is torch's headers. Kernels of CUDA, and the CPU's
+    of an instruction set, are units of their own."""
+    groups: dict[str, list[Path]] = {}
+    for path in sources(with_cuda):
+        alone = path.suffix == ".cu" or path.stem.endswith(("_default", "_avx2", "_avx512"))
+        folder = path.relative_to(source_dir()).parts[0]
+        groups.setdefault(path.name if alone else f"{folder.removesuffix('.cpp')}.cpp", []).append(path)
+    return groups
+
+
+def write_unit(folder: Path, name: str, paths: list[Path]) -> Path:
+    """The file to compile for a unit: its source, or a new one in `folder` that includes several."""
+    if len(paths) == 1:
+        return paths[0]
+    unit = folder / name
+    text = "".join(f'#include "{os.path.relpath(path, folder)}"\n' for path in paths)
+    if not unit.exists() or unit.read_text(encoding="utf-8") != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        unit.write_text(text, encoding="utf-8")
+    return unit
+
+
 def load_jit(*, with_cuda: bool | None = None, name: str = "sparse_accel_jit", **options: Any) -> ModuleType:
     """Compile the C++ sources for this machine (`-march=native`) and return the module, with what `_C` has.
 
@@ -68,9 +91,11 @@ def load_jit(*, with_cuda: bool | None = None, name: str = "sparse_accel_jit", *
         if with_cuda and cuda_home is None:
             raise RuntimeError("load_jit(with_cuda=True) needs the CUDA toolkit: name its folder in CUDA_HOME")
         defines = ["-DSPARSE_ACCEL_WITH_CUDA"] if with_cuda else []
+        root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+        folder = root.absolute() / f"{name}_sources"
         module = cpp_extension.load(
             name=name,
-            sources=[str(path) for path in sources(with_cuda)],
+            sources=[str(write_unit(folder, unit, paths)) for unit, paths in units(with_cuda).items()],
             extra_cflags=[*CXX_FLAGS, "-march=native", *defines, *options.pop("extra_cflags", [])],
             extra_cuda_cflags=[
                 "-O3",

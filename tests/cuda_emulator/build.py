@@ -27,6 +27,8 @@ from types import ModuleType
 
 import torch
 
+from sparse_accel import _jit
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
@@ -152,31 +154,10 @@ def kernel_sources() -> list[Path]:
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
-def torch_sources() -> dict[str, list[Path]]:
-    """The ATen side, the checks in front of it, the bindings, and what those link to: translation units by name.
-
-    Few: most of a small one is torch's headers. The kernels of an instruction set have one each, as in CMakeLists.txt.
-    """
-    sets = {path.stem: [path] for path in sorted(CSRC.glob("cpu/*/*.cpp")) if path.stem.endswith(("_avx2", "_avx512"))}
-    cpu = [path for path in sorted([*CSRC.glob("cpu/*.cpp"), *CSRC.glob("cpu/*/*.cpp")]) if path.stem not in sets]
-    plain = {path.stem: [path] for path in cpu if path.stem.endswith("_default")}
-    return {
-        "ops": sorted(CSRC.glob("ops/*.cpp")),
-        "cuda": sorted(CSRC.glob("cuda/*_cuda.cpp")),
-        "cpu": [path for path in cpu if path.stem not in plain],
-        "bindings": [*sorted(CSRC.glob("*.cpp")), HERE / "order_bindings.cpp"],
-        **plain,
-        **sets,
-    }
-
-
-def write_unit(name: str, sources: list[Path]) -> Path:
-    """One source that includes several; kept as it is where its text is the same."""
-    unit = BUILD / f"{name}.cpp"
-    text = "".join(f'#include "{os.path.relpath(path, BUILD)}"\n' for path in sources)
-    if not unit.exists() or unit.read_text(encoding="utf-8") != text:
-        unit.write_text(text, encoding="utf-8")
-    return unit
+def torch_units() -> dict[str, list[Path]]:
+    """The ATen side, the checks in front of it, the bindings, and what those link to: translation units by name."""
+    units = {name: paths for name, paths in _jit.units(with_cuda=True).items() if not name.endswith(".cu")}
+    return {**units, "order_bindings.cpp": [HERE / "order_bindings.cpp"]}
 
 
 def build() -> Path:
@@ -197,9 +178,15 @@ def build() -> Path:
     with ThreadPoolExecutor(JOBS) as pool:
         futures = [
             pool.submit(
-                compile_object, write_unit(name, paths), with_torch, BUILD, torch.__version__, *paths, *torch_headers()
+                compile_object,
+                _jit.write_unit(BUILD, name, paths),
+                with_torch,
+                BUILD,
+                torch.__version__,
+                *paths,
+                *torch_headers(),
             )
-            for name, paths in torch_sources().items()
+            for name, paths in torch_units().items()
         ]
         futures += [pool.submit(compile_object, path, kernels, BUILD) for path in kernel_sources()]
         objects = [future.result() for future in futures]

@@ -113,6 +113,7 @@ def test_load_jit_takes_every_source_once():
     folder = _jit.source_dir()
     every = sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".cu"))
     assert _jit.sources(with_cuda=True) == every
+    assert sorted(path for paths in _jit.units(with_cuda=True).values() for path in paths) == every
     stems = [path.stem for path in every if path.suffix == ".cpp"]
     assert len(stems) == len(set(stems)), stems
 
