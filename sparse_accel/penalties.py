@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparse_accel import ops
 from sparse_accel.groups import BY, Grouping, GroupLayout, layout_of
+from sparse_accel.sharding import all_sums, local_part, shard_dims, shard_groups
 
 
 @functools.lru_cache(maxsize=8192)
@@ -73,7 +74,8 @@ class Penalty:
         """The penalty of some tensors together.
 
         Args:
-            tensors: weights ``[out, in, ...]``, any strides.
+            tensors: weights ``[out, in, ...]``, any strides; sharded ones (DTensor) count as a whole, and all processes
+                have to call.
             groupings: how each is cut (one for all, or one per tensor), where it is not a plain ``[out, in, ...]``:
                 transposed and grouped convolutions.
 
@@ -90,13 +92,19 @@ class Penalty:
         tensors, pairs = self._pairs(tensors, groupings)
         total = torch.zeros((), dtype=torch.float64, device=tensors[0].device if tensors else None)
         for tensor, grouping in pairs:
-            work, layout = dense_view(tensor.detach(), grouping)
-            (scores,) = ops.group_score([work], [layout], "l2" if self.prox_name == "soft" else "amax")
-            scores = scores.to(total.device, torch.float64)
-            if self.prox_name == "soft":
-                total += self.strength * layout.group_size**0.5 * scores.sum()
+            work, layout = dense_view(local_part(tensor.detach()), grouping.of_part(shard_dims(tensor)))
+            apart = grouping.group_dims(tensor.dim())
+            size, processes = layout.group_size, shard_groups(tensor, apart)
+            if processes:
+                size = math.prod(length for dim, length in enumerate(tensor.shape) if dim not in apart)
+                (squares,) = all_sums(ops.group_score([work], [layout], "l2sq"), processes)
+                scores = squares.to(total.device, torch.float64).sqrt()
             else:
-                total += self.strength * layout.group_size * (scores != 0).sum().double()
+                (scores,) = ops.group_score([work], [layout], "l2" if self.prox_name == "soft" else "amax")
+                scores = scores.to(total.device, torch.float64)
+            part = size**0.5 * scores.sum() if self.prox_name == "soft" else size * (scores != 0).sum().double()
+            (part,) = all_sums([part], shard_groups(tensor, set(range(tensor.dim())) - apart))
+            total += self.strength * part
         return total
 
     @torch.no_grad()
@@ -109,7 +117,8 @@ class Penalty:
             groupings: as for :meth:`value`.
 
         Raises:
-            ValueError: ``step`` is negative or not finite, or a tensor is not real floating point.
+            ValueError: ``step`` is negative or not finite, a tensor is not real floating point, or the groups of a
+                sharded one lie across processes.
 
         Example:
             >>> x = torch.tensor([4.0, -2.0, 0.5])
@@ -120,10 +129,16 @@ class Penalty:
         if not math.isfinite(step) or step < 0:
             raise ValueError(f"step: expected a finite number >= 0, got {step!r}")
         for tensor, grouping in self._pairs(tensors, groupings)[1]:
-            work, layout = dense_view(tensor.detach(), grouping)
+            if shard_groups(tensor, grouping.group_dims(tensor.dim())):
+                raise ValueError(
+                    f"tensors: expected each group on one process, but those by {self.by!r} of a DTensor of shape "
+                    f"{tuple(tensor.shape)} lie across several (RMDA and ProxSGD take them)"
+                )
+            home = local_part(tensor.detach())
+            work, layout = dense_view(home, grouping.of_part(shard_dims(tensor)))
             ops.prox_([work], [layout], [step * self.strength], prox=self.prox_name)
-            if work.data_ptr() != tensor.data_ptr():
-                tensor.copy_(work)
+            if work.data_ptr() != home.data_ptr():
+                home.copy_(work)
 
     def _pairs(
         self, tensors: Tensor | Sequence[Tensor], groupings: Groupings

@@ -19,12 +19,13 @@ _INSIDE = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", 
 _FORWARD, _ORIGINAL = "forward", "_original_forward"  # accelerate's autocast around the second takes the first's place
 
 
-def bare_model(model: Any, error: type[Exception] = ValueError) -> nn.Module:
+def bare_model(model: Any, error: type[Exception] = ValueError, *, sharded: bool = False) -> nn.Module:
     """The module inside ``torch.compile``, ``DistributedDataParallel``, ``DataParallel`` and accelerate's autocast.
 
     Args:
         model: as the user has it; it stays as it is.
         error: raised where it cannot be used.
+        sharded: whether DTensors (FSDP2, tensor parallelism) will do.
 
     Returns:
         A module with the same parameters; ``model`` itself where nothing is around it.
@@ -44,8 +45,8 @@ def bare_model(model: Any, error: type[Exception] = ValueError) -> nn.Module:
     while type(model).__name__ in _INSIDE and _INSIDE[type(model).__name__] in model._modules:
         model = model.get_submodule(_INSIDE[type(model).__name__])
     for name, module in model.named_modules():
-        reason = _wrapped(module) or _sharded(module) or _computed(module)
-        if reason is not None:
+        reason = _wrapped(module) or _flat(module) or (not sharded and _sharded(module)) or _computed(module)
+        if reason:
             raise error(f"{name or 'model'} ({type(module).__name__}): {reason}")
     if _ORIGINAL in vars(model):
         original = vars(model)[_ORIGINAL]
@@ -65,12 +66,16 @@ def _wrapped(module: nn.Module) -> str | None:
     return None
 
 
-def _sharded(module: nn.Module) -> str | None:
+def _flat(module: nn.Module) -> str | None:
     if type(module).__name__ == "FullyShardedDataParallel":
         return (
             "its parameters are flat: gather them (StateDictType.FULL_STATE_DICT) and load them into a model that is "
             "not wrapped"
         )
+    return None
+
+
+def _sharded(module: nn.Module) -> str | None:
     for key, parameter in module._parameters.items():
         if type(parameter).__name__ == "DTensor":
             return f"{key} is a DTensor: gather it (full_tensor()) and load it into a model that is not sharded"

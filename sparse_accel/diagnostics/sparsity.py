@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_accel.groups import Grouping, group_layout, named_groupings
 from sparse_accel.report import format_table, percent
+from sparse_accel.sharding import all_sums, local_part, shard_dims, shard_groups
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ class SparsityReport:
 def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | None] | None = None) -> SparsityReport:
     """Count the zero groups of every weight that a penalty with this ``by`` regularizes.
 
+    Of a sharded model (FSDP2, tensor parallelism) whole groups are counted; all processes have to call it, and get
+    the same.
+
     Args:
         model: any module; Linear and (transposed, grouped, depthwise) convolution weights and weights of two or more
             dimensions of your own modules take part, biases, norms and embeddings do not. Tied weights count once.
@@ -118,7 +122,7 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
         stacked: what stacks of matrices are, where their modules do not tell, as for :func:`sparse_accel.param_groups`.
 
     Raises:
-        ValueError: ``by`` is none of these, ``stacked`` is wrong, or parameters are flat, sharded, or hidden behind a
+        ValueError: ``by`` is none of these, ``stacked`` is wrong, or parameters are flat (FSDP1) or hidden behind a
             hook.
 
     Example:
@@ -141,17 +145,25 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
 
 
 def _tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:
-    nonzero = weight.ne(0)
-    layout = group_layout(weight, grouping)
-    alive = int(_group_any(nonzero, grouping).sum())
+    layout = group_layout(torch.empty(weight.shape, device="meta"), grouping)
+    nonzero = local_part(weight).ne(0)
+    alive = _group_any(nonzero, grouping.of_part(shard_dims(weight)))
+    (parts,) = all_sums([alive.long()], shard_groups(weight, grouping.group_dims(weight.dim())))
+    counts = torch.stack([parts.ne(0).sum(), nonzero.sum()])
+    # Each sum over the processes that hold other groups, or other elements.
+    (groups,) = all_sums(
+        [counts[:1]], shard_groups(weight, set(range(weight.dim())) - grouping.group_dims(weight.dim()))
+    )
+    (elements,) = all_sums([counts[1:]], shard_groups(weight))
+    dead = layout.num_groups - int(groups)
     return TensorSparsity(
         name,
         tuple(weight.shape),
         layout.num_groups,
-        layout.num_groups - alive,
+        dead,
         weight.numel(),
-        (layout.num_groups - alive) * layout.group_size,
-        weight.numel() - int(nonzero.sum()),
+        dead * layout.group_size,
+        weight.numel() - int(elements),
     )
 
 
@@ -159,6 +171,9 @@ def _group_any(nonzero: Tensor, grouping: Grouping) -> Tensor:
     """Whether each group holds a nonzero element, bool, one entry per group."""
     if grouping.by == "element":
         return nonzero.reshape(-1)
+    if nonzero.numel() == 0:  # an empty part of a sharded weight
+        sizes = [length for dim, length in enumerate(nonzero.shape) if dim in grouping.group_dims(nonzero.dim())]
+        return nonzero.new_zeros(math.prod(sizes))
     groups = grouping.conv_groups
     if grouping.stacked:
         nonzero, groups = nonzero.flatten(0, -2), math.prod(nonzero.shape[:-2])

@@ -75,6 +75,37 @@ class Grouping(NamedTuple):
             raise ValueError(f"conv_groups: expected 1 for a stack of matrices, got {self.conv_groups}")
         return self
 
+    def group_dims(self, dim: int) -> set[int]:
+        """The dimensions of a weight of ``dim`` dimensions that run over groups, not inside one.
+
+        With ``conv_groups`` and the second dimension, the first runs over some groups and inside others: it is none.
+
+        Example:
+            >>> Grouping("input").group_dims(4), Grouping("kernel").group_dims(4)
+            ({1}, {0, 1})
+        """
+        if self.by == "element":
+            return set(range(dim))
+        lead = dim - 2 if self.stacked else 0
+        by_first = (self.by == "output") != self.transposed
+        own = {lead, lead + 1} if self.by == "kernel" else {lead if by_first else lead + 1}
+        return {*range(lead), *own}
+
+    def of_part(self, sharded: set[int]) -> Grouping:
+        """How a process's part of a weight is cut that is sharded along these dimensions.
+
+        Raises:
+            ValueError: ``conv_groups`` cut the first dimension into groups, and so does the sharding.
+        """
+        if self.conv_groups == 1 or 0 not in sharded or self.by == "element":
+            return self
+        if 0 not in self.group_dims(2):
+            raise ValueError(
+                f"by={self.by!r}: groups of a convolution with {self.conv_groups} groups whose weight is sharded along "
+                "its first dimension lie across its parts: shard it along another, or leave it out of the penalty"
+            )
+        return self._replace(conv_groups=1)  # every index of the first dimension is a group of its own
+
     def applies_to(self, tensor: Tensor) -> bool:
         """Whether the tensor has such groups: elements always, channels from two dimensions on."""
         return self.by == "element" or tensor.dim() >= 2

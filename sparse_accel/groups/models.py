@@ -128,7 +128,7 @@ def named_groupings(
 
     Raises:
         ValueError: a value of ``stacked`` is none of these, or its parameter has fewer than three dimensions; or
-            parameters are flat, sharded, or hidden behind a hook: the message names the module.
+            parameters are flat (FSDP1) or hidden behind a hook: the message names the module.
 
     Example:
         >>> [(name, grouping is not None) for name, _, grouping in named_groupings(nn.Linear(3, 2), "input")]
@@ -141,7 +141,7 @@ def named_groupings(
     found: dict[nn.Parameter, tuple[str, Grouping | None]] = {}
     unknown: list[str] = []
     hidden: set[nn.Module] = set()
-    for prefix, module in bare_model(model).named_modules():
+    for prefix, module in bare_model(model, sharded=True).named_modules():
         if isinstance(module, ParametrizationList):
             hidden |= set(module.modules())
             warnings.warn(f"{prefix}: a weight that is computed (parametrization) is left unregularized", stacklevel=3)
@@ -194,7 +194,7 @@ def param_groups(
         their own) and one of everything else, with named parameters.
 
     Raises:
-        ValueError: parameters are flat, sharded, or hidden behind a hook; the message names the module.
+        ValueError: parameters are flat (FSDP1) or hidden behind a hook; the message names the module.
 
     Example:
         >>> from sparse_accel import GroupLasso

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from sparse_accel.groups import Grouping
-from sparse_accel.penalties import Penalty, cached_layout, penalty_from_plain
+from sparse_accel.penalties import Penalty, penalty_from_plain
+from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
-from ._batch import Batch, Kept, check_lr, check_momentum_is_own, grouping_of, state_dtype
+from ._batch import Batch, Kept, check_lr, check_momentum_is_own, grouping_of, read_parameter, state_dtype
 
-_ELEMENT = Grouping("element")
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
 _health_check = (
     getattr(Optimizer, "_accelerator_graph_capture_health_check", None) or Optimizer._cuda_graph_capture_health_check
@@ -44,6 +43,7 @@ class ProximalOptimizer(Optimizer):
     }
     _scalar_state: ClassVar[dict[str, torch.dtype]] = {"step": torch.float32}  # [] tensors
     _tensor_state: ClassVar[tuple[str, ...]] = ()  # tensors of the parameter's shape
+    _spans_processes: ClassVar[bool] = False  # whether a group may lie across processes
     _update: Callable[[dict[str, Any], Batch], None]  # of a group: updates batch.work and the state of batch.params
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
@@ -102,7 +102,8 @@ class ProximalOptimizer(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether GradScaler hands grad_scale and found_inf to step() (no host synchronization)."""
-        return all(self._is_fused(group) for group in self.param_groups)
+        sharded = any(is_sharded(param) for group in self.param_groups for param in group["params"])
+        return not sharded and all(self._is_fused(group) for group in self.param_groups)
 
     # ------------------------------------------------------------------ the step
 
@@ -146,46 +147,28 @@ class ProximalOptimizer(Optimizer):
         penalty = penalty_from_plain(group["penalty"])
         if isinstance(group["penalty"], Penalty):
             group["penalty"] = group["penalty"].to_plain()
-        grouping = grouping_of(group, penalty.by) if penalty else _ELEMENT
-        batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
+        grouping = grouping_of(group, penalty.by) if penalty else None
+        batches: dict[tuple[Any, ...], Batch] = {}
         for param in dict.fromkeys(group["params"]):
             state = self.state.get(param, {})
             if param.grad is None if need_grad else "step" not in state or not param.requires_grad:
                 continue
-            work, grad = param, param.grad if need_grad else None
-            if grad is not None and grad.layout != torch.strided:
+            one = read_parameter(type(self).__name__, param, param.grad if need_grad else None, grouping)
+            if one.processes and not self._spans_processes:
                 raise RuntimeError(
-                    f"{type(self).__name__} does not support sparse gradients: expected a dense gradient for the "
-                    f"parameter of shape {tuple(param.shape)}, got layout {grad.layout}"
+                    f"{type(self).__name__} needs each group on one process, and the groups by "
+                    f"{grouping and grouping.by!r} of the parameter of shape {tuple(param.shape)} lie across several: "
+                    "choose another by, or RMDA or ProxSGD"
                 )
-            if param.is_complex():
-                if penalty is not None and grouping.applies_to(param):
-                    raise RuntimeError(
-                        f"a penalty on complex parameters is not defined: put the {param.dtype} parameter of shape "
-                        f"{tuple(param.shape)} in a group with penalty=None"
-                    )
-                work = torch.view_as_real(param)
-                grad = None if grad is None else torch.view_as_real(grad.resolve_conj())
-            elif not param.is_floating_point():
-                raise RuntimeError(f"expected floating-point or complex parameters, got {param.dtype}")
-            penalized = penalty is not None and grouping.applies_to(param)
-            layout, in_place = cached_layout(work.shape, work.stride(), grouping if penalized else _ELEMENT)
-            if not in_place:
-                work = work.clone(memory_format=torch.contiguous_format)
             for name in self._tensor_state:
-                if name in state and state[name].shape != work.shape:
+                if name in state and local_part(state[name]).shape != one.work.shape:
                     raise RuntimeError(
-                        f"state {name!r} has shape {tuple(state[name].shape)}, its parameter {tuple(work.shape)}: "
+                        f"state {name!r} has shape {tuple(state[name].shape)}, its parameter {tuple(param.shape)}: "
                         "prune with compact(..., optimizer=optimizer), or make a new optimizer"
                     )
-            batch = batches.setdefault((param.device, work.dtype), Batch())
-            batch.params.append(param)
-            batch.work.append(work)
-            if grad is not None:
-                batch.grads.append(grad.resolve_neg().to(work.dtype))
-            batch.layouts.append(layout)
+            batch = batches.setdefault((param.device, one.work.dtype, one.processes), Batch(processes=one.processes))
             scale = state.get("penalty_scale", 1.0)
-            batch.strengths.append(penalty.strength * scale if penalty is not None and penalized else 0.0)
+            batch.add(param, one, penalty.strength * scale if penalty is not None and one.penalized else 0.0)
         return list(batches.values())
 
     @staticmethod
@@ -217,7 +200,10 @@ class ProximalOptimizer(Optimizer):
         for param, work in zip(batch.params, batch.work, strict=True):
             state = self.state[param]
             for name, values in zip(self._tensor_state, lists, strict=False):
-                tensor = state[name] = self._like(work, state[name])  # strides or dtype of a model may change
+                held = local_part(state[name])
+                tensor = self._like(work, held)  # strides or dtype of a model may change
+                if tensor is not held:
+                    state[name] = sharded_as(tensor, param)
                 values.append(tensor)
             device = self._scalar_device(param)
             for name, values in zip(self._scalar_state, lists[len(self._tensor_state) :], strict=True):
@@ -230,6 +216,7 @@ class ProximalOptimizer(Optimizer):
         """A loaded state tensor on the device and of the dtype that the state of ``param`` has; a copy."""
         if key in self._scalar_state:
             return torch.empty((), dtype=self._scalar_state[key], device=self._scalar_device(param)).copy_(value)
+        value = aligned(f"state {key!r}", value, param)
         dtype = state_dtype(param) if value.is_floating_point() else value.dtype
         return value.detach().to(device=param.device, dtype=dtype, copy=True)
 
@@ -249,7 +236,8 @@ class ProximalOptimizer(Optimizer):
 
         Raises:
             ValueError: the groups or their sizes do not match.
-            RuntimeError: called inside :meth:`proximal_parameters`.
+            RuntimeError: called inside :meth:`proximal_parameters`; or state and parameters are not both sharded. The
+                optimizer stays as it was.
         """
         self._refuse_swapped("load_state_dict()")
 
@@ -263,8 +251,12 @@ class ProximalOptimizer(Optimizer):
             return {**loaded, "state": state}
 
         handle = self.register_load_state_dict_pre_hook(keep)  # after the user's own pre-hooks
+        before = {"state": self.state, "param_groups": self.param_groups}
         try:
             super().load_state_dict(state_dict)
+        except Exception:
+            self.__dict__.update(before)
+            raise
         finally:
             handle.remove()
 

@@ -4,12 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparse_accel.groups import Grouping, GroupLayout
+from sparse_accel.penalties import cached_layout
+from sparse_accel.sharding import aligned, is_sharded, local_part, shard_dims, shard_groups
+
+_ELEMENT = Grouping("element")
+
+
+class Reading(NamedTuple):
+    """One parameter as the step sees it; what the fields are: :class:`Batch`."""
+
+    home: Tensor
+    work: Tensor
+    grad: Tensor | None
+    layout: GroupLayout
+    size: int
+    processes: tuple[Any, ...]
+    penalized: bool
+
+
+def read_parameter(optimizer: str, param: Tensor, grad: Tensor | None, grouping: Grouping | None) -> Reading:
+    """Check a parameter and its gradient, and find the groups in its memory.
+
+    Args:
+        optimizer: its name, for messages.
+        param: any strides, real or complex; of a DTensor the part here is read.
+        grad: its gradient, if it is wanted.
+        grouping: of the penalty, if there is one.
+
+    Raises:
+        RuntimeError: the gradient is sparse, or sharded otherwise than the parameter and not to be brought in line; or
+            the parameter is no floating point, or complex under a penalty or sharded.
+        ValueError: the penalty's groups lie across the parts of a sharded grouped convolution.
+    """
+    sharded = is_sharded(param)
+    home = work = local_part(param) if sharded else param
+    if grad is not None:
+        if grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{optimizer} does not support sparse gradients: expected a dense gradient for the parameter of shape "
+                f"{tuple(param.shape)}, got layout {grad.layout}"
+            )
+        if sharded or is_sharded(grad):
+            grad = local_part(aligned("the gradient", grad, param))
+    penalized = grouping is not None and grouping.applies_to(param)
+    if param.is_complex():
+        if penalized or sharded:
+            why = "a penalty on complex parameters is" if penalized else "steps of sharded complex parameters are"
+            raise RuntimeError(
+                f"{why} not defined: put the {param.dtype} parameter of shape {tuple(param.shape)} in a group with "
+                "penalty=None" + ("" if penalized else " of a model that is not sharded")
+            )
+        work = torch.view_as_real(home)
+        grad = None if grad is None else torch.view_as_real(grad.resolve_conj())
+    elif not param.is_floating_point():
+        raise RuntimeError(f"expected floating-point or complex parameters, got {param.dtype}")
+    own = grouping if grouping is not None and penalized else _ELEMENT
+    here, processes = own, ()
+    if sharded:
+        here = own.of_part(shard_dims(param))
+        processes = shard_groups(param, own.group_dims(param.dim())) if penalized else ()
+    layout, in_place = cached_layout(work.shape, work.stride(), here)
+    size = layout.group_size
+    if processes:
+        apart = own.group_dims(param.dim())
+        size = math.prod(length for dim, length in enumerate(param.shape) if dim not in apart)
+    if not in_place:
+        work = work.clone(memory_format=torch.contiguous_format)
+    if grad is not None:
+        grad = grad.resolve_neg().to(work.dtype)
+    return Reading(home, work, grad, layout, size, processes, penalized)
 
 
 @dataclasses.dataclass
@@ -17,10 +86,28 @@ class Batch:
     """Parameters of one group on one device and of one dtype, ready for one multi-tensor call."""
 
     params: list[Tensor] = dataclasses.field(default_factory=list)  # as the user holds them
-    work: list[Tensor] = dataclasses.field(default_factory=list)  # params, or contiguous copies; complex as real
+    homes: list[Tensor] = dataclasses.field(default_factory=list)  # their memory here: of a DTensor this process's part
+    work: list[Tensor] = dataclasses.field(default_factory=list)  # homes, or contiguous copies; complex as real
     grads: list[Tensor] = dataclasses.field(default_factory=list)  # shape of work
     layouts: list[GroupLayout] = dataclasses.field(default_factory=list)  # of work's memory
     strengths: list[float] = dataclasses.field(default_factory=list)  # 0 where the penalty is not about the parameter
+    sizes: list[int] = dataclasses.field(default_factory=list)  # elements of a whole group
+    processes: tuple[Any, ...] = ()  # process groups over which the groups lie, none where each is on one process
+
+    def cuts(self) -> tuple[list[GroupLayout], list[float], list[int], tuple[Any, ...]]:
+        """How the penalty cuts the tensors: layouts, strengths, sizes, processes."""
+        return self.layouts, self.strengths, self.sizes, self.processes
+
+    def add(self, param: Tensor, one: Reading, strength: float) -> None:
+        """Take in a parameter."""
+        self.params.append(param)
+        self.homes.append(one.home)
+        self.work.append(one.work)
+        if one.grad is not None:
+            self.grads.append(one.grad)
+        self.layouts.append(one.layout)
+        self.strengths.append(strength)
+        self.sizes.append(one.size)
 
     def add_decay(self, group: dict[str, Any], grad_scale: Tensor | None) -> None:
         """Add ``weight_decay`` times the parameters to the gradients, which are the user's and stay as they are.
@@ -39,9 +126,9 @@ class Batch:
 
     def write_back(self) -> None:
         """Copy the contiguous copies back into their parameters, and tell autograd that all have changed."""
-        for param, work in zip(self.params, self.work, strict=True):
-            if work is not param and work.data_ptr() != param.data_ptr():
-                (torch.view_as_real(param) if param.is_complex() else param).copy_(work)
+        for home, work in zip(self.homes, self.work, strict=True):
+            if work is not home and work.data_ptr() != home.data_ptr():
+                (torch.view_as_real(home) if home.is_complex() else home).copy_(work)
         if not torch.is_grad_enabled():
             torch.autograd.graph.increment_version(self.params)
 

@@ -12,11 +12,12 @@ from torch.optim.optimizer import ParamsT
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 from sparse_accel.penalties import Penalty
+from sparse_accel.sharding import sharded_as
 
 from ._base import ProximalOptimizer, implementation_is_open
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import shared_docs
-from ._prox import proximal_point
+from ._prox import proximal_parts, proximal_point
 
 __all__ = ["ProxSGD", "prox_sgd"]
 
@@ -65,6 +66,7 @@ class ProxSGD(ProximalOptimizer):
     """
 
     _group_defaults: ClassVar = {**ProximalOptimizer._group_defaults, "weight_decay": 0.0}
+    _spans_processes: ClassVar = True
     _tensor_state: ClassVar = ("momentum_buffer",)
 
     def __init__(
@@ -108,7 +110,7 @@ class ProxSGD(ProximalOptimizer):
             state = self.state[param]
             if "step" not in state:
                 buffer = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)
-                state.update(self._new_scalars(param), momentum_buffer=buffer)
+                state.update(self._new_scalars(param), momentum_buffer=sharded_as(buffer, param))
         batch.add_decay(group, getattr(self, "grad_scale", None))
         momentum_buffers, steps = self._tensor_lists(batch)
         multi_tensor = group["foreach"] or group["fused"]
@@ -128,6 +130,8 @@ class ProxSGD(ProximalOptimizer):
             maximize=group["maximize"],
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
+            sizes=batch.sizes,
+            processes=batch.processes,
         )
 
 
@@ -146,6 +150,8 @@ def prox_sgd(
     foreach: bool = True,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    sizes: Sequence[int] = (),
+    processes: Sequence[Any] = (),
 ) -> None:
     """One ProxSGD step for N tensors, in place; :class:`ProxSGD` has the formulas.
 
@@ -163,6 +169,8 @@ def prox_sgd(
         foreach: use torch's multi-tensor ops and the native proximal operator; False: plain ops in a loop.
         grad_scale: ``[]``, gradients are divided by it.
         found_inf: ``[]``, nothing changes where it is not zero.
+        sizes: elements of a whole group, where the groups lie across processes.
+        processes: the groups of processes across which they do. All of them take the step.
 
     Example:
         >>> w, m, t = torch.ones(2), torch.zeros(2), torch.zeros(())
@@ -181,7 +189,7 @@ def prox_sgd(
     if found_inf is None:
         for step in steps:
             step += 1
-        _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho, prox, foreach)
+        _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho, prox, foreach, sizes, processes)
         return
     skip = found_inf.to(device).reshape(()) != 0
     for step in steps:
@@ -189,7 +197,7 @@ def prox_sgd(
     scaled = [torch.where(skip, 0.0, grad) for grad in scaled]
     before = [param.detach().clone() for param in params]
     rho_or_zero = torch.where(skip, 0.0, rho).to(dtype)
-    _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho_or_zero, prox, foreach)
+    _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho_or_zero, prox, foreach, sizes, processes)
     torch._foreach_copy_(params, [torch.where(skip, old, new) for old, new in zip(before, params, strict=True)])
 
 
@@ -203,12 +211,14 @@ def _step(
     rho: float | Tensor,
     prox: str,
     foreach: bool,
+    sizes: Sequence[int],
+    processes: Sequence[Any],
 ) -> None:
     """The formulas, on gradients of the buffers' dtype. The native operator takes its threshold as a number: an lr
     on the device goes with the plain one."""
     dtype = momentum_buffers[0].dtype
     penalized = [i for i, strength in enumerate(strengths) if strength]
-    if foreach:
+    if foreach or processes:
         torch._foreach_mul_(momentum_buffers, 1 - rho)
         if isinstance(rho, Tensor):
             torch._foreach_add_(momentum_buffers, torch._foreach_mul(grads, rho))
@@ -219,12 +229,16 @@ def _step(
             torch._foreach_sub_(xs, torch._foreach_mul(momentum_buffers, lr))
         else:
             torch._foreach_add_(xs, momentum_buffers, alpha=-lr)
-        if isinstance(lr, Tensor):
+        if processes:
+            rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=dtype, device=params[0].device)
+            thresholds = [rate * strength for strength in strengths]
+            torch._foreach_copy_(xs, proximal_parts(xs, layouts, thresholds, prox, sizes, processes))
+        elif isinstance(lr, Tensor):
             for i in penalized:
                 xs[i].copy_(proximal_point(xs[i], layouts[i], lr * strengths[i], prox))
         elif penalized:
-            thresholds = [lr * strengths[i] for i in penalized]
-            ops.prox_([xs[i] for i in penalized], [layouts[i] for i in penalized], thresholds, prox=prox)
+            numbers = [lr * strengths[i] for i in penalized]
+            ops.prox_([xs[i] for i in penalized], [layouts[i] for i in penalized], numbers, prox=prox)
         if xs is not params:
             torch._foreach_copy_(params, xs)
         return

@@ -13,11 +13,12 @@ from torch.optim.optimizer import ParamsT
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 from sparse_accel.penalties import Penalty
+from sparse_accel.sharding import sharded_as
 
 from ._base import ProximalOptimizer
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import CAPTURABLE, shared_docs
-from ._prox import proximal_point
+from ._prox import proximal_parts, proximal_point
 
 __all__ = ["RMDA", "StepNumbers", "StepTensors", "rmda"]
 
@@ -79,6 +80,7 @@ class RMDA(ProximalOptimizer):
         "momentum_ramp": None,
         "weight_decay": 0.0,
     }
+    _spans_processes: ClassVar = True
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
     _tensor_state: ClassVar = ("point", "anchor")
 
@@ -141,12 +143,13 @@ class RMDA(ProximalOptimizer):
             state = self.state[param]
             if "step" not in state:
                 anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
-                state.update(self._new_scalars(param), point=anchor.clone(), anchor=anchor)
+                tensors = {"point": sharded_as(anchor.clone(), param), "anchor": sharded_as(anchor, param)}
+                state.update(self._new_scalars(param), **tensors)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         points, anchors, steps, alphas = self._tensor_lists(batch)
         ramp = group["momentum_ramp"]
         momentum = group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0)
-        tensors = StepTensors(batch.work, batch.grads, points, anchors, steps, alphas, batch.layouts, batch.strengths)
+        tensors = StepTensors(batch.work, batch.grads, points, anchors, steps, alphas, *batch.cuts())
         rmda(
             tensors,
             StepNumbers(group["lr"], momentum, self._prox_name(group), group["maximize"]),
@@ -167,7 +170,7 @@ class RMDA(ProximalOptimizer):
                 grads = [torch.zeros_like(work) for work in batch.work]
                 at = [point.clone() for point in points]
                 before = [(step - 1).clamp_(min=0) for step in steps]
-                tensors = StepTensors(batch.work, grads, at, points, before, alphas, batch.layouts, batch.strengths)
+                tensors = StepTensors(batch.work, grads, at, points, before, alphas, *batch.cuts())
                 numbers = StepNumbers(0.0, 1.0, self._prox_name(group))
                 rmda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
                 batch.write_back()
@@ -186,6 +189,8 @@ class StepTensors:
         alphas: ``[]`` float64 each.
         layouts: of the memory of ``params``.
         strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
+        sizes: elements of a whole group, where the groups lie across processes.
+        processes: the groups of processes across which they do. All of them take the step.
     """
 
     params: list[Tensor]
@@ -196,6 +201,8 @@ class StepTensors:
     alphas: list[Tensor]
     layouts: Sequence[GroupLayout]
     strengths: Sequence[float]
+    sizes: Sequence[int] = ()
+    processes: Sequence[Any] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +253,11 @@ def rmda(
         return
     if isinstance(numbers.lr, Tensor) and numbers.lr.is_cpu and not numbers.lr.requires_grad:
         numbers = dataclasses.replace(numbers, lr=numbers.lr.item())
-    if fused if fused is not None else foreach is None:
+    if tensors.processes:
+        if grad_scale is not None or found_inf is not None:
+            raise RuntimeError("grad_scale and found_inf: expected groups that lie on one process each")
+        _multi_tensor_rmda(tensors, numbers)
+    elif fused if fused is not None else foreach is None:
         _fused_rmda(tensors, numbers, grad_scale, found_inf)
     elif grad_scale is not None or found_inf is not None:
         raise RuntimeError("grad_scale and found_inf: expected fused=True")
@@ -307,10 +318,14 @@ def _multi_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
     torch._foreach_mul_(points, decays)
     torch._foreach_add_(points, anchors)
     torch._foreach_sub_(points, torch._foreach_mul([grad.to(dtype) for grad in tensors.grads], rates))
-    xs = list(points)
-    for i, strength in enumerate(tensors.strengths):
-        if strength:
-            xs[i] = proximal_point(xs[i], tensors.layouts[i], ratios[i] * strength, numbers.prox)
+    thresholds = [ratio * strength for ratio, strength in zip(ratios, tensors.strengths, strict=True)]
+    if tensors.processes:
+        xs = proximal_parts(points, tensors.layouts, thresholds, numbers.prox, tensors.sizes, tensors.processes)
+    else:
+        xs = list(points)
+        for i, strength in enumerate(tensors.strengths):
+            if strength:
+                xs[i] = proximal_point(xs[i], tensors.layouts[i], thresholds[i], numbers.prox)
     if momentum != 1:
         xs = list(torch._foreach_mul(xs, momentum))
         torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))

@@ -1,0 +1,99 @@
+"""Sharded parameters (DTensors, of FSDP2 and tensor parallelism): the part of this process, and what has to be summed
+over processes. Nothing here gathers a tensor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["aligned", "all_sums", "is_sharded", "local_part", "shard_dims", "shard_groups", "sharded_as"]
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor.
+
+    Example:
+        >>> is_sharded(torch.zeros(2))
+        False
+    """
+    module = sys.modules.get("torch.distributed.tensor")  # without it there is none
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds, sharing its memory; a tensor that is not sharded is returned as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def sharded_as(part: Tensor, param: Tensor) -> Tensor:
+    """This process's part of a tensor that is sharded as ``param`` is: the DTensor of it; ``part`` where it is none."""
+    if not is_sharded(param):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=param.shape, stride=param.stride())
+
+
+def aligned(name: str, tensor: Tensor, param: Tensor) -> Tensor:
+    """A gradient or state tensor, sharded as its parameter is; a collective where it was sharded otherwise.
+
+    Raises:
+        RuntimeError: one of the two is sharded and the other is not.
+    """
+    if is_sharded(tensor) != is_sharded(param):
+        kinds = ("a DTensor" if is_sharded(one) else "a plain tensor" for one in (tensor, param))
+        raise RuntimeError(
+            "{} of the parameter of shape {} is {}, the parameter {}: load states of sharded models by "
+            "torch.distributed.checkpoint.state_dict".format(name, tuple(param.shape), *kinds)
+        )
+    if not is_sharded(param) or tensor.placements == param.placements:  # type: ignore[attr-defined]
+        return tensor
+    return tensor.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined,no-any-return]
+
+
+def shard_groups(param: Tensor, apart: Collection[int] = ()) -> tuple[Any, ...]:
+    """The process groups over which parts of a sharded parameter have to be summed.
+
+    Args:
+        param: any tensor; where it is not sharded there are none.
+        apart: dimensions along which parts are kept apart: sharding along them needs no sum.
+
+    Raises:
+        RuntimeError: the parameter is a partial sum.
+    """
+    if not is_sharded(param):
+        return ()
+    mesh = param.device_mesh  # type: ignore[attr-defined]
+    found = []
+    for place, placement in enumerate(param.placements):  # type: ignore[attr-defined]
+        if placement.is_partial():
+            raise RuntimeError(f"the parameter of shape {tuple(param.shape)} is a partial sum ({placement})")
+        if not placement.is_replicate() and placement.dim % param.dim() not in apart and mesh.size(place) > 1:
+            found.append(mesh.get_group(place))
+    return tuple(found)
+
+
+def shard_dims(param: Tensor) -> set[int]:
+    """The dimensions along which it is sharded."""
+    if not is_sharded(param):
+        return set()
+    placements = param.placements  # type: ignore[attr-defined]
+    return {one.dim % param.dim() for one in placements if not one.is_replicate() and not one.is_partial()}
+
+
+def all_sums(tensors: Iterable[Tensor], groups: Iterable[Any]) -> list[Tensor]:
+    """Tensors of one dtype and device, each summed over the processes of all groups, by one all-reduce per group."""
+    tensors = list(tensors)
+    groups = list(groups)
+    if not groups or not tensors:
+        return tensors
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    for group in groups:
+        torch.distributed.all_reduce(flat, group=group)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

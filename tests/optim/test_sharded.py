@@ -1,0 +1,184 @@
+"""Two processes, each with a part of every weight, take the steps of one that has it all (DTensor, FSDP2)."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+import sparse_accel as sa
+
+SHAPES = [(6, 4), (5, 7), (1, 6), (6, 4, 3, 3), (9,)]  # even, uneven, an empty part, a convolution, a bias
+OPTIMIZERS: list[tuple[Any, dict[str, Any]]] = [
+    (sa.RMDA, {"lr": 0.3, "momentum": 0.4}),
+    (sa.RMDA, {"lr": 0.3, "momentum": 1.0, "weight_decay": 0.1}),
+    (sa.ProxSGD, {"lr": 0.3, "rho": 0.5}),
+]
+PENALTIES = [
+    sa.GroupLasso(0.05, by="input"),
+    sa.GroupLasso(0.05, by="output"),
+    sa.GroupLasso(0.05, by="kernel"),
+    sa.L1(0.05),
+    sa.GroupL0(0.01, by="input"),
+    None,
+]
+
+
+def randn(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def trajectories(mesh: Any, dim: int) -> None:
+    """Every optimizer, penalty and shape: parameters, proximal iterates and penalties of both ways are the same."""
+    for (kind, options), penalty in itertools.product(OPTIMIZERS, PENALTIES):
+        case = f"{kind.__name__} {options} {penalty} dim {dim}"
+        plain = [nn.Parameter(randn(shape, i)) for i, shape in enumerate(SHAPES)]
+        placed = [[Shard(min(dim, p.dim() - 1))] for p in plain]
+        parts = [nn.Parameter(distribute_tensor(p.detach(), mesh, at)) for p, at in zip(plain, placed, strict=True)]
+        ones, twos = kind(plain, penalty=penalty, **options), kind(parts, penalty=penalty, **options)
+        for step in range(4):
+            for i, (p, part) in enumerate(zip(plain, parts, strict=True)):
+                p.grad = randn(p.shape, 100 * step + i)
+                # As autograd may leave it: sharded like the parameter, or sharded otherwise.
+                at = placed[i] if step % 2 else [Replicate()]
+                part.grad = distribute_tensor(p.grad, mesh, at)
+            ones.step()
+            twos.step()
+            for p, part in zip(plain, parts, strict=True):
+                torch.testing.assert_close(part.detach().full_tensor(), p.detach(), rtol=1e-12, atol=1e-13, msg=case)
+        assert abs(ones.penalty_value() - twos.penalty_value()) < 1e-10, case
+        for p, part in zip(plain, parts, strict=True):
+            for key, value in ones.state[p].items():
+                assert isinstance(twos.state[part][key], DTensor) == (value.dim() > 0), case
+                torch.testing.assert_close(whole(twos.state[part][key]), value, rtol=1e-12, atol=1e-13, msg=case)
+        before = [part.detach().full_tensor() for part in parts]
+        with twos.proximal_parameters(), ones.proximal_parameters():
+            for p, part in zip(plain, parts, strict=True):
+                torch.testing.assert_close(part.detach().full_tensor(), p.detach(), rtol=1e-12, atol=1e-13, msg=case)
+        assert all(torch.equal(part.detach().full_tensor(), old) for part, old in zip(parts, before, strict=True)), case
+        ones.finalize_()
+        twos.finalize_()
+        assert all(torch.equal(whole(q.detach()) == 0, p.detach() == 0) for p, q in zip(plain, parts, strict=True))
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(6 * 4, 5), nn.Linear(5, 3)
+    )
+
+
+def fully_sharded(mesh: Any, folder: str) -> None:
+    """FSDP2 on a real model, and its checkpoint in one process and back."""
+    from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, load, save
+    from torch.distributed.checkpoint import state_dict as dcp
+    from torch.distributed.fsdp import fully_shard
+
+    inputs = randn((4, 3, 4, 4), 0).float()
+    penalty = sa.GroupLasso(0.1, by="output")
+    models = [net(), net()]
+    fully_shard(models[1][0], mesh=mesh)
+    fully_shard(models[1], mesh=mesh)
+    opts = [sa.RMDA(sa.param_groups(model, penalty), lr=0.5, momentum=0.5) for model in models]
+
+    def train(model: nn.Module, opt: Any, steps: int) -> None:
+        for _ in range(steps):
+            opt.zero_grad()
+            model(inputs).square().mean().backward()
+            opt.step()
+
+    def assert_same() -> None:
+        for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(two.detach().full_tensor(), one.detach(), rtol=1e-5, atol=1e-6)
+
+    for model, opt in zip(models, opts, strict=True):
+        train(model, opt, 3)
+    assert_same()
+    opts[0].finalize_()
+    opts[1].finalize_()
+    for by in ("output", "input", "kernel", "element"):
+        if by == "input":  # of the grouped convolution
+            with pytest.raises(ValueError, match="sharded along its first dimension"):
+                sa.sparsity(models[1], by=by)
+        else:
+            assert sa.sparsity(models[1], by=by) == sa.sparsity(models[0], by=by), by
+    assert sa.sparsity(models[0], by="output").zero_groups > 0
+    for model, opt in zip(models, opts, strict=True):
+        opt.restart()
+        train(model, opt, 2)
+
+    state = dict(zip(("model", "optim"), dcp.get_state_dict(models[1], opts[1]), strict=True))
+    save(state, storage_writer=FileSystemWriter(f"{folder}/dcp"))
+    other = net(1)
+    fully_shard(other, mesh=mesh)
+    again = sa.RMDA(sa.param_groups(other, penalty), lr=0.5, momentum=0.5)
+    fresh = dict(zip(("model", "optim"), dcp.get_state_dict(other, again), strict=True))
+    load(fresh, storage_reader=FileSystemReader(f"{folder}/dcp"))
+    dcp.set_state_dict(other, again, model_state_dict=fresh["model"], optim_state_dict=fresh["optim"])
+    for p, q in zip(other.parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(p.detach().full_tensor(), q.detach().full_tensor())
+    for model, opt in ((models[1], opts[1]), (other, again)):
+        train(model, opt, 2)
+    for p, q in zip(other.parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(p.detach().full_tensor(), q.detach().full_tensor())  # resumed to the same bits
+    torch.save([p.detach().full_tensor() for p in other.parameters()], f"{folder}/after_{dist.get_rank()}.pt")
+
+
+def refusals(mesh: Any) -> None:
+    weight = nn.Parameter(distribute_tensor(randn((4, 4), 0), mesh, [Shard(0)]))
+    opt = sa.RMDA([weight])
+    weight.grad = None
+    other = nn.Parameter(distribute_tensor(randn((4, 4), 0).to(torch.complex128), mesh, [Shard(0)]))
+    other.grad = torch.zeros_like(other)
+    bad = sa.RMDA([other])
+    with pytest.raises(RuntimeError, match="sharded complex"):
+        bad.step()
+    with pytest.raises(sa.UnsupportedModelError, match="DTensor"):
+        sa.compact(nn.Sequential(_Held(weight)), weight)
+    with pytest.raises(ValueError, match="lie across several"):
+        sa.GroupLasso(0.1, by="input").prox_(weight)
+    plain = nn.Parameter(torch.ones(4, 4))
+    plain.grad = torch.ones(4, 4)
+    donor = sa.RMDA([plain])
+    donor.step()
+    with pytest.raises(RuntimeError, match=r"torch\.distributed\.checkpoint\.state_dict"):
+        opt.load_state_dict(donor.state_dict())
+    assert not opt.state
+    opt.step()
+    assert not opt.state[weight]
+
+
+class _Held(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for dim in (0, 1):
+        trajectories(mesh, dim)
+    refusals(mesh)
+    fully_sharded(mesh, folder)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_step_like_one(tmp_path: Path) -> None:
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"after_{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
