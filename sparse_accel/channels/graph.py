@@ -8,6 +8,7 @@ linear or convolutional layer call. It holds no activations.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,51 @@ class Read:
         return ~(self.nonzero & varying).any(2).reshape(-1)
 
 
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The matrices of a mixture's experts, stacked ``[experts, ..]`` in parameters of one module.
+
+    Each expert has neurons between its first matrices and its last one, the *reader*. They go expert by expert, equally
+    many of each: what is left is stacked again.
+
+    Attributes:
+        module: that owns the parameters.
+        experts: how many there are.
+        units: neurons of each.
+        reader: name of the parameter that reads the neurons.
+        axes: by parameter, the reader among them: its dimension that holds the neurons, and which entries of it each
+            one owns, int64 [units, entries].
+        bias: name of the reader's bias ``[experts, out]``, or None.
+        attributes: of the module, integers that count the neurons.
+        granule: numbers of neurons whose multiples keep the rows of 16 bytes that grouped products ask for.
+        position: number of linear maps that were called before the module.
+        inputs: positional and keyword inputs of a call of the module.
+    """
+
+    module: str
+    experts: int
+    units: int
+    reader: str
+    axes: dict[str, tuple[int, Tensor]]
+    bias: str | None
+    attributes: tuple[str, ...]
+    granule: int
+    position: int
+    inputs: Any = field(default=None, repr=False)
+
+    def indices(self, name: str, kept: Tensor) -> Tensor:
+        """Entries of a parameter's dimension that stay, ascending.
+
+        Args:
+            name: of the parameter.
+            kept: neurons, int64 [experts, n].
+
+        Returns:
+            int64 [experts, n * entries].
+        """
+        return self.axes[name][1][kept].flatten(1).sort(1).values
+
+
 @dataclass
 class ChannelGraph:
     """Slots, parameter axes and reads of one model.
@@ -95,6 +141,8 @@ class ChannelGraph:
         needed: attributes by which the forward pass asks for sizes.
         frozen: attributes that it uses otherwise, and that therefore stay.
         notes: why channels were kept although they may be prunable, in words.
+        stacks: experts whose neurons can go, which no slot stands for.
+        entered: number of reads before the first call of each module.
     """
 
     tensors: dict[str, Tensor]
@@ -108,6 +156,8 @@ class ChannelGraph:
     needed: set[tuple[str, str]] = field(default_factory=set)
     frozen: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    stacks: list[Stack] = field(default_factory=list)
+    entered: dict[str, int] = field(default_factory=dict)
 
     def axis(self, name: str, dim: int, blocks: int = 1) -> Tensor:
         """Slots of a tensor's dimension, made at the first request.

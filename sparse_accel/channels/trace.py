@@ -28,6 +28,7 @@ from sparse_accel.channels.folds import merge_runs, settle_folds
 from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
 from sparse_accel.channels.runs import Examples, as_tensors, attribute_tensors, run_leaves
 from sparse_accel.channels.slots import Value
+from sparse_accel.channels.stacks import find_stacks
 from sparse_accel.channels.unvisited import settle_unvisited
 from sparse_accel.wrappers import bare_model
 
@@ -267,6 +268,7 @@ class Tracer(TorchFunctionMode):
         def hook(module: nn.Module, _: Any) -> None:
             self.stack.append((name, module))
             self.visited.add(name)
+            self.graph.entered.setdefault(name, len(self.graph.reads))
 
         return hook
 
@@ -314,6 +316,7 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     finally:
         unmark_attributes(model)
     tracer.graph.settle_attributes()
+    tracer.graph.stacks = find_stacks(model, examples, tracer.graph.entered)
     return tracer.graph, outputs
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparse_accel.channels.graph import GROUPED, ChannelGraph, Read, is_conv1d_linear
 from sparse_accel.channels.slots import PINNED
-from sparse_accel.channels.widths import Consumer, Width, Widths
+from sparse_accel.channels.widths import Consumer, ExpertWidth, Width, Widths
 
 _Signature = frozenset[tuple[tuple[str, int], int]]
 _LINEAR_MAPS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -55,6 +55,7 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
             if classes_of_width[0] in heads:
                 width.kind, width.name = "heads", heads[classes_of_width[0]]
             found.append(width)
+    found += [ExpertWidth.of(stack) for stack in graph.stacks]
     found.sort(key=lambda width: (width.order, width.name))
     _balance(graph, roots, found)
     _unique_names(found)
@@ -207,7 +208,7 @@ def _balance(graph: ChannelGraph, roots: np.ndarray, widths: Widths) -> None:
     unit = np.full(len(roots), -1, dtype=np.int64)
     for number, width in enumerate(widths):
         owner[width.classes] = number
-        unit[width.classes] = np.arange(width.units)
+        unit[width.classes] = np.arange(len(width.classes))
     refused: set[int] = set()
     for read in graph.reads:
         if read.groups == 1 or read.input_blocks.shape[1] == 1:

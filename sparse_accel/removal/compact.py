@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.removal.configs import follow_removal, owner_of
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
+from sparse_accel.removal.stacks import plan_stacks, without_silent
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.report import CompactReport, compare_models
 from sparse_accel.wrappers import bare_model
@@ -74,10 +75,11 @@ def compact(
       are added to the bias of the consumer (or taken off the running mean of the BatchNorm that follows it) where
       that is exact, so not across zero padding, and are kept elsewhere.
 
-    The heads of an attention go as a whole, with their queries, keys and values. Channels that appear in an output of
-    the model, or that an operation without an analysis takes (LayerNorm over them, ``nn.MultiheadAttention``, sizes
-    written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says where. Every layer keeps at
-    least one channel, and the groups of a grouped convolution stay equally wide.
+    The heads of an attention go as a whole, with their queries, keys and values. Of the experts of a mixture that are
+    stacked in parameters, as many neurons go as add nothing in every one of them, each expert's own. Channels that
+    appear in an output of the model, or that an operation without an analysis takes (LayerNorm over them,
+    ``nn.MultiheadAttention``, sizes written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says
+    where. Every layer keeps at least one channel, and the groups of a grouped convolution stay equally wide.
 
     The configuration of a Hugging Face model follows where it can say what became of all layers, so that
     ``from_pretrained`` rebuilds what ``save_pretrained`` wrote; the notes say where it cannot. No bias is made in such
@@ -122,13 +124,17 @@ def compact(
     probe = copy_model(model).eval()
     with comparable(model):
         graph, expected = trace(probe, copy.deepcopy(examples))
-    del probe
     _keep_what_needs_a_bias(graph, model)
     decision = decide(graph)
     plan = make_plan(decision, model)
+    with comparable(model):
+        kept, notes = without_silent(probe, graph.stacks)
+    del probe
+    plan["notes"] += notes
+    plan_stacks(plan, graph.stacks, kept, model)
     small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
-    _follow(graph, decision, model, small, plan)
+    _follow(graph, decision, kept, model, small, plan)
     carry_gradients(model, small, plan)
     max_abs_diff = verify_outputs(small, examples, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
@@ -159,13 +165,25 @@ def _keep_what_needs_a_bias(graph: ChannelGraph, model: nn.Module) -> None:
             read.values = read.values * read.foldable
 
 
-def _follow(graph: ChannelGraph, decision: Decision, model: nn.Module, small: nn.Module, plan: Plan) -> None:
+def _follow(
+    graph: ChannelGraph,
+    decision: Decision,
+    neurons: Mapping[str, Tensor],
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+) -> None:
     """Let the configurations in a compact model follow."""
     if all(getattr(module, "config", None) is None for module in model.modules()):
         return
     tie_for_removal(graph)  # the decision knows the classes as they were
     widths = widths_of(graph, model)
-    kept = {width.name: decision.keeps(torch.from_numpy(width.classes)).nonzero().flatten() for width in widths}
+    kept = {
+        width.name: decision.keeps(torch.from_numpy(width.classes)).nonzero().flatten()
+        for width in widths
+        if len(width.classes)
+    }
+    kept |= neurons
     follow_removal(model, small, plan, widths, kept)
 
 

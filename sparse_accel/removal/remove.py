@@ -22,6 +22,7 @@ from sparse_accel.channels.widths import Widths
 from sparse_accel.removal.compact import comparable, copy_examples, copy_model, verify_outputs
 from sparse_accel.removal.configs import follow_removal
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
+from sparse_accel.removal.stacks import blind_readers, plan_stacks
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.wrappers import bare_model
 
@@ -141,7 +142,8 @@ def remove_units(
         model: in train or eval mode; neither it nor its mode changes, also not on failure.
         example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, a list of such tuples and
             dicts or :class:`sparse_accel.Examples`, on the model's device.
-        kept: indices of the units to keep, by the width's name (of :func:`find_widths`); other widths stay.
+        kept: indices of the units to keep, by the width's name (of :func:`find_widths`); other widths stay. Of a
+            width of kind ``"experts"`` ``[experts, n]``: each expert keeps neurons of its own.
         verify: run both models on the example and compare; the smaller one is also run without.
         tolerance: largest accepted difference, relative to ``max(1, max |output|)``; see :func:`sparse_accel.compact`.
         methods, unvisited: as for :func:`find_widths`.
@@ -168,6 +170,7 @@ def remove_units(
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
     decision = _decision(graph, widths, chosen)
     plan = make_plan(decision, model)
+    plan_stacks(plan, graph.stacks, chosen, model)
     small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
     if configs:
@@ -175,7 +178,7 @@ def remove_units(
     carry_gradients(model, small, plan)
     difference = float("nan")
     if verify:
-        masked = _masked_outputs(model, decision, examples)
+        masked = _masked_outputs(model, decision, chosen, examples)
         difference = verify_outputs(small, examples, masked, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
     return RemovalResult(small, plan, difference, carried)
@@ -199,14 +202,19 @@ def _decision(graph: ChannelGraph, widths: Widths, kept: Mapping[str, Tensor]) -
     table = np.ones(len(roots), dtype=bool)
     for name, units in kept.items():
         classes = widths.named(name).classes
+        if not len(classes):  # of a stack
+            continue
         table[classes] = False
         table[classes[units.numpy()]] = True
     return Decision(roots, table, table, graph)
 
 
-def _masked_outputs(model: nn.Module, decision: Decision, examples: Examples) -> list[Tensor]:
+def _masked_outputs(
+    model: nn.Module, decision: Decision, kept: Mapping[str, Tensor], examples: Examples
+) -> list[Tensor]:
     """Outputs of the dense model whose readers hold zeros on what goes."""
     masked = copy_model(model).eval()
+    blind_readers(masked, decision.graph.stacks, kept)
     tensors = tensors_of(masked)
     with torch.no_grad(), comparable(model):
         for read in decision.graph.reads:
