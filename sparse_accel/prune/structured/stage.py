@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import weight_matrix
-from sparse_accel.channels.widths import Width
+from sparse_accel.channels.widths import ExpertWidth, Width
 from sparse_accel.prune.structured.choose import choose, unit_sets
 from sparse_accel.prune.structured.feed import Feed, Solutions, UnpairedError, relu_aware
+from sparse_accel.prune.structured.kinds.experts import Readers, prune_experts
 from sparse_accel.prune.structured.layer import Layer, Piece, Settings
 from sparse_accel.prune.structured.report import WidthChange
 from sparse_accel.prune.structured.sites import Site
@@ -52,6 +53,15 @@ def make_layers(
     ]
 
 
+def state_bytes(width: Width, work: nn.Module, sites: Mapping[str, Site], settings: Settings) -> int:
+    """Bytes of a stage: its sums, and four matrices over the columns of all consumers."""
+    if isinstance(width, ExpertWidth):
+        return Readers(work, width).nbytes
+    layers = make_layers(width, work, sites, settings, {})
+    columns = sum(layer.groups * layer.features for layer in layers)
+    return sum(layer.nbytes for layer in layers) + 4 * 8 * columns**2
+
+
 def prune_width(
     width: Width,
     keep: int,
@@ -78,8 +88,10 @@ def prune_width(
         changed: whether ``work`` computes anything else than ``dense`` by now.
 
     Returns:
-        The units kept, ascending, and what to report.
+        The units kept, ascending (of stacked experts ``[experts, keep]``), and what to report.
     """
+    if isinstance(width, ExpertWidth):
+        return prune_experts(width, keep, work, calibration, sites, settings)
     start = time.perf_counter()
     moments = settings.refit is not None or settings.method not in ("magnitude", "random", "ispasp")
     while True:
