@@ -121,7 +121,7 @@ def without_silent(model: nn.Module, stacks: Sequence[Stack]) -> tuple[dict[str,
             share = 100 * staying / (stack.experts * left)
             least = int(silent.sum(1).argmin())
             notes.append(
-                f"{stack.module} ({type(model.get_submodule(stack.module)).__name__}): {staying} of "
+                f"{stack.module or 'model'} ({type(model.get_submodule(stack.module)).__name__}): {staying} of "
                 f"{stack.experts * left} neurons left add nothing ({share:.1f} %): every expert keeps equally many, in "
                 f"multiples of {stack.granule}, and expert {least} has only {fewest} such"
             )
