@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from sparse_accel.channels.slots import PINNED, Slots
 
@@ -124,6 +125,25 @@ class Stack:
         return self.axes[name][1][kept].flatten(1).sort(1).values
 
 
+@dataclass(frozen=True, eq=False)
+class ResponseNorm:
+    """A call of a global response normalization, which divides by the mean over its channels' norms.
+
+    Attributes:
+        module: that computes it.
+        weight: name of gamma, by which the quotients are multiplied.
+        slots: of the channels, [C].
+        zero: channels that are zero whatever the input, [C].
+        dim: of the input that holds the channels.
+    """
+
+    module: str
+    weight: str
+    slots: Tensor
+    zero: Tensor
+    dim: int
+
+
 @dataclass
 class ChannelGraph:
     """Slots, parameter axes and reads of one model.
@@ -142,6 +162,7 @@ class ChannelGraph:
         frozen: attributes that it uses otherwise, and that therefore stay.
         notes: why channels were kept although they may be prunable, in words.
         stacks: experts whose neurons can go, which no slot stands for.
+        response_norms: calls of modules that divide by a mean over channels.
         entered: number of reads before the first call of each module.
     """
 
@@ -157,6 +178,7 @@ class ChannelGraph:
     frozen: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     stacks: list[Stack] = field(default_factory=list)
+    response_norms: list[ResponseNorm] = field(default_factory=list)
     entered: dict[str, int] = field(default_factory=dict)
 
     def axis(self, name: str, dim: int, blocks: int = 1) -> Tensor:
@@ -208,8 +230,9 @@ class ChannelGraph:
 
     def pin_tensor(self, name: str) -> None:
         """Keep every axis of a parameter or buffer."""
-        for dim in range(min(self.tensors[name].dim(), 2)):
-            self.slots.pin(self.axis(name, dim))
+        for dim in range(self.tensors[name].dim()):
+            if dim < 2 or (name, dim) in self.axes:
+                self.slots.pin(self.axis(name, dim))
         if (name, GROUPED) in self.axes:
             self.slots.pin(self.axes[name, GROUPED])
 
@@ -238,3 +261,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def is_conv1d_linear(module: nn.Module) -> bool:
     """Whether a module is the ``Conv1D`` of Hugging Face's GPT-2: a linear layer with a transposed weight."""
     return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0, device="cpu")).dim() == 2
+
+
+def refuse_shapeless(model: nn.Module) -> None:
+    """Raise UnsupportedModelError where a parameter or buffer has no shape yet."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        for key, tensor in {**vars(module), **module._parameters, **module._buffers}.items():
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+                raise UnsupportedModelError(f"{name or 'model'} ({kind}): {key} has no shape yet: run the model once")

@@ -53,6 +53,25 @@ class Consumer:
 
 
 @dataclass(eq=False)
+class MeanOver:
+    """A module that divides the units of a width by a mean over them: a response normalization.
+
+    Attributes:
+        module: its name.
+        weight: name of the weight by which the quotients are multiplied.
+        dim: of its input that holds the channels.
+        channels: that each unit owns, int64 [units, channels].
+        whole: whether all channels are those of units.
+    """
+
+    module: str
+    weight: str
+    dim: int
+    channels: Tensor
+    whole: bool
+
+
+@dataclass(eq=False)
 class Width:
     """Units of which any number, but not all, can be removed.
 
@@ -74,6 +93,7 @@ class Width:
             squeeze-and-excitation.
         balance: unit indices [parts, n] of which every row must keep equally many (a grouped convolution's groups),
             or None.
+        norms: modules that divide by a mean over the units (response normalization).
         granule: a share of the units is rounded down to a multiple of it.
     """
 
@@ -91,6 +111,7 @@ class Width:
     gates: list[str] = field(default_factory=list)
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
     granule: int = 1
+    norms: list[MeanOver] = field(default_factory=list)
 
     def watched(self) -> dict[str, str | None]:
         """The modules whose inputs tell what the units are worth, each with the norm that alone follows it, or None."""

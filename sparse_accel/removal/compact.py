@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,18 +125,22 @@ def compact(
     with comparable(model):
         graph, expected = trace(probe, copy.deepcopy(examples))
     _keep_what_needs_a_bias(graph, model)
-    decision = decide(graph)
-    plan = make_plan(decision, model)
+    if optimizer is not None:
+        _keep_what_needs_a_factor(graph, "would give the optimizer other steps")
     with comparable(model):
         kept, notes = without_silent(probe, graph.stacks)
     del probe
-    plan["notes"] += notes
-    plan_stacks(plan, graph.stacks, kept, model)
-    small = copy_model(model)
-    apply_plan(small, plan, cut_tensors(decision, plan, model))
-    _follow(graph, decision, kept, model, small, plan)
-    carry_gradients(model, small, plan)
-    max_abs_diff = verify_outputs(small, examples, expected, tolerance)
+    for note in notes:
+        graph.note(note)
+    small, plan = _smaller(graph, kept, model)
+    try:
+        max_abs_diff = verify_outputs(small, examples, expected, tolerance)
+    except OutputMismatchError:
+        if not plan["scaled"]:
+            raise
+        _keep_what_needs_a_factor(graph, "is not exact enough beside the epsilon of the norm")
+        small, plan = _smaller(graph, kept, model)
+        max_abs_diff = verify_outputs(small, examples, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         report = compare_models(model, small, examples, max_abs_diff)  # at the speed of the caller's settings
@@ -163,6 +167,29 @@ def _keep_what_needs_a_bias(graph: ChannelGraph, model: nn.Module) -> None:
             graph.note(f"{read.module}: constant channels are kept: from_pretrained would lose a new bias for them")
             read.foldable = read.foldable & (read.values == 0)
             read.values = read.values * read.foldable
+
+
+def _keep_what_needs_a_factor(graph: ChannelGraph, why: str) -> None:
+    """No weight of a norm is multiplied to make up for a mean over fewer channels: they stay."""
+    for number, norm in enumerate(graph.response_norms):
+        if bool(norm.zero.any()):
+            graph.note(
+                f"{norm.module}: {int(norm.zero.sum())} of {len(norm.zero)} channels are zero, and stay: the mean over "
+                f"the others needs a factor in {norm.weight}, which {why}"
+            )
+            graph.response_norms[number] = replace(norm, zero=torch.zeros_like(norm.zero))
+
+
+def _smaller(graph: ChannelGraph, neurons: Mapping[str, Tensor], model: nn.Module) -> tuple[nn.Module, Plan]:
+    """A copy of the model without what the graph says, and the plan; neurons: kept ones of stacked experts."""
+    decision = decide(graph)
+    plan = make_plan(decision, model)
+    plan_stacks(plan, graph.stacks, neurons, model)
+    small = copy_model(model)
+    apply_plan(small, plan, cut_tensors(decision, plan, model))
+    _follow(replace(graph, slots=copy.deepcopy(graph.slots)), decision, neurons, model, small, plan)
+    carry_gradients(model, small, plan)
+    return small, plan
 
 
 def _follow(

@@ -2,7 +2,7 @@
 
 A plan is plain data: for every tensor that is cut the kept indices of its dimensions, for every module the integer
 attributes that follow (``"config.intermediate_size"`` for one of its configuration's), and the biases that did not
-exist before.
+exist before. ``scaled`` names weights that are multiplied besides, so that a mean over fewer channels is made up for.
 """
 
 from __future__ import annotations
@@ -117,12 +117,21 @@ def make_plan(decision: Decision, model: nn.Module) -> Plan:
         "created": {},
         "folded": {},
         "shifted": [],
+        "scaled": {},
         "notes": list(graph.notes),
     }
     for (module, attribute), slots in graph.attributes.items():
         old, new = getattr(model.get_submodule(module), attribute), int(decision.keeps(slots).sum())
         if old != new:
             plan["attributes"].setdefault(module, {})[attribute] = [old, new]
+    for norm in graph.response_norms:
+        left = int(decision.keeps(norm.slots).sum())
+        if left < len(norm.slots) and norm.weight not in plan["scaled"]:
+            plan["scaled"][norm.weight] = len(norm.slots) / left
+            plan["notes"].append(
+                f"{norm.module}: divides by the mean over {left} of {len(norm.slots)} channels: {norm.weight} is "
+                f"multiplied by {len(norm.slots) / left:.4g}"
+            )
     for read in graph.reads:
         live_groups = int((decision.keeps(read.input_blocks)).any(1).sum())
         if read.groups != live_groups:
@@ -142,6 +151,8 @@ def cut_tensors(decision: Decision, plan: Plan, model: nn.Module) -> dict[str, T
     """The tensors of the compact model that differ from the dense one's, constants folded in."""
     dense = tensors_of(model)
     out = {name: cut(dense[name], entry) for name, entry in plan["tensors"].items()}
+    for name, factor in plan["scaled"].items():
+        out[name] = out[name] * factor
     for read in decision.graph.reads:
         folded = decision.folded(read)
         if not bool(folded.any()):

@@ -20,6 +20,7 @@ from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
+from sparse_accel.prune.structured.kinds.norms import prunable
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange, left_stacks
 from sparse_accel.prune.structured.request import (
@@ -226,7 +227,7 @@ class ISpaSP:
         consumers |= {module: norm for width in widths for module, norm in width.watched().items()}
         sites = find_sites(work, self.example_inputs, consumers)
         findings = look(work, data, self.example_inputs, sites)
-        widths = findings.safe(widths, notes)
+        widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = self._state_memory(widths, work, sites)
         keeps = self._keeps(widths, work, data, sites)

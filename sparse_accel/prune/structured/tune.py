@@ -54,7 +54,7 @@ def put_back(work: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None
     """
     with torch.no_grad():
         for name, full in tensors_of(work).items():
-            new = tensors[name].detach().to(full)
+            new = tensors[name].detach().to(full) / plan["scaled"].get(name, 1.0)
             entry = plan["tensors"].get(name)
             if entry is None:
                 full.copy_(new)
