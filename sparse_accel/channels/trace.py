@@ -320,5 +320,6 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     finally:
         unmark_attributes(model)
     tracer.graph.settle_attributes()
+    model.eval()  # a pass in train mode may have been the last
     tracer.graph.stacks = find_stacks(model, examples, tracer.graph.entered)
     return tracer.graph, outputs

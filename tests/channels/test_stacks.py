@@ -97,6 +97,25 @@ def test_the_numbers_in_the_weights_and_inputs_do_not_matter(scale):
     assert stack.axes["both"][1][1].tolist() == [2, 3]
 
 
+def test_a_pass_in_train_mode_before_changes_nothing():
+    class Dropped(Layers):
+        def forward(self, x, *, scale=1.0):
+            hidden = [torch.dropout(x @ self.one[e].T + x @ self.other[e].T, 0.5, self.training) for e in range(E)]
+            return scale * sum(h @ self.reads[e].T for e, h in enumerate(hidden))
+
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.extra = Dropped("apart"), nn.Linear(IN, 2)
+
+        def forward(self, x):
+            x = self.experts(x)
+            return (x, self.extra(x)) if self.training else x
+
+    model = Auxiliary().eval()
+    assert [width.kind for width in find_widths(model, torch.randn(5, IN), unvisited="ignore")] == ["experts"]
+
+
 def test_indices_that_stay():
     (stack,) = stacks(Layers("a half apart"), torch.randn(5, IN))
     kept = torch.tensor([[0, 2], [1, 3], [4, 5]])

@@ -44,6 +44,22 @@ def test_zeros_go_and_the_mean_is_made_up_for(norm, act, tmp_path):
     assert torch.equal(loaded(X), result.model(X))
 
 
+def test_a_pass_in_train_mode_does_not_count():
+    class Auxiliary(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.extra = planted("rows"), torch.nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.body(x)
+            return (x, self.extra(x)) if self.training else x
+
+    model = Auxiliary().eval()
+    result = sa.compact(model, X[:4])
+    assert result.model.body[1].norm.weight.numel() == len(STAY)
+    torch.testing.assert_close(result.model(X), model(X), rtol=1e-4, atol=1e-4)
+
+
 def test_what_nobody_reads_still_counts_in_the_mean():
     model = planted("columns")
     result = sa.compact(model, X[:4])

@@ -73,9 +73,11 @@ class ResponseNorms:
         for parameter in names:
             shape = tracer.graph.tensors[parameter].shape
             tracer.graph.slots.unite(tracer.graph.axis(parameter, max(range(len(shape)), key=shape.__getitem__)), slots)
-        tracer.graph.response_norms.append(ResponseNorm(name, names[0], slots, zero, form.dim))
-        labels, known = (along(vector, form.dim, x.dim()) for vector in (slots, zero))
-        tracer.finish(output, Value(output.shape, labels, known), x, names)
+        known = [norm.module for norm in tracer.graph.response_norms]
+        if not tracer.finished or name not in known:  # of a pass in train mode only those that it alone reaches
+            tracer.graph.response_norms.append(ResponseNorm(name, names[0], slots, zero, form.dim))
+        labels, same = (along(vector, form.dim, x.dim()) for vector in (slots, zero))
+        tracer.finish(output, Value(output.shape, labels, same), x, names)
         self._running, self.busy = None, False
 
 
