@@ -13,6 +13,7 @@ import sparse_accel as sa
 from sparse_accel.prune import ISpaSP, find_widths, gram_obs, refit, remove_units
 from sparse_accel.prune.structured.report import left_stacks
 from sparse_accel.removal.compact import CompactError, UnsupportedModelError
+from sparse_accel.report import _grouped_flops, count_macs
 
 E, DIM, INNER = 3, 8, 12
 
@@ -191,6 +192,17 @@ def test_a_budget_spends_experts_too():
         (kept,) = result.kept.values()
         assert len({len(own) for own in kept}) == 1
         assert len(kept[0]) % 4 == 0
+
+
+def test_macs_of_grouped_products_are_those_of_the_products_one_by_one():
+    model, x = net("grouped"), data(17)
+    same = net("linear")
+    same.load_state_dict(model.state_dict())
+    grouped, single = count_macs(model, x), count_macs(same, x)
+    assert grouped[""] == single[""] > 17 * 2 * DIM * INNER
+    batch = torch.randn(E, 5, DIM)
+    assert _grouped_flops(batch.shape, torch.Size((E, DIM, 7))) == 2 * E * 5 * DIM * 7
+    assert _grouped_flops(torch.Size((4, 9)), torch.Size((9, 6)), torch.Size((E,))) == 2 * 4 * 9 * 6
 
 
 def test_fine_tuning_between_widths():
