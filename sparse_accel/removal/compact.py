@@ -21,7 +21,7 @@ from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.removal.configs import follow_removal, owner_of
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
-from sparse_accel.removal.stacks import plan_stacks, without_silent
+from sparse_accel.removal.stacks import plan_stacks, without_silent, zeros_left
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.report import CompactReport, compare_models
 from sparse_accel.wrappers import bare_model
@@ -130,7 +130,7 @@ def compact(
     with comparable(model):
         kept, notes = without_silent(probe, graph.stacks)
     del probe
-    for note in notes:
+    for note in [*notes, *zeros_left(model, graph.stacks)]:
         graph.note(note)
     small, plan = _smaller(graph, kept, model)
     try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparse_accel.channels.graph import Stack, tensors_of
 from sparse_accel.channels.stacks import outputs_with
 from sparse_accel.removal.surgery import Plan
+from sparse_accel.report import percent
 
 
 def plan_stacks(plan: Plan, stacks: Sequence[Stack], kept: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -126,3 +127,23 @@ def without_silent(model: nn.Module, stacks: Sequence[Stack]) -> tuple[dict[str,
                 f"multiples of {stack.granule}, and expert {least} has only {fewest} such"
             )
     return kept, notes
+
+
+def zeros_left(model: nn.Module, stacks: Sequence[Stack]) -> list[str]:
+    """A note for every stack of matrices that holds rows or columns of zeros and is none of the stacks understood."""
+    known = {name for stack in stacks for name in stack.axes}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    notes = []
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if parameter.dim() != 3 or len(parameter) < 2 or name in known or isinstance(module, nn.modules.conv._ConvNd):
+            continue
+        zero = parameter.detach() == 0
+        lines = {"rows": int(zero.all(2).sum()), "columns": int(zero.all(1).sum())}
+        if any(lines.values()):
+            found = " and ".join(f"{count} {kind}" for kind, count in lines.items() if count)
+            notes.append(
+                f"{name} ({type(module).__name__}): {found} of zeros stay: what they are is not found: "
+                f"{percent(parameter.numel(), total)} of the parameters"
+            )
+    return notes

@@ -63,6 +63,28 @@ def test_the_expert_with_the_fewest_decides_and_what_stays_is_named():
     assert any("18 of 36 neurons left add nothing (50.0 %)" in note for note in whole.plan["notes"])
 
 
+class Softmax(Mixture):
+    """An expert's neurons share a softmax, so that none goes alone."""
+
+    def one(self, expert, x):
+        return (x @ self.up[expert].T).softmax(-1) @ self.down[expert].T
+
+
+def test_zeros_in_stacks_that_are_not_understood_are_named():
+    torch.manual_seed(0)
+    model = Softmax("linear").eval()
+    with torch.no_grad():
+        model.down[0][:, [1, 4]] = 0
+        model.down[2][:, 3] = 0
+        model.down[1][5] = 0
+    result = sa.compact(model, torch.randn(30, DIM))
+    assert not result.plan["tensors"]
+    share = 100 * model.down.numel() / sum(p.numel() for p in model.parameters())
+    (note,) = [note for note in result.plan["notes"] if "of zeros stay" in note]
+    assert note.startswith("down (Softmax): 1 rows and 3 columns of zeros stay")
+    assert note.endswith(f": {share:.1f} % of the parameters")
+
+
 class Shifted(nn.Module):
     """Gated experts; the activation of zero is not zero, on request, and there are biases."""
 
