@@ -159,17 +159,27 @@ def _own_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
+def _grouped_flops(left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> int:
+    """FLOPs of ``torch._grouped_mm``: of rows with their group's matrix, of groups of columns, or of a batch."""
+    groups = left[0] if len(left) == len(right) == 3 else 1
+    return 2 * groups * left[-2] * left[-1] * right[-1]
+
+
+# What the counter of PyTorch does not know: the products of a mixture's experts.
+_MORE_FLOPS = {torch.ops.aten._grouped_mm: _grouped_flops}
+
+
 def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     """Multiply-accumulates of one run by module name, ``""`` for the whole: FLOPs of ``torch.utils.flop_counter`` / 2.
 
-    It counts matrix products, convolutions and attention, nothing elementwise; of several examples the first. Empty,
-    with a warning, where it fails.
+    It counts matrix products, grouped ones too, convolutions and attention, nothing elementwise; of several examples
+    the first. Empty, with a warning, where it fails.
 
     Example:
         >>> count_macs(nn.Linear(3, 2), torch.zeros(5, 3))[""]
         30
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_MORE_FLOPS)
     try:
         with torch.no_grad(), counter:
             run_model(model, copy.deepcopy(first_of(example_inputs)))

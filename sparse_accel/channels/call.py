@@ -114,6 +114,9 @@ class Trace(Protocol):
     def where(self) -> str:
         """The module that runs now, for messages."""
 
+    def finish(self, output: Tensor, value: Value, taken: Tensor, parameters: Sequence[str]) -> None:
+        """A module that was followed as a whole has made ``output`` of ``taken``."""
+
 
 @dataclass
 class Call:

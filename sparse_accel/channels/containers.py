@@ -52,6 +52,15 @@ def tree_tensors(tree: Any) -> Iterator[Tensor]:
             yield from tree_tensors(getattr(tree, item.name))
 
 
+def flat(tree: Any) -> Iterator[Any]:
+    """What nested tuples, lists and dicts hold, in order."""
+    if isinstance(tree, (tuple, list, dict)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from flat(item)
+    else:
+        yield tree
+
+
 def tensors_inside(tree: Any, opened: dict[int, Any] | None = None) -> Iterator[Tensor]:
     """The tensors in any objects that can be opened, in order: those of inputs and attributes.
 

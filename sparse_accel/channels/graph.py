@@ -8,9 +8,11 @@ linear or convolutional layer call. It holds no activations.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from sparse_accel.channels.slots import PINNED, Slots
 
@@ -78,6 +80,70 @@ class Read:
         return ~(self.nonzero & varying).any(2).reshape(-1)
 
 
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The matrices of a mixture's experts, stacked ``[experts, ..]`` in parameters of one module.
+
+    Each expert has neurons between its first matrices and its last one, the *reader*. They go expert by expert, equally
+    many of each: what is left is stacked again.
+
+    Attributes:
+        module: that owns the parameters.
+        experts: how many there are.
+        units: neurons of each.
+        reader: name of the parameter that reads the neurons.
+        axes: by parameter, the reader among them: its dimension that holds the neurons, and which entries of it each
+            one owns, int64 [units, entries].
+        bias: name of the reader's bias ``[experts, out]``, or None.
+        attributes: of the module, integers that count the neurons.
+        granule: numbers of neurons whose multiples keep the rows of 16 bytes that grouped products ask for.
+        position: number of linear maps that were called before the module.
+        inputs: positional and keyword inputs of a call of the module.
+    """
+
+    module: str
+    experts: int
+    units: int
+    reader: str
+    axes: dict[str, tuple[int, Tensor]]
+    bias: str | None
+    attributes: tuple[str, ...]
+    granule: int
+    position: int
+    inputs: Any = field(default=None, repr=False)
+
+    def indices(self, name: str, kept: Tensor) -> Tensor:
+        """Entries of a parameter's dimension that stay, ascending.
+
+        Args:
+            name: of the parameter.
+            kept: neurons, int64 [experts, n].
+
+        Returns:
+            int64 [experts, n * entries].
+        """
+        return self.axes[name][1][kept].flatten(1).sort(1).values
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseNorm:
+    """A call of a global response normalization, which divides by the mean over its channels' norms.
+
+    Attributes:
+        module: that computes it.
+        weight: name of gamma, by which the quotients are multiplied.
+        slots: of the channels, [C].
+        zero: channels that are zero whatever the input, [C].
+        dim: of the input that holds the channels.
+    """
+
+    module: str
+    weight: str
+    slots: Tensor
+    zero: Tensor
+    dim: int
+
+
 @dataclass
 class ChannelGraph:
     """Slots, parameter axes and reads of one model.
@@ -95,6 +161,9 @@ class ChannelGraph:
         needed: attributes by which the forward pass asks for sizes.
         frozen: attributes that it uses otherwise, and that therefore stay.
         notes: why channels were kept although they may be prunable, in words.
+        stacks: experts whose neurons can go, which no slot stands for.
+        response_norms: calls of modules that divide by a mean over channels.
+        entered: number of reads before the first call of each module.
     """
 
     tensors: dict[str, Tensor]
@@ -108,6 +177,9 @@ class ChannelGraph:
     needed: set[tuple[str, str]] = field(default_factory=set)
     frozen: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    stacks: list[Stack] = field(default_factory=list)
+    response_norms: list[ResponseNorm] = field(default_factory=list)
+    entered: dict[str, int] = field(default_factory=dict)
 
     def axis(self, name: str, dim: int, blocks: int = 1) -> Tensor:
         """Slots of a tensor's dimension, made at the first request.
@@ -158,8 +230,9 @@ class ChannelGraph:
 
     def pin_tensor(self, name: str) -> None:
         """Keep every axis of a parameter or buffer."""
-        for dim in range(min(self.tensors[name].dim(), 2)):
-            self.slots.pin(self.axis(name, dim))
+        for dim in range(self.tensors[name].dim()):
+            if dim < 2 or (name, dim) in self.axes:
+                self.slots.pin(self.axis(name, dim))
         if (name, GROUPED) in self.axes:
             self.slots.pin(self.axes[name, GROUPED])
 
@@ -188,3 +261,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def is_conv1d_linear(module: nn.Module) -> bool:
     """Whether a module is the ``Conv1D`` of Hugging Face's GPT-2: a linear layer with a transposed weight."""
     return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0, device="cpu")).dim() == 2
+
+
+def refuse_shapeless(model: nn.Module) -> None:
+    """Raise UnsupportedModelError where a parameter or buffer has no shape yet."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        for key, tensor in {**vars(module), **module._parameters, **module._buffers}.items():
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+                raise UnsupportedModelError(f"{name or 'model'} ({kind}): {key} has no shape yet: run the model once")

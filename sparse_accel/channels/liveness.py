@@ -55,6 +55,8 @@ def decide(graph: ChannelGraph) -> Decision:
     roots = graph.slots.roots()
     live = np.zeros(len(roots), dtype=bool)
     live[PINNED] = True
+    for norm in graph.response_norms:  # the mean over the channels is what it is because of all that are not zero
+        live[roots[norm.slots[~norm.zero].numpy()]] = True
     decision = Decision(roots, live, live.copy(), graph)
     changed = True
     while changed:

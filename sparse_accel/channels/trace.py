@@ -9,25 +9,26 @@ without a rule pins all channels that it takes: they stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparse_accel.channels import rules
 from sparse_accel.channels.attributes import Counted, mark_attributes, unmark_attributes
 from sparse_accel.channels.call import Call, Measured, measure
-from sparse_accel.channels.containers import tensors_inside, tree_tensors
+from sparse_accel.channels.containers import flat, tensors_inside, tree_tensors
 from sparse_accel.channels.folds import merge_runs, settle_folds
-from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
+from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, refuse_shapeless, tensors_of
+from sparse_accel.channels.rules.response_norm import ResponseNorms
 from sparse_accel.channels.runs import Examples, as_tensors, attribute_tensors, run_leaves
 from sparse_accel.channels.slots import Value
+from sparse_accel.channels.stacks import find_stacks
 from sparse_accel.channels.unvisited import settle_unvisited
 from sparse_accel.wrappers import bare_model
 
@@ -58,6 +59,7 @@ class Tracer(TorchFunctionMode):
         self.changed: set[str] = set()  # buffers that the forward pass writes
         self.run_number = 0
         self._uses: dict[str, int] = {}  # of parameters and buffers in this run
+        self.norms = ResponseNorms()
         self.leaked = False  # whether Python has seen values that depend on the input
         self.finished: frozenset[str] = frozenset()  # weights read in eval mode, when the pass in train mode runs
         self.absorbers: list[tuple[Value, str]] = []  # a linear map's result and the running mean that takes it
@@ -110,6 +112,8 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.norms.busy:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "__get__")
@@ -140,7 +144,7 @@ class Tracer(TorchFunctionMode):
         if not has_tensors and (call.name in _METADATA or getter):
             return
         if call.name not in _SIZED:
-            for item in _flat((call.args, call.kwargs)):
+            for item in flat((call.args, call.kwargs)):
                 if isinstance(item, Counted):
                     item.freeze()
         taken = call.tensors()
@@ -179,6 +183,13 @@ class Tracer(TorchFunctionMode):
                     self.graph.pin_tensor(self.names[id(output)])
                 continue
             self.values[output] = value
+
+    def finish(self, output: Tensor, value: Value, taken: Tensor, parameters: Sequence[str]) -> None:
+        """A module that was followed as a whole has made ``output`` of ``taken``."""
+        self.value_of(taken).uses += 1
+        for name in parameters:
+            self._uses[name] = self._uses.get(name, 0) + 1
+        self.values[output] = replace(value, const=value.const & (not (self.leaked or self.finished)))
 
     def _overwrite(self, call: Call) -> None:
         """An in-place operation without a rule: its tensors stay as they are."""
@@ -255,7 +266,7 @@ class Tracer(TorchFunctionMode):
         """Keep ``stack`` up to date while the model runs."""
         handles = []
         for name, module in self.model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
+            handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave))
         try:
             yield
@@ -264,23 +275,18 @@ class Tracer(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, _: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.stack.append((name, module))
             self.visited.add(name)
+            self.graph.entered.setdefault(name, len(self.graph.reads))
+            self.norms.enter(self, args, kwargs)
 
         return hook
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        self.norms.leave(self, module, output)
         if len(self.stack) > 1:
             self.stack.pop()
-
-
-def _flat(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, (tuple, list, dict)):
-        for item in tree.values() if isinstance(tree, dict) else tree:
-            yield from _flat(item)
-    else:
-        yield tree
 
 
 def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Tensor]]:
@@ -300,7 +306,7 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     """
     model = bare_model(model, UnsupportedModelError)
     examples = Examples.of(example_inputs).check(model)
-    _refuse_shapeless(model)
+    refuse_shapeless(model)
     tracer = Tracer(model)
     try:
         outputs = tracer.run(examples)
@@ -314,12 +320,6 @@ def trace(model: nn.Module, example_inputs: Any) -> tuple[ChannelGraph, list[Ten
     finally:
         unmark_attributes(model)
     tracer.graph.settle_attributes()
+    model.eval()  # a pass in train mode may have been the last
+    tracer.graph.stacks = find_stacks(model, examples, tracer.graph.entered)
     return tracer.graph, outputs
-
-
-def _refuse_shapeless(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        for key, tensor in {**vars(module), **module._parameters, **module._buffers}.items():
-            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-                raise UnsupportedModelError(f"{name or 'model'} ({kind}): {key} has no shape yet: run the model once")

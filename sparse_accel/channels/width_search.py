@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparse_accel.channels.graph import GROUPED, ChannelGraph, Read, is_conv1d_linear
 from sparse_accel.channels.slots import PINNED
-from sparse_accel.channels.widths import Consumer, Width, Widths
+from sparse_accel.channels.widths import Consumer, ExpertWidth, MeanOver, Width, Widths
 
 _Signature = frozenset[tuple[tuple[str, int], int]]
 _LINEAR_MAPS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -55,6 +55,7 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
             if classes_of_width[0] in heads:
                 width.kind, width.name = "heads", heads[classes_of_width[0]]
             found.append(width)
+    found += [ExpertWidth.of(stack) for stack in graph.stacks]
     found.sort(key=lambda width: (width.order, width.name))
     _balance(graph, roots, found)
     _unique_names(found)
@@ -112,7 +113,19 @@ def _width(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, classes: li
         order=min(behind, default=start),
         gates=[name for name in made_by if producers[name] in late],
         classes=ordered,
+        norms=_norms(graph, index[roots], len(ordered)),
     )
+
+
+def _norms(graph: ChannelGraph, index: np.ndarray, units: int) -> list[MeanOver]:
+    """What divides by a mean over the units; index: of every slot, -1 for others."""
+    found = {}
+    for norm in graph.response_norms:
+        own = index[norm.slots.numpy()]
+        if bool((own >= 0).any()):
+            whole = bool((own >= 0).all())
+            found[norm.module] = MeanOver(norm.module, norm.weight, norm.dim, _positions(own, units), whole)
+    return list(found.values())
 
 
 def _adds_to_itself(
@@ -207,7 +220,7 @@ def _balance(graph: ChannelGraph, roots: np.ndarray, widths: Widths) -> None:
     unit = np.full(len(roots), -1, dtype=np.int64)
     for number, width in enumerate(widths):
         owner[width.classes] = number
-        unit[width.classes] = np.arange(width.units)
+        unit[width.classes] = np.arange(len(width.classes))
     refused: set[int] = set()
     for read in graph.reads:
         if read.groups == 1 or read.input_blocks.shape[1] == 1:

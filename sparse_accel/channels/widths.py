@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_accel.channels.graph import Stack
+
 
 @dataclass(eq=False)
 class Consumer:
@@ -51,12 +53,31 @@ class Consumer:
 
 
 @dataclass(eq=False)
+class MeanOver:
+    """A module that divides the units of a width by a mean over them: a response normalization.
+
+    Attributes:
+        module: its name.
+        weight: name of the weight by which the quotients are multiplied.
+        dim: of its input that holds the channels.
+        channels: that each unit owns, int64 [units, channels].
+        whole: whether all channels are those of units.
+    """
+
+    module: str
+    weight: str
+    dim: int
+    channels: Tensor
+    whole: bool
+
+
+@dataclass(eq=False)
 class Width:
     """Units of which any number, but not all, can be removed.
 
     Attributes:
         name: the first module that makes the units; the attention module for heads.
-        kind: ``"channels"`` or ``"heads"``.
+        kind: ``"channels"``, ``"heads"`` or ``"experts"``.
         units: how many there are.
         unit_size: input channels of the first consumer that a unit owns (a head's size; the positions of a flattened
             map).
@@ -72,6 +93,8 @@ class Width:
             squeeze-and-excitation.
         balance: unit indices [parts, n] of which every row must keep equally many (a grouped convolution's groups),
             or None.
+        norms: modules that divide by a mean over the units (response normalization).
+        granule: a share of the units is rounded down to a multiple of it.
     """
 
     name: str
@@ -87,6 +110,12 @@ class Width:
     balance: Tensor | None = None
     gates: list[str] = field(default_factory=list)
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
+    granule: int = 1
+    norms: list[MeanOver] = field(default_factory=list)
+
+    def watched(self) -> dict[str, str | None]:
+        """The modules whose inputs tell what the units are worth, each with the norm that alone follows it, or None."""
+        return {consumer.module: consumer.norm for consumer in self.consumers}
 
     @property
     def refittable(self) -> bool:
@@ -127,6 +156,47 @@ class Width:
                     f"got {counts.tolist()}"
                 )
         return kept
+
+
+@dataclass(eq=False)
+class ExpertWidth(Width):
+    """The neurons of a mixture's experts whose matrices are stacked in parameters: each expert keeps its own.
+
+    It has no consumers: no module reads an expert's neurons. A choice is ``[experts, n]``.
+
+    Attributes:
+        stack: the parameters.
+    """
+
+    stack: Stack = field(kw_only=True)
+
+    @classmethod
+    def of(cls, stack: Stack) -> ExpertWidth:
+        """The width of a stack, named after the module that owns it."""
+        name, units = stack.module, stack.units
+        return cls(name, "experts", units, 1, [name], [], order=stack.position, granule=stack.granule, stack=stack)
+
+    def watched(self) -> dict[str, str | None]:
+        """The module that owns the stack."""
+        return {self.stack.module: None}
+
+    def check(self, kept: Any) -> Tensor:
+        """The kept neurons of each expert, sorted, [experts, n].
+
+        Args:
+            kept: indices, ``[experts, n]``, or ``[n]`` for the same ones of all.
+
+        Raises:
+            ValueError: not a non-empty set of neurons for each expert.
+        """
+        kept = torch.as_tensor(kept, device="cpu").detach().cpu()
+        rows = kept[None].expand(self.stack.experts, -1) if kept.dim() == 1 else kept
+        if rows.dim() != 2 or len(rows) != self.stack.experts:
+            raise ValueError(
+                f"kept[{self.name!r}]: expected indices [{self.stack.experts}, n], as many of each expert, "
+                f"got the shape {[*kept.shape]}"
+            )
+        return torch.stack([super(ExpertWidth, self).check(row) for row in rows])
 
 
 def grouped(reasons: Mapping[str, str], what: str = "layers", shown: int = 4) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.removal.configs import follow_removal, owner_of
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
+from sparse_accel.removal.stacks import plan_stacks, without_silent, zeros_left
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
 from sparse_accel.report import CompactReport, compare_models
 from sparse_accel.wrappers import bare_model
@@ -74,10 +75,11 @@ def compact(
       are added to the bias of the consumer (or taken off the running mean of the BatchNorm that follows it) where
       that is exact, so not across zero padding, and are kept elsewhere.
 
-    The heads of an attention go as a whole, with their queries, keys and values. Channels that appear in an output of
-    the model, or that an operation without an analysis takes (LayerNorm over them, ``nn.MultiheadAttention``, sizes
-    written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says where. Every layer keeps at
-    least one channel, and the groups of a grouped convolution stay equally wide.
+    The heads of an attention go as a whole, with their queries, keys and values. Of the experts of a mixture that are
+    stacked in parameters, as many neurons go as add nothing in every one of them, each expert's own. Channels that
+    appear in an output of the model, or that an operation without an analysis takes (LayerNorm over them,
+    ``nn.MultiheadAttention``, sizes written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says
+    where. Every layer keeps at least one channel, and the groups of a grouped convolution stay equally wide.
 
     The configuration of a Hugging Face model follows where it can say what became of all layers, so that
     ``from_pretrained`` rebuilds what ``save_pretrained`` wrote; the notes say where it cannot. No bias is made in such
@@ -122,15 +124,23 @@ def compact(
     probe = copy_model(model).eval()
     with comparable(model):
         graph, expected = trace(probe, copy.deepcopy(examples))
-    del probe
     _keep_what_needs_a_bias(graph, model)
-    decision = decide(graph)
-    plan = make_plan(decision, model)
-    small = copy_model(model)
-    apply_plan(small, plan, cut_tensors(decision, plan, model))
-    _follow(graph, decision, model, small, plan)
-    carry_gradients(model, small, plan)
-    max_abs_diff = verify_outputs(small, examples, expected, tolerance)
+    if optimizer is not None:
+        _keep_what_needs_a_factor(graph, "would give the optimizer other steps")
+    with comparable(model):
+        kept, notes = without_silent(probe, graph.stacks)
+    del probe
+    for note in [*notes, *zeros_left(model, graph.stacks)]:
+        graph.note(note)
+    small, plan = _smaller(graph, kept, model)
+    try:
+        max_abs_diff = verify_outputs(small, examples, expected, tolerance)
+    except OutputMismatchError:
+        if not plan["scaled"]:
+            raise
+        _keep_what_needs_a_factor(graph, "is not exact enough beside the epsilon of the norm")
+        small, plan = _smaller(graph, kept, model)
+        max_abs_diff = verify_outputs(small, examples, expected, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         report = compare_models(model, small, examples, max_abs_diff)  # at the speed of the caller's settings
@@ -159,13 +169,48 @@ def _keep_what_needs_a_bias(graph: ChannelGraph, model: nn.Module) -> None:
             read.values = read.values * read.foldable
 
 
-def _follow(graph: ChannelGraph, decision: Decision, model: nn.Module, small: nn.Module, plan: Plan) -> None:
+def _keep_what_needs_a_factor(graph: ChannelGraph, why: str) -> None:
+    """No weight of a norm is multiplied to make up for a mean over fewer channels: they stay."""
+    for number, norm in enumerate(graph.response_norms):
+        if bool(norm.zero.any()):
+            graph.note(
+                f"{norm.module}: {int(norm.zero.sum())} of {len(norm.zero)} channels are zero, and stay: the mean over "
+                f"the others needs a factor in {norm.weight}, which {why}"
+            )
+            graph.response_norms[number] = replace(norm, zero=torch.zeros_like(norm.zero))
+
+
+def _smaller(graph: ChannelGraph, neurons: Mapping[str, Tensor], model: nn.Module) -> tuple[nn.Module, Plan]:
+    """A copy of the model without what the graph says, and the plan; neurons: kept ones of stacked experts."""
+    decision = decide(graph)
+    plan = make_plan(decision, model)
+    plan_stacks(plan, graph.stacks, neurons, model)
+    small = copy_model(model)
+    apply_plan(small, plan, cut_tensors(decision, plan, model))
+    _follow(replace(graph, slots=copy.deepcopy(graph.slots)), decision, neurons, model, small, plan)
+    carry_gradients(model, small, plan)
+    return small, plan
+
+
+def _follow(
+    graph: ChannelGraph,
+    decision: Decision,
+    neurons: Mapping[str, Tensor],
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+) -> None:
     """Let the configurations in a compact model follow."""
     if all(getattr(module, "config", None) is None for module in model.modules()):
         return
     tie_for_removal(graph)  # the decision knows the classes as they were
     widths = widths_of(graph, model)
-    kept = {width.name: decision.keeps(torch.from_numpy(width.classes)).nonzero().flatten() for width in widths}
+    kept = {
+        width.name: decision.keeps(torch.from_numpy(width.classes)).nonzero().flatten()
+        for width in widths
+        if len(width.classes)
+    }
+    kept |= neurons
     follow_removal(model, small, plan, widths, kept)
 
 

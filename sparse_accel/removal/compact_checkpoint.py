@@ -146,7 +146,12 @@ def _check_cut(name: str, entry: Field, dense: list[int], hint: str) -> None:
         if dim not in [str(number) for number in range(len(dense))]:
             raise entry["keep"].wrong(f"dimensions of a tensor of shape {dense}")
         rows = indices.entries()
-        if dim == "1" and rows and isinstance(rows[0].value, list):  # a grouped convolution: one list per kept group
+        if "0" not in keep and rows and isinstance(rows[0].value, list):  # a stack: one list per slice
+            counts = [len(row.indices(dense[int(dim)])) for row in rows]
+            if len(set(counts)) > 1 or len(rows) != dense[0]:
+                raise indices.wrong(f"as many indices for each of {dense[0]} slices")
+            shape[int(dim)] = counts[0]
+        elif dim == "1" and rows and isinstance(rows[0].value, list):  # a grouped convolution: one list per kept group
             counts = [len(row.indices(dense[1])) for row in rows]
             if len(set(counts)) > 1 or "0" not in keep or len(keep["0"].entries()) % len(rows):
                 raise indices.wrong("as many indices for each of the groups, which divide the kept rows")

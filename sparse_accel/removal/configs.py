@@ -200,13 +200,13 @@ def _entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _proposals(config: Any, widths: list[Width], kept: Mapping[str, Tensor]) -> list[dict[str, int]]:
     """Numbers that could describe the smaller model, several together where they only make sense so."""
-    cut = [width for width in widths if width.name in kept and len(kept[width.name]) < width.units]
+    cut = [width for width in widths if width.name in kept and kept[width.name].shape[-1] < width.units]
     entries = list(_entries(config))
     proposals: list[dict[str, int]] = []
-    for kind in ("heads", "channels"):
+    for kind in ("heads", "channels", "experts"):
         news: dict[int, set[int]] = {}
         for width in (width for width in cut if width.kind == kind):
-            news.setdefault(width.units, set()).add(len(kept[width.name]))
+            news.setdefault(width.units, set()).add(kept[width.name].shape[-1])
         for units, numbers in ((u, n) for u, n in news.items() if len(n) <= _CHOICES):
             for new in sorted(numbers):
                 if kind == "heads":

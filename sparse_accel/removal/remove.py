@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.channels.graph import ChannelGraph, UnsupportedModelError, tensors_of
+from sparse_accel.channels.graph import ChannelGraph, ResponseNorm, UnsupportedModelError, tensors_of
 from sparse_accel.channels.liveness import Decision
 from sparse_accel.channels.runs import Examples, Method, outputs_of
 from sparse_accel.channels.trace import trace
@@ -22,7 +22,8 @@ from sparse_accel.channels.widths import Widths
 from sparse_accel.removal.compact import comparable, copy_examples, copy_model, verify_outputs
 from sparse_accel.removal.configs import follow_removal
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
-from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
+from sparse_accel.removal.stacks import blind_readers, plan_stacks
+from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut, cut_tensors, make_plan
 from sparse_accel.wrappers import bare_model
 
 
@@ -135,13 +136,17 @@ def remove_units(
 ) -> RemovalResult:
     """Cut a model down to some units of its widths.
 
-    The smaller model computes what ``model`` does when every consumer's weights on the removed units are zero.
+    The smaller model computes what ``model`` does when every consumer's weights on the removed units are zero. A
+    response normalization that divides by a mean over units (:attr:`~sparse_accel.channels.widths.Width.norms`) takes
+    it over those that are left, and its weight is multiplied by the ratio of their numbers: the same, up to its
+    epsilon, if the removed units are zero where it takes them.
 
     Args:
         model: in train or eval mode; neither it nor its mode changes, also not on failure.
         example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, a list of such tuples and
             dicts or :class:`sparse_accel.Examples`, on the model's device.
-        kept: indices of the units to keep, by the width's name (of :func:`find_widths`); other widths stay.
+        kept: indices of the units to keep, by the width's name (of :func:`find_widths`); other widths stay. Of a
+            width of kind ``"experts"`` ``[experts, n]``: each expert keeps neurons of its own.
         verify: run both models on the example and compare; the smaller one is also run without.
         tolerance: largest accepted difference, relative to ``max(1, max |output|)``; see :func:`sparse_accel.compact`.
         methods, unvisited: as for :func:`find_widths`.
@@ -168,6 +173,7 @@ def remove_units(
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
     decision = _decision(graph, widths, chosen)
     plan = make_plan(decision, model)
+    plan_stacks(plan, graph.stacks, chosen, model)
     small = copy_model(model)
     apply_plan(small, plan, cut_tensors(decision, plan, model))
     if configs:
@@ -175,7 +181,7 @@ def remove_units(
     carry_gradients(model, small, plan)
     difference = float("nan")
     if verify:
-        masked = _masked_outputs(model, decision, examples)
+        masked = _masked_outputs(model, decision, plan, chosen, examples)
         difference = verify_outputs(small, examples, masked, tolerance)
     carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
     return RemovalResult(small, plan, difference, carried)
@@ -199,14 +205,51 @@ def _decision(graph: ChannelGraph, widths: Widths, kept: Mapping[str, Tensor]) -
     table = np.ones(len(roots), dtype=bool)
     for name, units in kept.items():
         classes = widths.named(name).classes
+        if not len(classes):  # of a stack
+            continue
         table[classes] = False
         table[classes[units.numpy()]] = True
     return Decision(roots, table, table, graph)
 
 
-def _masked_outputs(model: nn.Module, decision: Decision, examples: Examples) -> list[Tensor]:
+def _narrow(module: nn.Module, name: str, norm: ResponseNorm, kept: Tensor, plan: Plan) -> None:
+    """Let a response norm see some of its channels alone, with the parameters that it has in the smaller model.
+
+    Args:
+        module: that takes one tensor; changes.
+        name: of the module.
+        norm: its channels.
+        kept: bool [C].
+        plan: of the removal.
+    """
+    at = kept.nonzero().flatten()
+    for key, parameter in list(module._parameters.items()):
+        own = f"{name}.{key}" if name else key
+        if parameter is not None:
+            new = cut(parameter, plan["tensors"].get(own)) * plan["scaled"].get(own, 1.0)
+            module._parameters[key] = nn.Parameter(new, requires_grad=False)
+
+    def before(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0].index_select(norm.dim, at.to(args[0].device)),)
+
+    def after(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        shape = [len(kept) if dim == norm.dim else size for dim, size in enumerate(output.shape)]
+        return output.new_zeros(shape).index_copy_(norm.dim, at.to(output.device), output)
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after)
+
+
+def _masked_outputs(
+    model: nn.Module, decision: Decision, plan: Plan, kept: Mapping[str, Tensor], examples: Examples
+) -> list[Tensor]:
     """Outputs of the dense model whose readers hold zeros on what goes."""
     masked = copy_model(model).eval()
+    blind_readers(masked, decision.graph.stacks, kept)
+    norms = {norm.module: norm for norm in decision.graph.response_norms}
+    for name, norm in norms.items():
+        if not bool(decision.keeps(norm.slots).all()):
+            _narrow(masked.get_submodule(name), name, norm, decision.keeps(norm.slots), plan)
     tensors = tensors_of(masked)
     with torch.no_grad(), comparable(model):
         for read in decision.graph.reads:

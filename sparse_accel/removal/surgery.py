@@ -2,7 +2,7 @@
 
 A plan is plain data: for every tensor that is cut the kept indices of its dimensions, for every module the integer
 attributes that follow (``"config.intermediate_size"`` for one of its configuration's), and the biases that did not
-exist before.
+exist before. ``scaled`` names weights that are multiplied besides, so that a mean over fewer channels is made up for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Plan = dict[str, Any]
 def tensor_plan(decision: Decision, name: str) -> dict[str, Any] | None:
     """Kept indices of a tensor, ``{"from": shape, "shape": shape, "keep": {dimension: indices}}``; None if all stay.
 
-    For the weight of a grouped convolution the indices of dimension 1 are one list per kept group.
+    For the weight of a grouped convolution the indices of dimension 1 are one list per kept group, beside those of
+    dimension 0. Lists without indices of dimension 0 are one for each of its slices: the experts of a stack.
     """
     graph = decision.graph
     shape = list(graph.tensors[name].shape)
@@ -58,7 +59,7 @@ def cut(tensor: Tensor, entry: Mapping[str, Any] | None) -> Tensor:
     if entry is None:
         return tensor.clone()
     keep = entry["keep"]
-    if keep.get("1") and isinstance(keep["1"][0], list):
+    if is_grouped(keep):
         rows = torch.tensor(keep["0"], device=tensor.device)
         columns = torch.tensor(keep["1"], device=tensor.device)
         group = torch.arange(len(rows), device=tensor.device) // (len(rows) // len(columns))
@@ -66,8 +67,23 @@ def cut(tensor: Tensor, entry: Mapping[str, Any] | None) -> Tensor:
     else:
         out = tensor
         for dim, indices in keep.items():
-            out = out.index_select(int(dim), torch.tensor(indices, device=tensor.device))
+            index = torch.tensor(indices, device=tensor.device)
+            if index.dim() == 1:
+                out = out.index_select(int(dim), index)
+            else:  # each slice's own
+                parts = zip(out, index, strict=True)
+                out = torch.stack([part.index_select(int(dim) - 1, own) for part, own in parts])
     return as_ordered(out, order)
+
+
+def is_grouped(keep: Mapping[str, Any]) -> bool:
+    """Whether kept indices are those of a grouped convolution's weight: of each group its own.
+
+    Example:
+        >>> is_grouped({"0": [0, 1], "1": [[0], [2]]}), is_grouped({"1": [[0], [2]]}), is_grouped({"0": [1]})
+        (True, False, False)
+    """
+    return "0" in keep and bool(keep.get("1")) and isinstance(keep["1"][0], list)
 
 
 def memory_order(tensor: Tensor) -> list[int]:
@@ -101,12 +117,21 @@ def make_plan(decision: Decision, model: nn.Module) -> Plan:
         "created": {},
         "folded": {},
         "shifted": [],
+        "scaled": {},
         "notes": list(graph.notes),
     }
     for (module, attribute), slots in graph.attributes.items():
         old, new = getattr(model.get_submodule(module), attribute), int(decision.keeps(slots).sum())
         if old != new:
             plan["attributes"].setdefault(module, {})[attribute] = [old, new]
+    for norm in graph.response_norms:
+        left = int(decision.keeps(norm.slots).sum())
+        if left < len(norm.slots) and norm.weight not in plan["scaled"]:
+            plan["scaled"][norm.weight] = len(norm.slots) / left
+            plan["notes"].append(
+                f"{norm.module}: divides by the mean over {left} of {len(norm.slots)} channels: {norm.weight} is "
+                f"multiplied by {len(norm.slots) / left:.4g}"
+            )
     for read in graph.reads:
         live_groups = int((decision.keeps(read.input_blocks)).any(1).sum())
         if read.groups != live_groups:
@@ -126,6 +151,8 @@ def cut_tensors(decision: Decision, plan: Plan, model: nn.Module) -> dict[str, T
     """The tensors of the compact model that differ from the dense one's, constants folded in."""
     dense = tensors_of(model)
     out = {name: cut(dense[name], entry) for name, entry in plan["tensors"].items()}
+    for name, factor in plan["scaled"].items():
+        out[name] = out[name] * factor
     for read in decision.graph.reads:
         folded = decision.folded(read)
         if not bool(folded.any()):

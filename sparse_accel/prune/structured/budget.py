@@ -14,11 +14,12 @@ from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import all_reduce_, eval_mode
 from sparse_accel.channels.call import run_model, tree_tensors
 from sparse_accel.channels.containers import output_tensors
-from sparse_accel.channels.widths import Width
+from sparse_accel.channels.widths import ExpertWidth, Width
 from sparse_accel.prune.select.gram import gram_obs
 from sparse_accel.prune.structured.choose import joint_problem, unit_sets
 from sparse_accel.prune.structured.cost import Cost, CountedCost, LatencyCost
 from sparse_accel.prune.structured.feed import Feed
+from sparse_accel.prune.structured.kinds.experts import Readers, UnclearUseError, rewrite
 from sparse_accel.prune.structured.layer import Layer, Settings
 from sparse_accel.prune.structured.sites import Site
 from sparse_accel.prune.structured.stage import collect
@@ -137,6 +138,8 @@ def _curve(
     width: Width, work: nn.Module, calibration: Batches, sites: Mapping[str, Site], settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of units, falling, and the damage at each."""
+    if isinstance(width, ExpertWidth):
+        return _expert_curve(width, work, calibration, sites, settings)
     layers = [
         Layer(
             work,
@@ -158,9 +161,49 @@ def _curve(
     half = int(points[len(points) // 2])
     kept = chosen.at(half)
     effect = _effect(layers, kept, work, calibration, settings)
+    return _scaled(width, points, total, half, effect)
+
+
+def _scaled(
+    width: Width, points: np.ndarray, total: np.ndarray, half: int, effect: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The points with damages such that the one at ``half`` is its effect on the outputs; total: by units removed."""
     scale = effect / total[width.units - half] if total[width.units - half] > 0 else 1.0
     logger.info("budget: %s: error of the outputs with %d of %d units: %.4g", width.name, half, width.units, effect)
     return points, scale * total[width.units - points]
+
+
+def _expert_curve(
+    width: ExpertWidth, work: nn.Module, calibration: Batches, sites: Mapping[str, Site], settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of stacked experts: their damages added up."""
+    readers = Readers(work, width)
+    try:
+        readers.collect(calibration, sites[width.stack.module])
+    except UnclearUseError as unclear:
+        logger.warning("budget: %s stays whole: %s", width.name, unclear)
+        return np.array([width.units]), np.zeros(1)
+    least, idle = width.granule, readers.idle()
+    points = np.arange(width.units, 0, -max(1, width.units // least // STEPS) * least)
+    half = int(points[len(points) // 2])
+    total = np.zeros(width.units)
+    kept = torch.arange(half, device="cpu").repeat(width.stack.experts, 1)
+    for expert in (number for number in range(width.stack.experts) if number not in idle):
+        chosen = readers.solved(gram_obs, expert, 1, settings.ridge)
+        total += np.concatenate([[0.0], chosen.damages.clamp(min=0).cumsum(0).cpu().numpy()])
+        kept[expert] = chosen.at(half).cpu()
+    tensors = [readers.parameter, *([] if readers.bias is None else [readers.bias])]
+    saved = [tensor.detach().clone() for tensor in tensors]
+    dense = _outputs(work, calibration)
+    try:
+        rewrite(readers, kept, idle, settings, moments=True)
+        came = _outputs(work, calibration)
+    finally:
+        with torch.no_grad():
+            for tensor, old in zip(tensors, saved, strict=True):
+                tensor.copy_(old)
+        torch.clear_autocast_cache()
+    return _scaled(width, points, total, half, _difference(came, dense))
 
 
 def _effect(layers: Sequence[Layer], kept: Tensor, work: nn.Module, calibration: Batches, settings: Settings) -> float:
@@ -180,6 +223,11 @@ def _effect(layers: Sequence[Layer], kept: Tensor, work: nn.Module, calibration:
                 for name, tensor in _tensors(layer):
                     tensor.copy_(tensors[name])
         torch.clear_autocast_cache()
+    return _difference(came, dense)
+
+
+def _difference(came: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
+    """Squared error of outputs relative to their variation, over all ranks."""
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     for new, old in zip(came, dense, strict=True):
         spread = (old - old.mean(0)).square().sum() if old.shape[0] > 1 else old.square().sum()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sparse_accel.channels.widths import Width
+from sparse_accel.channels.widths import ExpertWidth, Width
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.removal.remove import remove_units
 from sparse_accel.report import count_macs, latencies_ms
@@ -73,6 +73,8 @@ class CountedCost:
             for consumer in width.consumers:
                 share = consumer.channels.shape[1] / self._inputs(consumer.module)
                 self._layer(consumer.module, macs)[2][width.name] = share
+            if isinstance(width, ExpertWidth):
+                self._layer(width.stack.module, macs)[1][width.name] = 1 / width.units
             if width.kind == "heads":
                 self._attention(width, macs)
         for width in widths:  # depthwise: their inputs are their outputs

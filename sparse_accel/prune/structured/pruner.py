@@ -20,6 +20,7 @@ from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
+from sparse_accel.prune.structured.kinds.norms import prunable
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange, left_stacks
 from sparse_accel.prune.structured.request import (
@@ -32,7 +33,7 @@ from sparse_accel.prune.structured.request import (
     matches,
 )
 from sparse_accel.prune.structured.sites import Site, find_sites
-from sparse_accel.prune.structured.stage import make_layers, prune_width
+from sparse_accel.prune.structured.stage import prune_width, state_bytes
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
 from sparse_accel.removal.configs import RELOAD, follow_biases
@@ -83,7 +84,8 @@ class ISpaSP:
             dicts or :class:`sparse_accel.Examples`, on the model's device.
         methods, unvisited: as for :func:`sparse_accel.compact`: what else users call, and what becomes of widths that
             layers may read which no example reaches.
-        keep: share of each width's units to keep, rounded down, at least one.
+        keep: share of each width's units to keep, rounded down, at least one. Of experts that are stacked in
+            parameters every expert keeps so many neurons of its own, rounded down to rows of whole 16 bytes.
         method, refit: see above.
         scope: ``"inner"`` for widths inside blocks, ``"all"`` for those on the residual stream too. Channels that are
             gated by themselves (squeeze-and-excitation) are inside: their gate only multiplies.
@@ -222,10 +224,10 @@ class ISpaSP:
         notes = grouped(found.refused)
         widths = self.request.chosen(list(found), notes)
         consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
-        consumers |= {consumer.module: consumer.norm for width in widths for consumer in width.consumers}
+        consumers |= {module: norm for width in widths for module, norm in width.watched().items()}
         sites = find_sites(work, self.example_inputs, consumers)
         findings = look(work, data, self.example_inputs, sites)
-        widths = findings.safe(widths, notes)
+        widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = self._state_memory(widths, work, sites)
         keeps = self._keeps(widths, work, data, sites)
@@ -239,6 +241,7 @@ class ISpaSP:
                 width, keeps[width.name], work, data, sites, gone, changed=bool(kept)
             )
             changes.append(change)
+            notes += [change.note] if change.note else []
             if self.fine_tune is not None:
                 fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept)
                 work.eval()
@@ -282,12 +285,8 @@ class ISpaSP:
         return self.settings.refit == "auto" and any(is_convolution(module) for module in modules)
 
     def _state_memory(self, widths: list[Width], work: nn.Module, sites: dict[str, Site]) -> int:
-        """Bytes of the largest stage: its sums, and four matrices over the columns of all consumers."""
-        needed: dict[str, int] = {}
-        for width in widths:
-            layers = make_layers(width, work, sites, self.settings, {})
-            columns = sum(layer.groups * layer.features for layer in layers)
-            needed[width.name] = sum(layer.nbytes for layer in layers) + 4 * 8 * columns**2
+        """Bytes of the largest stage."""
+        needed = {width.name: state_bytes(width, work, sites, self.settings) for width in widths}
         if not needed:
             return 0
         largest = max(needed, key=lambda name: needed[name])

@@ -26,6 +26,7 @@ class WidthChange:
         error: squared error of the consumers' results relative to the variation of their targets, before and after the
             refit, averaged over the consumers; None where no statistics were taken.
         seconds: that it took.
+        note: what was not as usual; empty mostly.
     """
 
     name: str
@@ -35,6 +36,7 @@ class WidthChange:
     target: str
     error: tuple[float, float] | None
     seconds: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class StructuredResult:
         model: the smaller model, a copy, in the mode of the original.
         plan: what was removed, as plain JSON-able data.
         report: per width and in total; a table when printed.
-        kept: units kept, by width.
+        kept: units kept, by width; of stacked experts a list for each.
         max_abs_diff: largest difference on the example between the model with zeroed units and the one without them.
         optimizer: None.
     """
@@ -134,6 +136,6 @@ class StructuredResult:
     model: nn.Module
     plan: Plan
     report: StructuredReport
-    kept: dict[str, list[int]]
+    kept: dict[str, list[Any]]
     max_abs_diff: float
     optimizer: Optimizer | None = None

@@ -93,7 +93,8 @@ class Request:
                 raise ValueError(f"keep_per_layer: {width.name}: expected 1 to {width.units}{each}, got {keep}")
             return keep
         check_share(f"keep_per_layer: {width.name}", keep)
-        return max(1, math.floor(keep * (width.units // number) + 1e-9)) * number
+        least = width.granule
+        return max(least, math.floor(keep * (width.units // number) + 1e-9) // least * least) * number
 
 
 def matches(width: Width, pattern: str) -> bool:

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import weight_matrix
-from sparse_accel.channels.widths import Width
+from sparse_accel.channels.widths import ExpertWidth, Width
 from sparse_accel.prune.structured.choose import choose, unit_sets
 from sparse_accel.prune.structured.feed import Feed, Solutions, UnpairedError, relu_aware
+from sparse_accel.prune.structured.kinds.experts import Readers, prune_experts
+from sparse_accel.prune.structured.kinds.norms import settle_norms
 from sparse_accel.prune.structured.layer import Layer, Piece, Settings
 from sparse_accel.prune.structured.report import WidthChange
 from sparse_accel.prune.structured.sites import Site
 from sparse_accel.prune.structured.sums import ispasp_choose
+from sparse_accel.removal.compact import copy_model
 
 logger = logging.getLogger("sparse_accel")
 
@@ -52,6 +55,15 @@ def make_layers(
     ]
 
 
+def state_bytes(width: Width, work: nn.Module, sites: Mapping[str, Site], settings: Settings) -> int:
+    """Bytes of a stage: its sums, and four matrices over the columns of all consumers."""
+    if isinstance(width, ExpertWidth):
+        return Readers(work, width).nbytes
+    layers = make_layers(width, work, sites, settings, {})
+    columns = sum(layer.groups * layer.features for layer in layers)
+    return sum(layer.nbytes for layer in layers) + 4 * 8 * columns**2
+
+
 def prune_width(
     width: Width,
     keep: int,
@@ -78,8 +90,10 @@ def prune_width(
         changed: whether ``work`` computes anything else than ``dense`` by now.
 
     Returns:
-        The units kept, ascending, and what to report.
+        The units kept, ascending (of stacked experts ``[experts, keep]``), and what to report.
     """
+    if isinstance(width, ExpertWidth):
+        return prune_experts(width, keep, work, calibration, sites, settings)
     start = time.perf_counter()
     moments = settings.refit is not None or settings.method not in ("magnitude", "random", "ispasp")
     while True:
@@ -110,6 +124,18 @@ def prune_width(
             sets=unit_sets(width),
             generator=generator,
         )
+    targets, note = {layer.name: layer.target for layer in layers}, ""
+    if width.norms and keep < width.units:
+        local = "local" in targets.values()
+        before = copy_model(work) if local and moments else dense
+        note = settle_norms(width, kept, work, calibration)
+        layers = make_layers(width, work, sites, settings, gone)
+        for layer in layers:  # the units are other ones by now: what the consumers made of the old ones is the target
+            layer.target = "dense" if layer.target == "local" else layer.target
+        relu = [layer for layer in layers if layer.name in {other.name for other in relu}]
+        feed = Feed(before, work, calibration, layers, cache_bytes=settings.cache_bytes if relu else 0)
+        if moments:
+            collect(feed, layers)
     errors = []
     at = [0 if settings.refit is None else consumer.stage for consumer in width.consumers]
     for stage in sorted(set(at)):
@@ -123,7 +149,7 @@ def prune_width(
     for layer in layers:
         lost = layer.removed_columns(kept)
         gone[layer.name] = torch.cat([gone[layer.name], lost]) if layer.name in gone else lost
-    shown = sorted({layer.target + ("+relu" if layer in relu else "") for layer in layers})
+    shown = sorted({targets[layer.name] + ("+relu" if layer in relu else "") for layer in layers})
     change = WidthChange(
         name=width.name,
         kind=width.kind,
@@ -132,6 +158,7 @@ def prune_width(
         target="" if settings.refit is None else "bias" if settings.refit == "bias" else ", ".join(shown),
         error=error,
         seconds=time.perf_counter() - start,
+        note=note,
     )
     logger.info("%s: %d of %d units kept, %.1f s", width.name, len(kept), width.units, change.seconds)
     return kept, change

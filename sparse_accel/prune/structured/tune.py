@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_accel.channels.graph import tensors_of
 from sparse_accel.removal.remove import remove_units
-from sparse_accel.removal.surgery import Plan
+from sparse_accel.removal.surgery import Plan, is_grouped
 
 
 def fine_tune_small(
@@ -54,17 +54,22 @@ def put_back(work: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None
     """
     with torch.no_grad():
         for name, full in tensors_of(work).items():
-            new = tensors[name].detach().to(full)
+            new = tensors[name].detach().to(full) / plan["scaled"].get(name, 1.0)
             entry = plan["tensors"].get(name)
             if entry is None:
                 full.copy_(new)
                 continue
             keep = entry["keep"]
-            if keep.get("1") and isinstance(keep["1"][0], list):  # a grouped convolution
+            if is_grouped(keep):
                 rows = torch.tensor(keep["0"], device=full.device)
                 columns = torch.tensor(keep["1"], device=full.device)
                 group = torch.arange(len(rows), device=full.device) // (len(rows) // len(columns))
                 full[rows[:, None], columns[group]] = new
+                continue
+            lists = [int(dim) for dim, indices in keep.items() if isinstance(indices[0], list)]
+            if lists:  # of every expert its own
+                for part, other, own in zip(full, new, keep[str(lists[0])], strict=True):
+                    part.index_copy_(lists[0] - 1, torch.tensor(own, device=full.device), other)
                 continue
             index = [torch.arange(size, device=full.device) for size in full.shape]
             for dim, indices in keep.items():

@@ -19,6 +19,7 @@ from sparse_accel.calibration.observations import Observations
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.ranks import broadcast_, together
 from sparse_accel.calibration.replay import Front, find_units
+from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.prune.unstructured.allocate import allocate
 from sparse_accel.prune.unstructured.layers import Step
 from sparse_accel.prune.unstructured.masks import Masks
@@ -35,7 +36,6 @@ from sparse_accel.prune.unstructured.solve import (
     solve_layer,
     work_bytes,
 )
-from sparse_accel.prune.unstructured.stacked import SliceGram
 from sparse_accel.prune.unstructured.steps import find_steps, leave, modules_of
 from sparse_accel.wrappers import bare_model, copy_model
 

@@ -23,12 +23,13 @@ from sparse_accel.calibration.moments import Gram, column_chunks
 from sparse_accel.calibration.observations import floating
 from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.calibration.ranks import broadcast_, fewest, together
+from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.slices import SliceCall
 from sparse_accel.channels.call import run_model
 from sparse_accel.prune.unstructured.layers import Layer, StackedLayer
 from sparse_accel.prune.unstructured.progress import Progress
 from sparse_accel.prune.unstructured.solve import CHUNK_BYTES, columns_input
-from sparse_accel.prune.unstructured.stacked import SliceGram, watch_stacks
+from sparse_accel.prune.unstructured.stacked import watch_stacks
 
 logger = logging.getLogger("sparse_accel")
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.moments import Gram, column_chunks
 from sparse_accel.calibration.replay import Front
+from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.prune.layerwise.targets import BlockSparsity
 from sparse_accel.prune.unstructured.layers import Layer, StackedLayer, Step
 from sparse_accel.prune.unstructured.report import LayerReport
-from sparse_accel.prune.unstructured.stacked import SliceGram, stacked_hessian
+from sparse_accel.prune.unstructured.stacked import stacked_hessian
 
 CHUNK_BYTES = 1 << 26  # of im2col columns at a time
 
