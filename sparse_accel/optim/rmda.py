@@ -74,7 +74,8 @@ class RMDA(ProximalOptimizer):
 
     _group_defaults: ClassVar = {**ProximalOptimizer._group_defaults, "restart": False, "momentum_ramp": None}
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
-    _tensor_state: ClassVar = ("point", "anchor")
+    _tensor_state: ClassVar[tuple[str, ...]] = ("point", "anchor")
+    _weights: ClassVar[tuple[str, ...]] = ("point", "anchor")  # state that a stage starts at the weights, not at zero
 
     def __init__(
         self,
@@ -119,13 +120,20 @@ class RMDA(ProximalOptimizer):
             states = [(param, self.state[param]) for param in group["params"] if "anchor" in self.state.get(param, {})]
             with torch.no_grad():
                 for param, state in states:
-                    for key in ("anchor", "point"):
+                    for key in self._weights:
                         state[key].copy_(torch.view_as_real(param) if param.is_complex() else param)
-                    for key in ("step", "alpha"):
-                        state[key].zero_()
+                    for key in (*self._tensor_state, *self._scalar_state):
+                        if key not in self._weights:
+                            state[key].zero_()
             group["restart"] = False
         if group["momentum_ramp"] is not None:
             group["momentum_ramp"] += 1
+
+    @staticmethod
+    def _momentum(group: dict[str, Any]) -> float:
+        """c of this step, on the ramp after the last stage if there is one."""
+        ramp = group["momentum_ramp"]
+        return float(group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0))
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         for param, work in zip(batch.params, batch.work, strict=True):
@@ -134,12 +142,10 @@ class RMDA(ProximalOptimizer):
                 anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
                 state.update(self._new_scalars(param), point=anchor.clone(), anchor=anchor)
         points, anchors, steps, alphas = self._tensor_lists(batch)
-        ramp = group["momentum_ramp"]
-        momentum = group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0)
         tensors = StepTensors(batch.work, batch.grads, points, anchors, steps, alphas, batch.layouts, batch.strengths)
         rmda(
             tensors,
-            StepNumbers(group["lr"], momentum, self._prox_name(group), group["maximize"]),
+            StepNumbers(group["lr"], self._momentum(group), self._prox_name(group), group["maximize"]),
             foreach=group["foreach"],
             fused=self._is_fused(group),
             grad_scale=getattr(self, "grad_scale", None),

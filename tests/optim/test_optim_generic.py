@@ -1,4 +1,4 @@
-"""What torch checks of every optimizer of its own, on RMDA and ProxSGD, with AdamW as a control."""
+"""What torch checks of every optimizer of its own, on RMDA, ProxSGD, RAMDA and ProxAdamW, with AdamW as a control."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_some_gradients_missing(info: Any) -> None:
 @each_case(skip=("differentiable",))
 def test_zero_gradient_moves_nothing_without_penalty(optimizer: Any, kwargs: dict[str, Any]) -> None:
     kwargs = {key: value for key, value in reduced(kwargs).items() if key != "penalty"}
-    if optimizer is torch.optim.AdamW:
+    if optimizer in (torch.optim.AdamW, sa.ProxAdamW):
         kwargs["weight_decay"] = 0
     parameter = Parameter(torch.tensor([[1.5, -0.3, 0.7]]))
     opt = optimizer([parameter], **kwargs)
@@ -307,7 +307,7 @@ def test_no_host_synchronization(info: Any, flags: dict[str, bool]) -> None:
     if opt._step_supports_amp_scaling:
         opt.grad_scale, opt.found_inf = torch.ones((), device="meta"), torch.ones((), device="meta")
         opt.step()
-    if info.name == "RMDA":
+    if info.name in ("RMDA", "RAMDA"):
         opt.restart()
         opt.step()
 
@@ -349,4 +349,4 @@ def test_inside_inference_mode(info: Any) -> None:
 
 
 def test_control_is_adamw() -> None:
-    assert [info.name for info in INFOS] == ["RMDA", "ProxSGD", "AdamW"]
+    assert [info.name for info in INFOS] == ["RMDA", "ProxSGD", "RAMDA", "ProxAdamW", "AdamW"]
