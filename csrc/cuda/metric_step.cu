@@ -262,7 +262,8 @@ class MetricPlace {
 
   __device__ bool leads() const { return team_ ? active_ && begin_ == 0 : int(threadIdx.x) < groups_; }
   __device__ int led() const { return team_ ? slot_ : int(threadIdx.x); }  // slot of the group that the thread leads
-  __device__ int slot() const { return active_ ? slot_ : 0; }
+  __device__ bool active() const { return active_; }
+  __device__ int slot() const { return slot_; }
   __device__ std::int64_t group() const { return first_group_ + slot_; }
   __device__ std::int64_t led_group() const { return first_group_ + led(); }
 
@@ -319,7 +320,7 @@ __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_co
     if (place.leads()) norms[place.led()] = root.n;
     const float unfinished = block_reduce(place.leads() && !root.done && now.tau != 0 ? 1.f : 0.f, Max());
     if (unfinished == 0.f || step == kMetricSteps) break;
-    const A n = A(norms[place.slot()]);
+    const A n = place.active() ? A(norms[place.slot()]) : A(0);
     MetricTerm<A> sums{};
     place.each([&](std::int64_t at) {
       A x, p;
@@ -333,8 +334,9 @@ __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_co
     const double slope = place.sum(double(sums.slope), shared);
     const double bend = place.sum(double(sums.bend), shared);
     if (place.leads() && !root.done) root = metric_next(root, MetricSums{total, slope, bend}, kMetricTolerance<A>);
+    __syncthreads();  // the norms have been read: shuffles order no memory
   }
-  const A n = A(norms[place.slot()]);
+  const A n = place.active() ? A(norms[place.slot()]) : A(0);
   place.each([&](std::int64_t at) {
     A x, p;
     body.again(at, x, p);
