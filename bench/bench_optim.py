@@ -1,4 +1,4 @@
-"""Optimizer steps: RMDA and ProxSGD under group lasso, against ``torch.optim`` in the same process.
+"""Optimizer steps: RMDA, RAMDA, ProxAdamW and ProxSGD under group lasso, against ``torch.optim`` in the same process.
 
     python -m bench.bench_optim [--device cuda] [--dtype bfloat16] [--workloads resnet50] [--json FILE]
 
@@ -27,7 +27,8 @@ LR = 1e-3
 
 
 def cases(settings: harness.Settings) -> Iterator[harness.Case]:
-    """RMDA by input, by output and without a penalty against AdamW; ProxSGD by input against SGD with momentum."""
+    """RMDA by input, by output and without a penalty against AdamW; the adaptive ones by input and output likewise;
+    ProxSGD by input against SGD with momentum."""
     for workload in settings.workloads:
         parameters = partial(_parameters, workload, settings)
         state = 8 if settings.torch_dtype == torch.float64 else 4
@@ -49,6 +50,22 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
                 graph=captured,
                 peer_graph=adamw_graph,
             )
+        for by in ("input", "output"):
+            for name, kind, moved in (
+                ("RAMDA", sa.RAMDA, 3 * size + 5 * state),
+                ("ProxAdamW", sa.ProxAdamW, 3 * size + 4 * state),
+            ):
+                yield harness.Case(
+                    f"{name} by {by}",
+                    workload,
+                    kind(_groups(parameters(), by), lr=LR).step,
+                    count * moved,  # gradient, weight twice; the two sums twice, RAMDA's anchor
+                    twin=kind(_groups(parameters(), by), lr=LR, foreach=False).step,
+                    peer=adamw,
+                    peer_name="AdamW(fused=True)",
+                    graph=kind(_groups(parameters(), by), lr=LR, capturable=True).step if gpu else None,
+                    peer_graph=adamw_graph,
+                )
         yield harness.Case(
             "ProxSGD by input",
             workload,

@@ -10,6 +10,7 @@
 #include "ops/group_score.h"
 #include "ops/group_topk.h"
 #include "ops/masked_cg.h"
+#include "ops/metric_step.h"
 #include "ops/prox.h"
 #include "ops/rmda_step.h"
 #include "ops/topk_threshold.h"
@@ -30,6 +31,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("glm_epoch_", &sparse_accel::glm_epoch_, release_gil());
   m.def("gram_obs", &sparse_accel::gram_obs, release_gil());
   m.def("rmda_step_", &sparse_accel::rmda_step_, release_gil());
+  m.def("ramda_step_", &sparse_accel::ramda_step_, release_gil());
+  m.def("prox_adamw_step_", &sparse_accel::prox_adamw_step_, release_gil());
   m.def("masked_cg", &sparse_accel::masked_cg, release_gil());
   m.def("topk_threshold_", &sparse_accel::topk_threshold_, release_gil());
 }

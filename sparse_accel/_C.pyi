@@ -55,6 +55,44 @@ def rmda_step_(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None: ...
+def ramda_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    duals: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    alphas: Sequence[Tensor],
+    layouts: Sequence[int],
+    prox: str,
+    strengths: Sequence[float],
+    lr: float,
+    lr_tensor: Tensor | None,
+    momentum: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None: ...
+def prox_adamw_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    layouts: Sequence[int],
+    prox: str,
+    strengths: Sequence[float],
+    lr: float,
+    lr_tensor: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None: ...
 def topk_threshold_(
     x: Tensor, scores: Tensor | None, k: Sequence[int], by: str, layout: Sequence[int], scale: Tensor | None
 ) -> Tensor: ...

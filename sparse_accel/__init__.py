@@ -11,7 +11,7 @@ from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
-from .optim import RMDA, SPPAM, ProxSGD, lr_scheduler
+from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler
 from .penalties import L1, GroupL0, GroupLasso, Penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from .removal.checkpoint import load, save
@@ -22,6 +22,7 @@ from .removal.optimizer_checkpoint import load_optimizer
 __version__ = _build_info.version
 __all__ = [
     "L1",
+    "RAMDA",
     "RMDA",
     "SPPAM",
     "BlockSparsity",
@@ -37,6 +38,7 @@ __all__ = [
     "Grouping",
     "OutputMismatchError",
     "Penalty",
+    "ProxAdamW",
     "ProxSGD",
     "Rows",
     "SparsityReport",

@@ -9,6 +9,7 @@ from .gram_obs import gram_obs
 from .group_score import group_score
 from .group_topk import group_topk
 from .masked_cg import masked_cg
+from .metric_step import prox_adamw_step_, ramda_step_
 from .prox import prox_
 from .rmda_step import rmda_step_
 from .topk_threshold import topk_threshold_
@@ -22,6 +23,8 @@ __all__ = [
     "group_topk",
     "masked_cg",
     "prox_",
+    "prox_adamw_step_",
+    "ramda_step_",
     "rmda_step_",
     "topk_threshold_",
 ]

@@ -4,8 +4,10 @@ Imports: :mod:`~sparse_accel.penalties`, :mod:`~sparse_accel.ops`, :mod:`~sparse
 """
 
 from . import lr_scheduler
+from .prox_adamw import ProxAdamW
 from .prox_sgd import ProxSGD
+from .ramda import RAMDA
 from .rmda import RMDA
 from .sppam import SPPAM
 
-__all__ = ["RMDA", "SPPAM", "ProxSGD", "lr_scheduler"]
+__all__ = ["RAMDA", "RMDA", "SPPAM", "ProxAdamW", "ProxSGD", "lr_scheduler"]

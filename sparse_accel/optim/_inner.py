@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_accel.groups import GroupLayout
 
-from ._prox import proximal_point
+from .steps.prox import proximal_point
 
 _MEMORY = 5  # objectives that a new one is held against
 _DECREASE = 1e-4  # share of the model's decrease that a step must bring

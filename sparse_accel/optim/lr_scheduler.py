@@ -1,4 +1,4 @@
-"""Learning-rate schedules that end RMDA's stages."""
+"""Learning-rate schedules that end the stages of RMDA and RAMDA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOMENTUM = ("divide", "ramp", "constant")
 
 
 class MultiStageLR(LRScheduler):
-    """Train in stages: at each milestone the learning rate is multiplied by gamma and RMDA restarts.
+    """Train in stages: at each milestone the learning rate is multiplied by gamma and the optimizer restarts.
 
     Dual averaging converges stage by stage (Huang & Lee, ICLR 2022, section 3.1). What becomes of the momentum c:
 
@@ -25,6 +25,8 @@ class MultiStageLR(LRScheduler):
     - ``"ramp"``: constant, and after the last milestone ``min(c * sqrt(j), 1)`` at the j-th optimizer step, as in
       the code of the 2024 paper (arXiv 2403.14398). Steps that a GradScaler skips count.
     - ``"constant"``: as it is; take the zeros from ``proximal_parameters()``.
+
+    :class:`sparse_accel.RAMDA` restarts likewise, and its ``eps`` is multiplied by gamma too.
 
     With other optimizers, such as :class:`sparse_accel.ProxSGD`, only the learning rate changes: they have no
     stages, and ``momentum`` is not looked at.
@@ -92,6 +94,8 @@ class MultiStageLR(LRScheduler):
             return
         for group in {id(group): group for layer in layers for group in layer.param_groups}.values():
             group["restart"] = True  # some wrappers have groups of their own, and copy their entries to the inner ones
+            if "eps_scale" in group:  # RAMDA's eps follows the learning rate, from the restart on
+                group["eps_scale"] *= self.gamma
             if self.momentum == "divide":
                 raised = group["momentum"] / self.gamma
                 group["momentum"] = raised if raised < 1 - 1e-9 else 1.0  # c = 0.01, gamma = 0.1: 1 after two

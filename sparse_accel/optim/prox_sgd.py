@@ -17,7 +17,7 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer, implementation_is_open
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import shared_docs
-from ._prox import proximal_parts, proximal_point
+from .steps.prox import proximal_parts, proximal_point
 
 __all__ = ["ProxSGD", "prox_sgd"]
 

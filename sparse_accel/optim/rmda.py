@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sparse_accel import ops
-from sparse_accel.groups import GroupLayout
 from sparse_accel.penalties import Penalty
 from sparse_accel.sharding import sharded_as
 
 from ._base import ProximalOptimizer
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import CAPTURABLE, shared_docs
-from ._prox import proximal_parts, proximal_point
+from .steps.rmda import StepNumbers, StepTensors, rmda
 
 __all__ = ["RMDA", "StepNumbers", "StepTensors", "rmda"]
 
@@ -82,7 +78,8 @@ class RMDA(ProximalOptimizer):
     }
     _spans_processes: ClassVar = True
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
-    _tensor_state: ClassVar = ("point", "anchor")
+    _tensor_state: ClassVar[tuple[str, ...]] = ("point", "anchor")
+    _weights: ClassVar[tuple[str, ...]] = ("point", "anchor")  # state that a stage starts at the weights, not at zero
 
     def __init__(
         self,
@@ -130,15 +127,37 @@ class RMDA(ProximalOptimizer):
             states = [(param, self.state[param]) for param in group["params"] if "anchor" in self.state.get(param, {})]
             with torch.no_grad():
                 for param, state in states:
-                    for key in ("anchor", "point"):
+                    for key in self._weights:
                         state[key].copy_(torch.view_as_real(param) if param.is_complex() else param)
-                    for key in ("step", "alpha"):
-                        state[key].zero_()
+                    for key in (*self._tensor_state, *self._scalar_state):
+                        if key not in self._weights:
+                            state[key].zero_()
             group["restart"] = False
         if group["momentum_ramp"] is not None:
             group["momentum_ramp"] += 1
 
+    @staticmethod
+    def _momentum(group: dict[str, Any]) -> float:
+        """c of this step, on the ramp after the last stage if there is one."""
+        ramp = group["momentum_ramp"]
+        return float(group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0))
+
+    @staticmethod
+    def _stands_still(group: dict[str, Any], steps: list[Tensor]) -> bool:
+        """Whether the step size is 0, known without a synchronization; of a first step then only the clocks count.
+
+        So torch.distributed.checkpoint has state made before it loads one; a mixture of the weights with themselves
+        would round them.
+        """
+        lr = group["lr"]
+        if (isinstance(lr, Tensor) and not lr.is_cpu) or lr != 0:
+            return False
+        for step in steps:
+            step += 1
+        return True
+
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        fresh = not any("step" in self.state[param] for param in batch.params)
         for param, work in zip(batch.params, batch.work, strict=True):
             state = self.state[param]
             if "step" not in state:
@@ -147,12 +166,12 @@ class RMDA(ProximalOptimizer):
                 state.update(self._new_scalars(param), **tensors)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         points, anchors, steps, alphas = self._tensor_lists(batch)
-        ramp = group["momentum_ramp"]
-        momentum = group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0)
+        if fresh and self._stands_still(group, steps):
+            return
         tensors = StepTensors(batch.work, batch.grads, points, anchors, steps, alphas, *batch.cuts())
         rmda(
             tensors,
-            StepNumbers(group["lr"], momentum, self._prox_name(group), group["maximize"]),
+            StepNumbers(group["lr"], self._momentum(group), self._prox_name(group), group["maximize"]),
             foreach=group["foreach"],
             fused=self._is_fused(group),
             grad_scale=getattr(self, "grad_scale", None),
@@ -174,159 +193,3 @@ class RMDA(ProximalOptimizer):
                 numbers = StepNumbers(0.0, 1.0, self._prox_name(group))
                 rmda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
                 batch.write_back()
-
-
-@dataclasses.dataclass(frozen=True)
-class StepTensors:
-    """The tensors of one RMDA step, N of each, and how the penalty cuts them.
-
-    Attributes:
-        params: W, dense, of one dtype and device.
-        grads: of the shape and dtype of ``params``.
-        points: X, float32 (float64 for float64 params), strides of ``params``.
-        anchors: W0, as ``points``.
-        steps: t before the step, ``[]`` float32 each.
-        alphas: ``[]`` float64 each.
-        layouts: of the memory of ``params``.
-        strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
-        sizes: elements of a whole group, where the groups lie across processes.
-        processes: the groups of processes across which they do. All of them take the step.
-    """
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    points: list[Tensor]
-    anchors: list[Tensor]
-    steps: list[Tensor]
-    alphas: list[Tensor]
-    layouts: Sequence[GroupLayout]
-    strengths: Sequence[float]
-    sizes: Sequence[int] = ()
-    processes: Sequence[Any] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class StepNumbers:
-    """The numbers of one RMDA step.
-
-    Attributes:
-        lr: step size.
-        momentum: c in (0, 1].
-        prox: ``"soft"`` or ``"hard"``.
-        maximize: ascend instead.
-    """
-
-    lr: float | Tensor
-    momentum: float
-    prox: str = "soft"
-    maximize: bool = False
-
-
-def rmda(
-    tensors: StepTensors,
-    numbers: StepNumbers,
-    *,
-    foreach: bool | None = None,
-    fused: bool | None = None,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> None:
-    """One RMDA step for N tensors, in place; :class:`RMDA` has the formulas.
-
-    Args:
-        tensors: see :class:`StepTensors`.
-        numbers: see :class:`StepNumbers`.
-        foreach: use torch's multi-tensor ops.
-        fused: use the native op; default: if ``foreach`` is not given either.
-        grad_scale: ``[]``, gradients are divided by it; fused only.
-        found_inf: ``[]``, nothing changes where it is not zero; fused only.
-
-    Example:
-        >>> w, g, x, w0 = torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(2)
-        >>> t, alpha = torch.zeros(()), torch.zeros((), dtype=torch.float64)
-        >>> tensors = StepTensors([w], [g], [x], [w0], [t], [alpha], [GroupLayout(1, 2, 1)], strengths=[0.0])
-        >>> rmda(tensors, StepNumbers(lr=0.5, momentum=1.0))
-        >>> w, t
-        (tensor([0.5000, 0.5000]), tensor(1.))
-    """
-    if not tensors.params:
-        return
-    if isinstance(numbers.lr, Tensor) and numbers.lr.is_cpu and not numbers.lr.requires_grad:
-        numbers = dataclasses.replace(numbers, lr=numbers.lr.item())
-    if tensors.processes:
-        if grad_scale is not None or found_inf is not None:
-            raise RuntimeError("grad_scale and found_inf: expected groups that lie on one process each")
-        _multi_tensor_rmda(tensors, numbers)
-    elif fused if fused is not None else foreach is None:
-        _fused_rmda(tensors, numbers, grad_scale, found_inf)
-    elif grad_scale is not None or found_inf is not None:
-        raise RuntimeError("grad_scale and found_inf: expected fused=True")
-    else:
-        (_multi_tensor_rmda if foreach else _single_tensor_rmda)(tensors, numbers)
-
-
-def _fused_rmda(
-    tensors: StepTensors, numbers: StepNumbers, grad_scale: Tensor | None, found_inf: Tensor | None
-) -> None:
-    device = tensors.params[0].device
-    ops.rmda_step_(
-        tensors.params,
-        tensors.grads,
-        tensors.points,
-        tensors.anchors,
-        tensors.steps,
-        tensors.alphas,
-        tensors.layouts,
-        prox=numbers.prox,
-        strengths=tensors.strengths,
-        lr=numbers.lr,
-        momentum=numbers.momentum,
-        maximize=numbers.maximize,
-        grad_scale=None if grad_scale is None else grad_scale.to(device),
-        found_inf=None if found_inf is None else found_inf.to(device),
-    )
-
-
-def _advance(step: Tensor, alpha: Tensor, numbers: StepNumbers) -> tuple[Tensor, Tensor, Tensor]:
-    """Advance t and alpha; return the decay of X towards W0, the signed lr, and alpha / beta (all [] float64)."""
-    decay = step.double() / (step.double() + 1)
-    step += 1
-    beta = step.double().sqrt()
-    lr = numbers.lr
-    rate = lr.to(beta).reshape(()) if isinstance(lr, Tensor) else torch.full_like(beta, lr)
-    alpha += rate * beta
-    return decay.sqrt(), -rate if numbers.maximize else rate, alpha / beta
-
-
-def _single_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
-    momentum = numbers.momentum
-    for i, (param, point, anchor) in enumerate(zip(tensors.params, tensors.points, tensors.anchors, strict=True)):
-        decay, rate, ratio = (x.to(point) for x in _advance(tensors.steps[i], tensors.alphas[i], numbers))
-        x = anchor + decay * (point - anchor) - rate * tensors.grads[i].to(point)
-        point.copy_(x)
-        if tensors.strengths[i]:
-            x = proximal_point(x, tensors.layouts[i], ratio * tensors.strengths[i], numbers.prox)
-        param.copy_(x if momentum == 1 else (1 - momentum) * param.to(x) + momentum * x)
-
-
-def _multi_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
-    params, points, anchors, momentum = tensors.params, tensors.points, tensors.anchors, numbers.momentum
-    dtype = points[0].dtype
-    scalars = [_advance(step, alpha, numbers) for step, alpha in zip(tensors.steps, tensors.alphas, strict=True)]
-    decays, rates, ratios = ([x.to(points[0]) for x in column] for column in zip(*scalars, strict=True))
-    torch._foreach_sub_(points, anchors)
-    torch._foreach_mul_(points, decays)
-    torch._foreach_add_(points, anchors)
-    torch._foreach_sub_(points, torch._foreach_mul([grad.to(dtype) for grad in tensors.grads], rates))
-    thresholds = [ratio * strength for ratio, strength in zip(ratios, tensors.strengths, strict=True)]
-    if tensors.processes:
-        xs = proximal_parts(points, tensors.layouts, thresholds, numbers.prox, tensors.sizes, tensors.processes)
-    else:
-        xs = list(points)
-        for i, strength in enumerate(tensors.strengths):
-            if strength:
-                xs[i] = proximal_point(xs[i], tensors.layouts[i], thresholds[i], numbers.prox)
-    if momentum != 1:
-        xs = list(torch._foreach_mul(xs, momentum))
-        torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))
-    torch._foreach_copy_(params, xs)

@@ -8,6 +8,7 @@ from .gram_obs import gram_obs
 from .group_score import group_score
 from .group_topk import group_topk
 from .masked_cg import masked_cg
+from .metric_step import metric_prox, prox_adamw_step_, ramda_step_
 from .prox import prox_
 from .rmda_step import rmda_step_
 from .topk_threshold import topk_threshold_
@@ -22,7 +23,10 @@ __all__ = [
     "grouped_view",
     "loss",
     "masked_cg",
+    "metric_prox",
     "prox_",
+    "prox_adamw_step_",
+    "ramda_step_",
     "rmda_step_",
     "topk_threshold_",
 ]

@@ -26,6 +26,14 @@ def step_arguments() -> tuple[Any, ...]:
     return (pair(), pair(), pair(), pair(), *scalars, *numbers)
 
 
+def adaptive_arguments(ramda: bool) -> tuple[Any, ...]:
+    steps, alphas = [torch.zeros(()) for _ in range(2)], [torch.zeros((), dtype=torch.float64) for _ in range(2)]
+    squares = [x.square() for x in pair()]
+    state = (pair(), squares, pair(), steps, alphas) if ramda else (pair(), squares, steps)
+    own = (0.5, 1e-3) if ramda else (0.9, 0.99, 1e-3, 0.01)
+    return (pair(), pair(), *state, FLAT, "soft", [0.1, 0.0], 0.5, None, *own, False, None, None)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -35,6 +43,8 @@ def step_arguments() -> tuple[Any, ...]:
         ("prox_", (pair(), FLAT, "soft", [0.1, 0.2], True)),
         ("prox_", (pair(), FLAT, "hard", [0.1, 0.2], False)),
         ("rmda_step_", step_arguments()),
+        ("ramda_step_", adaptive_arguments(ramda=True)),
+        ("prox_adamw_step_", adaptive_arguments(ramda=False)),
     ],
 )
 def test_opcheck(name: str, arguments: tuple[Any, ...]) -> None:

@@ -22,6 +22,8 @@ Optimizers = dict[str, Callable[[nn.Module], Any]]
 KINDS: Optimizers = {
     "rmda": lambda m: sa.RMDA(sa.param_groups(m, sa.GroupLasso(0.05)), lr=0.1, momentum=0.5),
     "rmda_foreach": lambda m: sa.RMDA(sa.param_groups(m, sa.L1(0.05)), lr=0.1, momentum=0.5, foreach=True),
+    "ramda": lambda m: sa.RAMDA(sa.param_groups(m, sa.GroupLasso(0.05)), lr=0.1, momentum=0.5),
+    "prox_adamw": lambda m: sa.ProxAdamW(sa.param_groups(m, sa.GroupLasso(0.05)), lr=0.1),
     "prox_sgd": lambda m: sa.ProxSGD(sa.param_groups(m, sa.GroupLasso(0.05)), lr=0.1),
     "sppam": lambda m: sa.SPPAM(m.parameters(), lr=0.1, momentum=0.5, averaging=1),
 }
@@ -70,7 +72,7 @@ def test_frozen_in_mid_training(kind: str) -> None:
     frozen, live = values(model[0]), values(model[2])
     with opt.proximal_parameters():
         assert equal(values(model[0]), frozen)
-        assert equal(values(model[2]), live) == (kind == "prox_sgd")
+        assert equal(values(model[2]), live) == kind.startswith("prox")
     assert equal(values(model), [*frozen, *live])
     for seed in range(3, 6):
         step(model, opt, seed)
@@ -93,7 +95,7 @@ def test_its_state_waits_until_it_is_trained_again(kind: str) -> None:
     assert len(state) == 2
     model[0].requires_grad_(True)
     opt.finalize_()
-    assert equal(values(model[0]), before) == (kind == "prox_sgd")
+    assert equal(values(model[0]), before) == kind.startswith("prox")
 
 
 @pytest.mark.parametrize("momentum", ["divide", "ramp", "constant"])
@@ -113,7 +115,7 @@ def test_restarts_and_ramps_leave_it(momentum: str) -> None:
         assert equal(values(model[0]), frozen)
 
 
-@pytest.mark.parametrize("kind", ["rmda", "prox_sgd", "sgd"])
+@pytest.mark.parametrize("kind", ["rmda", "ramda", "prox_adamw", "prox_sgd", "sgd"])
 def test_a_gradient_that_is_left_still_counts_as_in_torch(kind: str) -> None:
     model = net()
     opt = torch.optim.SGD(model.parameters(), lr=0.1) if kind == "sgd" else KINDS[kind](model)
@@ -156,7 +158,7 @@ def test_exact_steps_refuse_it() -> None:
     assert equal(values(layer), before)
 
 
-@pytest.mark.parametrize("kind", ["rmda", "rmda_foreach"])
+@pytest.mark.parametrize("kind", ["rmda", "rmda_foreach", "ramda"])
 def test_finalize_after_loading_the_best_weights(kind: str) -> None:
     """As documented: the iterate is the state's. With the weights alone it is the last one, with the state the best."""
     model, opt = trained(kind)

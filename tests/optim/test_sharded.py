@@ -21,7 +21,10 @@ OPTIMIZERS: list[tuple[Any, dict[str, Any]]] = [
     (sa.RMDA, {"lr": 0.3, "momentum": 0.4}),
     (sa.RMDA, {"lr": 0.3, "momentum": 1.0, "weight_decay": 0.1}),
     (sa.ProxSGD, {"lr": 0.3, "rho": 0.5}),
+    (sa.RAMDA, {"lr": 0.1, "momentum": 0.4}),
+    (sa.ProxAdamW, {"lr": 0.05}),
 ]
+WHOLE = (sa.RAMDA, sa.ProxAdamW)  # take groups that lie on one process each
 PENALTIES = [
     sa.GroupLasso(0.05, by="input"),
     sa.GroupLasso(0.05, by="output"),
@@ -44,6 +47,7 @@ def trajectories(mesh: Any, dim: int) -> None:
     """Every optimizer, penalty and shape: parameters, proximal iterates and penalties of both ways are the same."""
     for (kind, options), penalty in itertools.product(OPTIMIZERS, PENALTIES):
         case = f"{kind.__name__} {options} {penalty} dim {dim}"
+        across = penalty is not None and penalty.by not in ("element", "kernel", ("output", "input")[dim])
         plain = [nn.Parameter(randn(shape, i)) for i, shape in enumerate(SHAPES)]
         placed = [[Shard(min(dim, p.dim() - 1))] for p in plain]
         parts = [nn.Parameter(distribute_tensor(p.detach(), mesh, at)) for p, at in zip(plain, placed, strict=True)]
@@ -54,10 +58,17 @@ def trajectories(mesh: Any, dim: int) -> None:
                 # As autograd may leave it: sharded like the parameter, or sharded otherwise.
                 at = placed[i] if step % 2 else [Replicate()]
                 part.grad = distribute_tensor(p.grad, mesh, at)
+            if across and kind in WHOLE:
+                with pytest.raises(RuntimeError, match="lie across several"):
+                    twos.step()
+                assert not twos.state
+                break
             ones.step()
             twos.step()
             for p, part in zip(plain, parts, strict=True):
                 torch.testing.assert_close(part.detach().full_tensor(), p.detach(), rtol=1e-12, atol=1e-13, msg=case)
+        if across and kind in WHOLE:
+            continue
         assert abs(ones.penalty_value() - twos.penalty_value()) < 1e-10, case
         for p, part in zip(plain, parts, strict=True):
             for key, value in ones.state[p].items():

@@ -187,6 +187,8 @@ PATHS: dict[str, Callable[[str, Path], list[Tensor]]] = {
     "curvature_iht_global": _curvature_iht(allocation="global"),
     "saved": _saved,
     "rmda": _train(lambda groups: sa.RMDA(groups, lr=0.1, momentum=0.1)),
+    "ramda": _train(lambda groups: sa.RAMDA(groups, lr=0.01, momentum=0.1)),
+    "prox_adamw": _train(lambda groups: sa.ProxAdamW(groups, lr=0.1)),
     "prox_sgd": _train(lambda groups: sa.ProxSGD(groups, lr=0.1)),
     "sppam": _sppam,
     "plain": _plain,

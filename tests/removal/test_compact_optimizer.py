@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel.groups import param_groups
-from sparse_accel.optim import RMDA, ProxSGD
+from sparse_accel.optim import RAMDA, RMDA, ProxAdamW, ProxSGD
 from sparse_accel.penalties import GroupL0, GroupLasso
 from sparse_accel.removal.compact import CompactError, CompactResult, compact
 from sparse_accel.removal.surgery import cut
@@ -127,6 +127,15 @@ def embed_(dense: nn.Module, optimizer: Optimizer, result: CompactResult) -> Non
         *(
             (ProxSGD, {"lr": 0.1, "rho": 0.3}, penalty)
             for penalty in (GroupLasso(0.02), GroupLasso(0.06, by="output"), GroupL0(0.3))
+        ),
+        *(
+            (RAMDA, {"lr": 0.03, "momentum": momentum}, penalty)
+            for momentum in (1.0, 0.5)
+            for penalty in (GroupLasso(0.02), GroupLasso(0.02, by="output"), GroupL0(0.02))
+        ),
+        *(
+            (ProxAdamW, {"lr": 0.01}, penalty)
+            for penalty in (GroupLasso(0.02), GroupLasso(0.02, by="output"), GroupL0(0.02))
         ),
     ],
     ids=str,

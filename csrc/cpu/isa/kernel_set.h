@@ -4,6 +4,7 @@
 #include "../gram_obs/gram_obs_kernels.h"
 #include "../kernels.h"
 #include "../masked_cg/masked_cg_kernels.h"
+#include "../metric_step/metric_step_kernels.h"
 #include "../topk_threshold/topk_threshold_kernels.h"
 
 namespace sparse_accel {
@@ -14,6 +15,7 @@ struct KernelSet {
   const GlmKernels& glm;
   const GramObsKernels& gram_obs;
   const CgKernels& masked_cg;
+  const MetricKernels& metric;
 };
 
 // Null where that instruction set was not compiled in.

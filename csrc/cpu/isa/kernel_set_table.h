@@ -12,6 +12,7 @@
 #include "../gram_obs/gram_obs_cpu.h"
 #include "../glm/glm_cpu.h"
 #include "../masked_cg/masked_cg_cpu.h"
+#include "../metric_step/metric_step_cpu.h"
 // clang-format on
 
 namespace sparse_accel {
@@ -26,8 +27,8 @@ static const Kernels group_table = {
     SPARSE_ACCEL_ALL_DTYPES(prox_apply), SPARSE_ACCEL_ALL_DTYPES(rmda),       SPARSE_ACCEL_ALL_DTYPES(rmda_sums),
     SPARSE_ACCEL_ALL_DTYPES(rmda_join),  SPARSE_ACCEL_ALL_DTYPES(rmda_apply)};
 
-static const KernelSet kernel_set_table = {SPARSE_ACCEL_NAME(CPU_CAPABILITY), group_table, glm_table, gram_obs_table,
-                                           cg_table};
+static const KernelSet kernel_set_table = {
+    SPARSE_ACCEL_NAME(CPU_CAPABILITY), group_table, glm_table, gram_obs_table, cg_table, metric_table};
 
 }  // namespace CPU_CAPABILITY
 }  // namespace sparse_accel

@@ -1,4 +1,4 @@
-"""OptimizerInfo entries of RMDA and ProxSGD, in the form of torch's own, with AdamW beside them as a control."""
+"""OptimizerInfo entries of the proximal optimizers, in the form of torch's own, with AdamW beside them as a control."""
 
 from __future__ import annotations
 
@@ -81,9 +81,26 @@ INFOS = [
         [("rho", {"rho": 1.0}), ("rho_l1", {"rho": 0.5, "penalty": sa.L1(1e-3), "lr": 0.02})],
         [({"rho": 0.0}, r"rho: expected a number in \(0, 1\], got 0.0"), ({"rho": float("nan")}, "rho: expected")],
     ),
+    _info(
+        sa.RAMDA,
+        [("momentum", {"momentum": 1.0}), ("eps_l1", {"eps": 1e-3, "penalty": sa.L1(1e-3), "lr": 0.02})],
+        [
+            ({"momentum": 0.0}, r"momentum: expected a number in \(0, 1\], got 0.0"),
+            ({"eps": 0.0}, "eps: expected a finite number > 0, got 0.0"),
+        ],
+    ),
+    _info(
+        sa.ProxAdamW,
+        [("decay", {"weight_decay": 0.1}), ("betas_l1", {"betas": (0.8, 0.9), "penalty": sa.L1(1e-3), "lr": 0.02})],
+        [
+            ({"betas": (1.0, 0.999)}, r"betas: expected two numbers in \[0, 1\), got \(1.0, 0.999\)"),
+            ({"eps": -1.0}, "eps: expected a finite number >= 0, got -1.0"),
+            ({"weight_decay": float("nan")}, "weight_decay: expected a finite number >= 0, got nan"),
+        ],
+    ),
     next(info for info in common.optim_db if info.optim_cls is torch.optim.AdamW),
 ]
-OURS = INFOS[:2]
+OURS = INFOS[:4]
 
 
 def each_info(infos: list[Any] = INFOS) -> Any:

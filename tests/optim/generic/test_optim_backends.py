@@ -13,6 +13,9 @@ import sparse_accel as sa
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-12, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
+NATIVE = [info for info in OURS if info.name != "ProxSGD"]  # one op for the whole step
+
+
 def trained(optimizer: Any, model: torch.nn.Module, dtype: torch.dtype, by: str, **flags: Any) -> Any:
     """Five steps with a restart, on gradients that do not depend on the device."""
     opt = optimizer(sa.param_groups(model, sa.GroupLasso(0.02, by=by)), lr=0.1, **flags)
@@ -21,7 +24,7 @@ def trained(optimizer: Any, model: torch.nn.Module, dtype: torch.dtype, by: str,
         set_grads(source.parameters(), step)
         for parameter, grad in zip(model.parameters(), source.parameters(), strict=True):
             parameter.grad = torch.empty_like(parameter).copy_(grad.grad)
-        if step == 3 and optimizer is sa.RMDA:
+        if step == 3 and issubclass(optimizer, sa.RMDA):
             opt.restart()
         opt.step()
     return opt
@@ -50,10 +53,11 @@ def test_backends_agree(
         assert torch.equal(one, two)
 
 
-def test_scaled_gradients_and_overflow(backend: Any) -> None:
+@each_info(NATIVE)
+def test_scaled_gradients_and_overflow(backend: Any, info: Any) -> None:
     plain, model = make_model(), make_model().to(backend.device)
-    expected = trained(sa.RMDA, plain, torch.float32, "input", fused=False)
-    opt = trained(sa.RMDA, model, torch.float32, "input")
+    expected = trained(info.optim_cls, plain, torch.float32, "input", fused=False)
+    opt = trained(info.optim_cls, model, torch.float32, "input")
     set_grads(plain.parameters(), 9)
     expected.step()
     opt.grad_scale = torch.tensor(8.0, device=backend.device)
@@ -66,16 +70,17 @@ def test_scaled_gradients_and_overflow(backend: Any) -> None:
         torch.testing.assert_close(one.cpu(), two, rtol=5e-6, atol=5e-7)
 
 
-def test_lr_on_the_device(backend: Any) -> None:
+@each_info(NATIVE)
+def test_lr_on_the_device(backend: Any, info: Any) -> None:
     plain, model = make_model(), make_model().to(backend.device)
-    trained(sa.RMDA, plain, torch.float32, "input", fused=False)
+    trained(info.optim_cls, plain, torch.float32, "input", fused=False)
     lr = torch.tensor(0.1, device=backend.device)
-    opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.02)), lr=lr)
+    opt = info.optim_cls(sa.param_groups(model, sa.GroupLasso(0.02)), lr=lr)
     for step in range(5):
         set_grads(plain.parameters(), step)
         for parameter, grad in zip(model.parameters(), plain.parameters(), strict=True):
             parameter.grad = grad.grad.to(backend.device)
-        if step == 3:
+        if step == 3 and isinstance(opt, sa.RMDA):
             opt.restart()
         opt.step()
     for one, two in zip(model.parameters(), plain.parameters(), strict=True):
@@ -83,10 +88,13 @@ def test_lr_on_the_device(backend: Any) -> None:
 
 
 @pytest.mark.cuda
-def test_capture_in_a_cuda_graph() -> None:
+@each_info(NATIVE)
+def test_capture_in_a_cuda_graph(info: Any) -> None:
     models = [make_model().cuda(), make_model().cuda()]
     opts = [
-        sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.02)), lr=torch.tensor(0.1, device="cuda"), capturable=True)
+        info.optim_cls(
+            sa.param_groups(model, sa.GroupLasso(0.02)), lr=torch.tensor(0.1, device="cuda"), capturable=True
+        )
         for model in models
     ]
     for model, opt in zip(models, opts, strict=True):

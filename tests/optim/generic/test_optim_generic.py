@@ -1,4 +1,4 @@
-"""What torch checks of every optimizer of its own, on RMDA and ProxSGD, with AdamW as a control."""
+"""What torch checks of every optimizer of its own, on RMDA, ProxSGD, RAMDA and ProxAdamW, with AdamW as a control."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_some_gradients_missing(info: Any) -> None:
 @each_case(skip=("differentiable",))
 def test_zero_gradient_moves_nothing_without_penalty(optimizer: Any, kwargs: dict[str, Any]) -> None:
     kwargs = {key: value for key, value in reduced(kwargs).items() if key != "penalty"}
-    if optimizer is torch.optim.AdamW or "weight_decay" in kwargs:
+    if optimizer in (torch.optim.AdamW, sa.ProxAdamW) or "weight_decay" in kwargs:
         kwargs["weight_decay"] = 0
     parameter = Parameter(torch.tensor([[1.5, -0.3, 0.7]]))
     opt = optimizer([parameter], **kwargs)
@@ -308,7 +308,7 @@ def test_no_host_synchronization(info: Any, flags: dict[str, bool]) -> None:
     if opt._step_supports_amp_scaling:
         opt.grad_scale, opt.found_inf = torch.ones((), device="meta"), torch.ones((), device="meta")
         opt.step()
-    if info.name == "RMDA":
+    if info.name in ("RMDA", "RAMDA"):
         opt.restart()
         opt.step()
 
@@ -350,10 +350,10 @@ def test_inside_inference_mode(info: Any) -> None:
 
 
 def test_control_is_adamw() -> None:
-    assert [info.name for info in INFOS] == ["RMDA", "ProxSGD", "AdamW"]
+    assert [info.name for info in INFOS] == ["RMDA", "ProxSGD", "RAMDA", "ProxAdamW", "AdamW"]
 
 
-@each_info(OURS)
+@each_info([info for info in OURS if info.optim_cls is not sa.ProxAdamW])  # which has AdamW's
 @pytest.mark.parametrize("maximize", [False, True])
 def test_weight_decay_is_the_gradient_of_half_the_square(info: Any, maximize: bool) -> None:
     runs = []

@@ -193,15 +193,19 @@ def test_complex_under_a_penalty_is_refused_before_anything_changes(info: Any) -
 def test_half_precision_accumulates_in_float32(info: Any, flags: dict[str, Any], dtype: torch.dtype) -> None:
     """Sums of which the parameter's dtype would lose most terms."""
     weight = Parameter(torch.ones(1, dtype=dtype))
-    opt = info.optim_cls([weight], lr=1.0, **({"rho": 2**-12} if info.name == "ProxSGD" else {}), **flags)
+    own = {"ProxSGD": {"rho": 2**-12}, "ProxAdamW": {"betas": (1 - 2**-12, 0.5)}}.get(info.name, {})
+    opt = info.optim_cls([weight], lr=1.0, **own, **flags)
     for _ in range(2000):
         weight.grad = torch.full_like(weight, 2**-10)
         opt.step()
-    if info.name == "RMDA":
-        weighted_sum = sum(step**0.5 for step in range(1, 2001)) * 2**-10
-        expected, found = 1 - weighted_sum / 2000**0.5, opt.state[weight]["point"]
-    else:
-        expected, found = (1 - (1 - 2**-12) ** 2000) * 2**-10, opt.state[weight]["momentum_buffer"]
+    weighted_sum = sum(step**0.5 for step in range(1, 2001)) * 2**-10
+    expected, key = {
+        "RMDA": (1 - weighted_sum / 2000**0.5, "point"),
+        "RAMDA": (weighted_sum, "dual"),
+        "ProxSGD": ((1 - (1 - 2**-12) ** 2000) * 2**-10, "momentum_buffer"),
+        "ProxAdamW": ((1 - (1 - 2**-12) ** 2000) * 2**-10, "exp_avg"),
+    }[info.name]
+    found = opt.state[weight][key]
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from sparse_accel.channels.call import run_model, tree_tensors
 from sparse_accel.groups import param_groups
-from sparse_accel.optim import RMDA, ProxSGD
+from sparse_accel.optim import RAMDA, RMDA, ProxAdamW, ProxSGD
 from sparse_accel.penalties import GroupLasso
 from sparse_accel.removal.checkpoint import CheckpointError, load, load_optimizer, save
 from sparse_accel.removal.compact import CompactResult, compact
@@ -305,6 +305,8 @@ def test_tied_transpose_round_trip(tmp_path: Path) -> None:
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "rmda": lambda m: RMDA(param_groups(m, GroupLasso(1e-3)), lr=0.05, momentum=0.5),
+    "ramda": lambda m: RAMDA(param_groups(m, GroupLasso(1e-3)), lr=0.05, momentum=0.5),
+    "prox_adamw": lambda m: ProxAdamW(param_groups(m, GroupLasso(1e-3)), lr=0.05),
     "prox_sgd": lambda m: ProxSGD(param_groups(m, GroupLasso(1e-3)), lr=0.05),
     "adamw": lambda m: torch.optim.AdamW(
         [{"params": [m.fc.weight], "lr": 0.1}, {"params": [p for p in m.parameters() if p is not m.fc.weight]}]

@@ -1,0 +1,429 @@
+// RAMDA and AdamW with a penalty: steps that end in the proximal operator in the metric that they bring up to date (see
+// metric.h). The first pass takes in the gradient; a group's block then reads the state again, out of the caches, for
+// each of Newton's steps on the group's norm, and once more to write the weights. Groups of one element take one pass.
+#include "metric_step.h"
+
+#include "../metric.h"
+#include "reduce.cuh"
+
+namespace sparse_accel::cuda {
+namespace {
+
+// This step's numbers for one tensor.
+template <class A>
+struct MetricNow {
+  MetricNumbers<A> numbers;
+  double tau;
+  int skip;  // gradients are not finite: leave everything as it is
+};
+
+template <class A>
+struct MetricClockOptions {
+  MetricSettings settings;
+  MetricNow<A>* now;  // [tensors]
+};
+
+struct MetricClockEntry {
+  MetricClock clock;
+  int tensor;
+};
+
+// Works out a step's numbers and advances the clock; one block per tensor. Comes first, so that the kernels of the
+// update find the numbers ready and read no clock.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    metric_clock_kernel(const __grid_constant__ Table<MetricClockEntry, MetricClockOptions<A>> table) {
+  if (threadIdx.x != 0) return;
+  const MetricClockEntry& entry = table.entries[find_entry(table)];
+  const MetricClock& clock = entry.clock;
+  const MetricSettings& settings = table.options.settings;
+  const double step = clock.step ? double(*clock.step) : clock.step_value;
+  const double alpha = clock.alpha ? *clock.alpha : clock.alpha_value;
+  const double lr = settings.lr_tensor ? *settings.lr_tensor : settings.lr;
+  const double scale = settings.grad_scale ? double(*settings.grad_scale) : 1.0;
+  MetricNow<A> now{};
+  MetricNumbers<A>& numbers = now.numbers;
+  numbers.grad_factor = A((settings.maximize ? -1.0 : 1.0) / scale);
+  numbers.eps = A(settings.eps);
+  numbers.momentum = A(settings.momentum);
+  double next = alpha;
+  if (settings.rule == MetricRule::ramda) {
+    const RamdaScalars scalars = ramda_scalars(step, alpha, lr);
+    next = scalars.alpha;
+    numbers.rate = A(scalars.rate);
+    now.tau = scalars.alpha * clock.strength;
+  } else {
+    const AdamwScalars scalars = adamw_scalars(step, lr, settings.beta1, settings.beta2, settings.weight_decay);
+    numbers.mean_share = A(1 - settings.beta1);
+    numbers.decay = A(settings.beta2);
+    numbers.square_share = A(1 - settings.beta2);
+    numbers.rest = A(scalars.rest);
+    numbers.size = A(scalars.size);
+    numbers.inverse_root = A(scalars.inverse_root);
+    now.tau = lr * clock.strength;
+  }
+  numbers.tau = A(now.tau);
+  now.skip = settings.found_inf && *settings.found_inf != 0.f;
+  table.options.now[entry.tensor] = now;
+  if (now.skip) return;
+  if (clock.step) *clock.step = float(step + 1.0);
+  if (clock.alpha) *clock.alpha = next;
+}
+
+// How blocks cover a segment. Runs: a team of threads per group. Columns, for strided groups with short inner runs: a
+// block has the columns of `per_block` whole groups, its threads stand in rows of that width.
+struct MetricCover {
+  GroupLayout layout;
+  int per_block;  // groups
+  int team;       // runs: threads per group, a power of two; columns: 0
+  bool packed;    // elements: 16-byte accesses
+};
+
+template <class T>
+struct MetricEntry {
+  using A = Compute<T>;
+  MetricCover cover;
+  T* param;
+  const T* grad;
+  A* dual;
+  A* square;
+  const A* anchor;
+  int tensor;
+};
+
+template <class T>
+struct MetricOptions {
+  Prox prox;
+  const MetricNow<Compute<T>>* now;  // [tensors]
+};
+
+template <class T>
+using MetricTable = Table<MetricEntry<T>, MetricOptions<T>>;
+
+template <class T, MetricRule kRule>
+class MetricBody {
+ public:
+  using A = Compute<T>;
+  static constexpr bool kAdamw = kRule == MetricRule::adamw;
+
+  __device__ MetricBody(const MetricEntry<T>& entry, const MetricNow<A>& now) : entry_(entry), k_(now.numbers) {}
+
+  // Takes in the gradient; the point x and the metric p, once per element.
+  template <int N>
+  __device__ __forceinline__ void first(std::int64_t at, Pack<A, N>& x, Pack<A, N>& p) const {
+    const Pack<A, N> grad = load<N>(entry_.grad + at);
+    Pack<A, N> dual = load<N>(entry_.dual + at), square = load<N>(entry_.square + at);
+    const Pack<A, N> base = kAdamw ? load<N>(entry_.param + at) : load_anchor<N>(at);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (kAdamw) {
+        adamw_point(k_, grad.value[k], base.value[k], dual.value[k], square.value[k], x.value[k], p.value[k]);
+      } else {
+        ramda_point(k_, grad.value[k], base.value[k], dual.value[k], square.value[k], x.value[k], p.value[k]);
+      }
+    }
+    store<N>(entry_.dual + at, dual);
+    store<N>(entry_.square + at, square);
+  }
+
+  // The same once more, from the state; before write().
+  __device__ __forceinline__ void again(std::int64_t at, A& x, A& p) const {
+    const A dual = entry_.dual[at], square = entry_.square[at];
+    if (kAdamw) {
+      p = std::sqrt(square) * k_.inverse_root + k_.eps;
+      x = widen(entry_.param[at]) * k_.rest - k_.size * dual / p;
+    } else {
+      p = cube_root(square) + k_.eps;
+      x = entry_.anchor[at] - dual / p;
+    }
+  }
+
+  // W = (1 - c) W + c x
+  template <int N>
+  __device__ __forceinline__ void write(std::int64_t at, Pack<A, N> x) const {
+    if (!kAdamw && k_.momentum != A(1)) {
+      const Pack<A, N> param = load<N>(entry_.param + at);
+#pragma unroll
+      for (int k = 0; k < N; ++k) x.value[k] = (A(1) - k_.momentum) * param.value[k] + k_.momentum * x.value[k];
+    }
+    store<N>(entry_.param + at, x);
+  }
+
+  // The norm of a group whose squares overflow or vanish, by one thread.
+  __device__ double norm_scaled(const GroupLayout& layout, std::int64_t group, double tau) const {
+    return metric_norm_scaled(layout.outer * layout.inner, tau, [&](std::int64_t i, double& x, double& p) {
+      const std::int64_t row = divide(i, layout.inner);
+      A of_x, of_p;
+      again(row * layout.groups * layout.inner + group * layout.inner + (i - row * layout.inner), of_x, of_p);
+      x = double(of_x);
+      p = double(of_p);
+    });
+  }
+
+ private:
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> load_anchor(std::int64_t at) const {
+    return load<N>(entry_.anchor + at);
+  }
+
+  const MetricEntry<T>& entry_;
+  const MetricNumbers<A> k_;
+};
+
+template <int N, class T, MetricRule kRule>
+__device__ __forceinline__ void metric_elements(const MetricBody<T, kRule>& body, Prox prox, Compute<T> tau,
+                                                std::int64_t begin, std::int64_t end) {
+  using A = Compute<T>;
+  for (std::int64_t i = begin + std::int64_t(threadIdx.x) * N; i < end; i += kThreads * N) {
+    Pack<A, N> x, p;
+    body.template first<N>(i, x, p);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (tau != A(0)) x.value[k] = metric_shrunk_element(prox, x.value[k], p.value[k], tau);
+    }
+    body.template write<N>(i, x);
+  }
+}
+
+// No penalty, or groups of one element. Block b takes elements [b, b + 1) * kElementsPerBlock.
+template <class T, MetricRule kRule>
+__global__ void __launch_bounds__(kThreads) metric_elements_kernel(const __grid_constant__ MetricTable<T> table) {
+  const int i = find_entry(table);
+  const MetricEntry<T>& entry = table.entries[i];
+  const MetricNow<Compute<T>> now = table.options.now[entry.tensor];
+  if (now.skip) return;
+  const MetricBody<T, kRule> body(entry, now);
+  const std::int64_t begin = std::int64_t(int(blockIdx.x) - table.first_block[i]) * kElementsPerBlock;
+  const std::int64_t size = entry.cover.layout.groups;
+  const std::int64_t end = begin + kElementsPerBlock < size ? begin + kElementsPerBlock : size;
+  constexpr int kPack = kWidth<T>;
+  const std::int64_t tail = entry.cover.packed ? end - (end - begin) % kPack : begin;
+  metric_elements<kPack>(body, table.options.prox, now.numbers.tau, begin, tail);
+  metric_elements<1>(body, table.options.prox, now.numbers.tau, tail, end);
+}
+
+// Where a thread's elements lie, and who adds up what threads have found.
+class MetricPlace {
+ public:
+  __device__ MetricPlace(const MetricCover& cover, int block) : layout_(cover.layout), team_(cover.team) {
+    columns_ = layout_.groups * layout_.inner;
+    first_group_ = std::int64_t(block) * cover.per_block;
+    const std::int64_t left = layout_.groups - first_group_;
+    groups_ = left < cover.per_block ? int(left) : cover.per_block;
+    if (team_) {
+      slot_ = threadIdx.x / team_;
+      begin_ = threadIdx.x & (team_ - 1);
+      step_ = team_;
+      active_ = slot_ < groups_;
+    } else {
+      const int width = groups_ * int(layout_.inner), rows = kThreads / width;
+      const int row = threadIdx.x / width;
+      column_ = threadIdx.x - row * width;
+      slot_ = column_ / int(layout_.inner);
+      begin_ = row;
+      step_ = rows;
+      active_ = row < rows;
+    }
+    end_ = team_ ? layout_.outer * layout_.inner : layout_.outer;
+  }
+
+  // visit(offset) of every element of the thread.
+  template <class Visit>
+  __device__ __forceinline__ void each(const Visit& visit) const {
+    if (!active_) return;
+    for (std::int64_t i = begin_; i < end_; i += step_) {
+      if (!team_) {
+        visit(i * columns_ + first_group_ * layout_.inner + column_);
+      } else if (layout_.outer == 1) {
+        visit(group() * layout_.inner + i);
+      } else {
+        const std::int64_t row = divide(i, layout_.inner);
+        visit(row * columns_ + group() * layout_.inner + (i - row * layout_.inner));
+      }
+    }
+  }
+
+  // Sums over each group's threads, in fixed order, on that thread of the block which leads the group. All threads take
+  // part. shared: kThreads numbers.
+  __device__ __forceinline__ double sum(double x, double* shared) const {
+    if (team_) return team_reduce(x, team_, Add());
+    __syncthreads();  // the last call's numbers have been read
+    shared[threadIdx.x] = active_ ? x : 0;
+    __syncthreads();
+    double total = 0;
+    if (leads()) {
+      const int inner = int(layout_.inner), width = groups_ * inner;
+      for (int row = 0; row < step_; ++row) {
+        for (int i = 0; i < inner; ++i) total += shared[row * width + int(threadIdx.x) * inner + i];
+      }
+    }
+    return total;
+  }
+
+  __device__ bool leads() const { return team_ ? active_ && begin_ == 0 : int(threadIdx.x) < groups_; }
+  __device__ int led() const { return team_ ? slot_ : int(threadIdx.x); }  // slot of the group that the thread leads
+  __device__ bool active() const { return active_; }
+  __device__ int slot() const { return slot_; }
+  __device__ std::int64_t group() const { return first_group_ + slot_; }
+  __device__ std::int64_t led_group() const { return first_group_ + led(); }
+
+ private:
+  const GroupLayout layout_;
+  const int team_;
+  std::int64_t columns_, first_group_, begin_, end_;
+  int groups_, slot_, step_, column_ = 0;
+  bool active_;
+};
+
+template <class T, MetricRule kRule>
+__global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_constant__ MetricTable<T> table) {
+  using A = Compute<T>;
+  SHARED(double, shared, [kThreads]);
+  SHARED(double, norms, [kThreads]);
+  const int index = find_entry(table);
+  const MetricEntry<T>& entry = table.entries[index];
+  const MetricNow<A> now = table.options.now[entry.tensor];
+  if (now.skip) return;
+  const MetricBody<T, kRule> body(entry, now);
+  const MetricPlace place(entry.cover, int(blockIdx.x) - table.first_block[index]);
+  const GroupLayout& layout = entry.cover.layout;
+  const double size = double(layout.outer * layout.inner);
+  const bool hard = table.options.prox == Prox::hard;
+  const double bound = hard ? 2 * now.tau * size : now.tau * std::sqrt(size);
+  const A tau = A(bound);
+
+  // Squares of single numbers neither overflow nor vanish in double.
+  double square = 0, weighted = 0;
+  place.each([&](std::int64_t at) {
+    Pack<A, 1> x, p;
+    body.template first<1>(at, x, p);
+    const double q = double(x.value[0]) * double(p.value[0]);
+    square += hard ? q * double(x.value[0]) : q * q;
+    weighted += q * q * double(p.value[0]);
+  });
+  square = place.sum(square, shared);
+  weighted = place.sum(weighted, shared);
+  MetricRoot root{0, 0, true};
+  if (place.leads()) {
+    if (hard) {
+      root.n = square <= bound ? 0 : 1;
+    } else if (metric_in_range<double>(square, weighted)) {
+      root = metric_start(square, weighted, bound, 0);
+    } else if (now.tau != 0 && (sizeof(A) == 8 || square != 0)) {
+      root.n = -1;  // once all threads of the group have written their state
+    }
+  }
+  block_reduce(0.f, Max());
+  if (root.n == -1) root.n = body.norm_scaled(layout, place.led_group(), bound);
+
+  for (int step = 0;; ++step) {
+    if (place.leads()) norms[place.led()] = root.n;
+    const float unfinished = block_reduce(place.leads() && !root.done && now.tau != 0 ? 1.f : 0.f, Max());
+    if (unfinished == 0.f || step == kMetricSteps) break;
+    const A n = place.active() ? A(norms[place.slot()]) : A(0);
+    MetricTerm<A> sums{};
+    place.each([&](std::int64_t at) {
+      A x, p;
+      body.again(at, x, p);
+      const MetricTerm<A> term = metric_term(x, p, n, tau);
+      sums.total += term.total;
+      sums.slope += term.slope;
+      sums.bend += term.bend;
+    });
+    const double total = place.sum(double(sums.total), shared);
+    const double slope = place.sum(double(sums.slope), shared);
+    const double bend = place.sum(double(sums.bend), shared);
+    if (place.leads() && !root.done) root = metric_next(root, MetricSums{total, slope, bend}, kMetricTolerance<A>);
+    __syncthreads();  // the norms have been read: shuffles order no memory
+  }
+  const A n = place.active() ? A(norms[place.slot()]) : A(0);
+  place.each([&](std::int64_t at) {
+    A x, p;
+    body.again(at, x, p);
+    Pack<A, 1> w{{x}};
+    if (now.tau != 0) w.value[0] = hard ? (n == A(0) ? A(0) : x) : metric_shrunk(x, p, n, tau);
+    body.template write<1>(at, w);
+  });
+}
+
+// Groups per block and threads per group.
+MetricCover metric_cover(GroupLayout layout, bool aligned) {
+  if (layout.groups == 1) layout = GroupLayout{1, 1, layout.outer * layout.inner};
+  const std::int64_t size = layout.outer * layout.inner;
+  if (layout.outer > 1 && layout.inner < kShortRun) {
+    constexpr int kColumns = 32;  // of a block: 128 bytes of float
+    const std::int64_t fit = larger(1, kColumns / layout.inner);
+    return MetricCover{layout, int(fit < layout.groups ? fit : layout.groups), 0, aligned};
+  }
+  const int team = team_of(size);
+  return MetricCover{layout, kThreads / team, team, aligned};
+}
+
+template <class T, MetricRule kRule>
+void launch(const std::vector<MetricSegment>& segments, const std::vector<MetricClock>& clocks,
+            const MetricSettings& settings, Prox prox, const Allocate& allocate, cudaStream_t stream) {
+  using A = Compute<T>;
+  auto* const now = static_cast<MetricNow<A>*>(allocate(sizeof(MetricNow<A>) * clocks.size()));
+  std::vector<Work<MetricClockEntry>> ticks;
+  for (std::size_t i = 0; i < clocks.size(); ++i) ticks.push_back({{clocks[i], int(i)}, 1});
+  launch_tables(metric_clock_kernel<A>, ticks, MetricClockOptions<A>{settings, now}, 0, stream);
+
+  std::vector<Work<MetricEntry<T>>> elements, groups;
+  for (const MetricSegment& segment : segments) {
+    GroupLayout layout = segment.layout;
+    const std::int64_t size = layout.outer * layout.inner;
+    if (size * layout.groups == 0) continue;
+    MetricEntry<T> entry{{},
+                         static_cast<T*>(segment.param),
+                         static_cast<const T*>(segment.grad),
+                         static_cast<A*>(segment.dual),
+                         static_cast<A*>(segment.square),
+                         static_cast<const A*>(segment.anchor),
+                         segment.tensor};
+    const bool aligned = is_aligned(entry.param) && is_aligned(entry.grad) && is_aligned(entry.dual) &&
+                         is_aligned(entry.square) && is_aligned(entry.anchor);
+    if (size == 1 || clocks[std::size_t(segment.tensor)].strength == 0) {
+      entry.cover = MetricCover{{1, size * layout.groups, 1}, 0, 0, aligned};
+      elements.push_back({entry, ceil_div(size * layout.groups, kElementsPerBlock)});
+    } else {
+      entry.cover = metric_cover(layout, aligned);
+      groups.push_back({entry, ceil_div(entry.cover.layout.groups, entry.cover.per_block)});
+    }
+  }
+  const MetricOptions<T> options{prox, now};
+  launch_tables(metric_elements_kernel<T, kRule>, elements, options, 0, stream);
+  launch_tables(metric_groups_kernel<T, kRule>, groups, options, 0, stream);
+}
+
+template <class T>
+void launch_rule(const std::vector<MetricSegment>& segments, const std::vector<MetricClock>& clocks,
+                 const MetricSettings& settings, Prox prox, const Allocate& allocate, cudaStream_t stream) {
+  if (settings.rule == MetricRule::ramda) {
+    launch<T, MetricRule::ramda>(segments, clocks, settings, prox, allocate, stream);
+  } else {
+    launch<T, MetricRule::adamw>(segments, clocks, settings, prox, allocate, stream);
+  }
+}
+
+}  // namespace
+
+cudaError_t metric_step(DType dtype, const std::vector<MetricSegment>& segments, const std::vector<MetricClock>& clocks,
+                        const MetricSettings& settings, Prox prox, const Allocate& allocate, cudaStream_t stream) {
+  switch (dtype) {
+    case DType::f32:
+      launch_rule<float>(segments, clocks, settings, prox, allocate, stream);
+      break;
+    case DType::f64:
+      launch_rule<double>(segments, clocks, settings, prox, allocate, stream);
+      break;
+    case DType::bf16:
+      launch_rule<__nv_bfloat16>(segments, clocks, settings, prox, allocate, stream);
+      break;
+    case DType::f16:
+      launch_rule<__half>(segments, clocks, settings, prox, allocate, stream);
+      break;
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace sparse_accel::cuda

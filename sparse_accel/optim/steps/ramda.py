@@ -1,0 +1,173 @@
+"""One step of RAMDA for a list of tensors: native, by torch's multi-tensor ops, and in a loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_accel import ops
+from sparse_accel.groups import GroupLayout
+
+from .prox import metric_point
+
+__all__ = ["RamdaNumbers", "RamdaTensors", "ramda"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RamdaTensors:
+    """The tensors of one RAMDA step, N of each, and how the penalty cuts them.
+
+    Attributes:
+        params: W, dense, of one dtype and device.
+        grads: of the shape and dtype of ``params``.
+        duals: V, float32 (float64 for float64 params), strides of ``params``.
+        squares: U, as ``duals``.
+        anchors: W0, as ``duals``.
+        steps: t before the step, ``[]`` float32 each.
+        alphas: ``[]`` float64 each.
+        layouts: of the memory of ``params``.
+        strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    duals: list[Tensor]
+    squares: list[Tensor]
+    anchors: list[Tensor]
+    steps: list[Tensor]
+    alphas: list[Tensor]
+    layouts: Sequence[GroupLayout]
+    strengths: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RamdaNumbers:
+    """The numbers of one RAMDA step.
+
+    Attributes:
+        lr: step size.
+        momentum: c in (0, 1].
+        eps: > 0.
+        prox: ``"soft"`` or ``"hard"``.
+        maximize: ascend instead.
+    """
+
+    lr: float | Tensor
+    momentum: float
+    eps: float = 1e-6
+    prox: str = "soft"
+    maximize: bool = False
+
+
+def ramda(
+    tensors: RamdaTensors,
+    numbers: RamdaNumbers,
+    *,
+    foreach: bool | None = None,
+    fused: bool | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One RAMDA step for N tensors, in place; :class:`RAMDA` has the formulas.
+
+    Args:
+        tensors: see :class:`RamdaTensors`.
+        numbers: see :class:`RamdaNumbers`.
+        foreach: use torch's multi-tensor ops.
+        fused: use the native op; default: if ``foreach`` is not given either.
+        grad_scale: ``[]``, gradients are divided by it; fused only.
+        found_inf: ``[]``, nothing changes where it is not zero; fused only.
+
+    Raises:
+        RuntimeError: ``grad_scale`` or ``found_inf`` without the native op.
+
+    Example:
+        >>> w, g, v, u, w0 = torch.ones(2), torch.ones(2), torch.zeros(2), torch.zeros(2), torch.ones(2)
+        >>> t, alpha = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+        >>> layouts = [GroupLayout(1, 2, 1)]
+        >>> tensors = RamdaTensors([w], [g], [v], [u], [w0], [t], [alpha], layouts, strengths=[0.0])
+        >>> ramda(tensors, RamdaNumbers(lr=0.125, momentum=1.0))
+        >>> w, t
+        (tensor([0.7500, 0.7500]), tensor(1.))
+    """
+    if not tensors.params:
+        return
+    if isinstance(numbers.lr, Tensor) and numbers.lr.is_cpu and not numbers.lr.requires_grad:
+        numbers = dataclasses.replace(numbers, lr=numbers.lr.item())
+    if fused if fused is not None else foreach is None:
+        device = tensors.params[0].device
+        ops.ramda_step_(
+            tensors.params,
+            tensors.grads,
+            tensors.duals,
+            tensors.squares,
+            tensors.anchors,
+            tensors.steps,
+            tensors.alphas,
+            tensors.layouts,
+            prox=numbers.prox,
+            strengths=tensors.strengths,
+            lr=numbers.lr,
+            momentum=numbers.momentum,
+            eps=numbers.eps,
+            maximize=numbers.maximize,
+            grad_scale=None if grad_scale is None else grad_scale.to(device),
+            found_inf=None if found_inf is None else found_inf.to(device),
+        )
+    elif grad_scale is not None or found_inf is not None:
+        raise RuntimeError("grad_scale and found_inf: expected fused=True")
+    else:
+        (_multi_tensor_ramda if foreach else _single_tensor_ramda)(tensors, numbers)
+
+
+def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Advance t and alpha; return s and alpha ([] float64)."""
+    step += 1
+    beta = step.double().sqrt()
+    rate = (lr.to(beta).reshape(()) if isinstance(lr, Tensor) else torch.full_like(beta, lr)) * beta
+    alpha += rate
+    return rate, alpha
+
+
+def _cube_root(square: Tensor) -> Tensor:
+    """Of numbers >= 0; no gradient is NaN at 0."""
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).pow(1 / 3))
+
+
+def _single_tensor_ramda(tensors: RamdaTensors, numbers: RamdaNumbers) -> None:
+    momentum = numbers.momentum
+    for i, (param, dual, square) in enumerate(zip(tensors.params, tensors.duals, tensors.squares, strict=True)):
+        rate, alpha = (x.to(dual) for x in _advance(tensors.steps[i], tensors.alphas[i], numbers.lr))
+        grad = tensors.grads[i].to(dual)
+        dual.add_((-rate if numbers.maximize else rate) * grad)
+        square.add_(rate * grad * grad)
+        metric = _cube_root(square) + numbers.eps
+        x = tensors.anchors[i] - dual / metric
+        if tensors.strengths[i]:
+            x = metric_point(x, metric, tensors.layouts[i], alpha * tensors.strengths[i], numbers.prox)
+        param.copy_(x if momentum == 1 else (1 - momentum) * param.to(x) + momentum * x)
+
+
+def _multi_tensor_ramda(tensors: RamdaTensors, numbers: RamdaNumbers) -> None:
+    params, duals, squares, momentum = tensors.params, tensors.duals, tensors.squares, numbers.momentum
+    dtype = duals[0].dtype
+    scalars = [_advance(*clock, numbers.lr) for clock in zip(tensors.steps, tensors.alphas, strict=True)]
+    rates, alphas = ([x.to(duals[0]) for x in column] for column in zip(*scalars, strict=True))
+    grads = [grad.to(dtype) for grad in tensors.grads]
+    weighted = torch._foreach_mul(grads, rates)
+    torch._foreach_addcmul_(squares, weighted, grads)
+    (torch._foreach_sub_ if numbers.maximize else torch._foreach_add_)(duals, weighted)
+    metrics = torch._foreach_pow(squares, 1 / 3)
+    torch._foreach_add_(metrics, numbers.eps)
+    xs = list(torch._foreach_sub(tensors.anchors, torch._foreach_div(duals, metrics)))
+    for i, strength in enumerate(tensors.strengths):
+        if strength:
+            xs[i] = metric_point(xs[i], metrics[i], tensors.layouts[i], alphas[i] * strength, numbers.prox)
+    if momentum != 1:
+        torch._foreach_mul_(xs, momentum)
+        torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))
+    torch._foreach_copy_(params, xs)

@@ -1,0 +1,173 @@
+"""One step of RMDA for a list of tensors: native, by torch's multi-tensor ops, and in a loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_accel import ops
+from sparse_accel.groups import GroupLayout
+
+from .prox import proximal_parts, proximal_point
+
+__all__ = ["StepNumbers", "StepTensors", "rmda"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTensors:
+    """The tensors of one RMDA step, N of each, and how the penalty cuts them.
+
+    Attributes:
+        params: W, dense, of one dtype and device.
+        grads: of the shape and dtype of ``params``.
+        points: X, float32 (float64 for float64 params), strides of ``params``.
+        anchors: W0, as ``points``.
+        steps: t before the step, ``[]`` float32 each.
+        alphas: ``[]`` float64 each.
+        layouts: of the memory of ``params``.
+        strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
+        sizes: elements of a whole group, where the groups lie across processes.
+        processes: the groups of processes across which they do. All of them take the step.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    points: list[Tensor]
+    anchors: list[Tensor]
+    steps: list[Tensor]
+    alphas: list[Tensor]
+    layouts: Sequence[GroupLayout]
+    strengths: Sequence[float]
+    sizes: Sequence[int] = ()
+    processes: Sequence[Any] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class StepNumbers:
+    """The numbers of one RMDA step.
+
+    Attributes:
+        lr: step size.
+        momentum: c in (0, 1].
+        prox: ``"soft"`` or ``"hard"``.
+        maximize: ascend instead.
+    """
+
+    lr: float | Tensor
+    momentum: float
+    prox: str = "soft"
+    maximize: bool = False
+
+
+def rmda(
+    tensors: StepTensors,
+    numbers: StepNumbers,
+    *,
+    foreach: bool | None = None,
+    fused: bool | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One RMDA step for N tensors, in place; :class:`RMDA` has the formulas.
+
+    Args:
+        tensors: see :class:`StepTensors`.
+        numbers: see :class:`StepNumbers`.
+        foreach: use torch's multi-tensor ops.
+        fused: use the native op; default: if ``foreach`` is not given either.
+        grad_scale: ``[]``, gradients are divided by it; fused only.
+        found_inf: ``[]``, nothing changes where it is not zero; fused only.
+
+    Example:
+        >>> w, g, x, w0 = torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(2)
+        >>> t, alpha = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+        >>> tensors = StepTensors([w], [g], [x], [w0], [t], [alpha], [GroupLayout(1, 2, 1)], strengths=[0.0])
+        >>> rmda(tensors, StepNumbers(lr=0.5, momentum=1.0))
+        >>> w, t
+        (tensor([0.5000, 0.5000]), tensor(1.))
+    """
+    if not tensors.params:
+        return
+    if isinstance(numbers.lr, Tensor) and numbers.lr.is_cpu and not numbers.lr.requires_grad:
+        numbers = dataclasses.replace(numbers, lr=numbers.lr.item())
+    if tensors.processes:
+        if grad_scale is not None or found_inf is not None:
+            raise RuntimeError("grad_scale and found_inf: expected groups that lie on one process each")
+        _multi_tensor_rmda(tensors, numbers)
+    elif fused if fused is not None else foreach is None:
+        _fused_rmda(tensors, numbers, grad_scale, found_inf)
+    elif grad_scale is not None or found_inf is not None:
+        raise RuntimeError("grad_scale and found_inf: expected fused=True")
+    else:
+        (_multi_tensor_rmda if foreach else _single_tensor_rmda)(tensors, numbers)
+
+
+def _fused_rmda(
+    tensors: StepTensors, numbers: StepNumbers, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> None:
+    device = tensors.params[0].device
+    ops.rmda_step_(
+        tensors.params,
+        tensors.grads,
+        tensors.points,
+        tensors.anchors,
+        tensors.steps,
+        tensors.alphas,
+        tensors.layouts,
+        prox=numbers.prox,
+        strengths=tensors.strengths,
+        lr=numbers.lr,
+        momentum=numbers.momentum,
+        maximize=numbers.maximize,
+        grad_scale=None if grad_scale is None else grad_scale.to(device),
+        found_inf=None if found_inf is None else found_inf.to(device),
+    )
+
+
+def _advance(step: Tensor, alpha: Tensor, numbers: StepNumbers) -> tuple[Tensor, Tensor, Tensor]:
+    """Advance t and alpha; return the decay of X towards W0, the signed lr, and alpha / beta (all [] float64)."""
+    decay = step.double() / (step.double() + 1)
+    step += 1
+    beta = step.double().sqrt()
+    lr = numbers.lr
+    rate = lr.to(beta).reshape(()) if isinstance(lr, Tensor) else torch.full_like(beta, lr)
+    alpha += rate * beta
+    return decay.sqrt(), -rate if numbers.maximize else rate, alpha / beta
+
+
+def _single_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
+    momentum = numbers.momentum
+    for i, (param, point, anchor) in enumerate(zip(tensors.params, tensors.points, tensors.anchors, strict=True)):
+        decay, rate, ratio = (x.to(point) for x in _advance(tensors.steps[i], tensors.alphas[i], numbers))
+        x = anchor + decay * (point - anchor) - rate * tensors.grads[i].to(point)
+        point.copy_(x)
+        if tensors.strengths[i]:
+            x = proximal_point(x, tensors.layouts[i], ratio * tensors.strengths[i], numbers.prox)
+        param.copy_(x if momentum == 1 else (1 - momentum) * param.to(x) + momentum * x)
+
+
+def _multi_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
+    params, points, anchors, momentum = tensors.params, tensors.points, tensors.anchors, numbers.momentum
+    dtype = points[0].dtype
+    scalars = [_advance(step, alpha, numbers) for step, alpha in zip(tensors.steps, tensors.alphas, strict=True)]
+    decays, rates, ratios = ([x.to(points[0]) for x in column] for column in zip(*scalars, strict=True))
+    torch._foreach_sub_(points, anchors)
+    torch._foreach_mul_(points, decays)
+    torch._foreach_add_(points, anchors)
+    torch._foreach_sub_(points, torch._foreach_mul([grad.to(dtype) for grad in tensors.grads], rates))
+    thresholds = [ratio * strength for ratio, strength in zip(ratios, tensors.strengths, strict=True)]
+    if tensors.processes:
+        xs = proximal_parts(points, tensors.layouts, thresholds, numbers.prox, tensors.sizes, tensors.processes)
+    else:
+        xs = list(points)
+        for i, strength in enumerate(tensors.strengths):
+            if strength:
+                xs[i] = proximal_point(xs[i], tensors.layouts[i], thresholds[i], numbers.prox)
+    if momentum != 1:
+        xs = list(torch._foreach_mul(xs, momentum))
+        torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))
+    torch._foreach_copy_(params, xs)
