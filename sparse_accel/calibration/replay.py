@@ -1,10 +1,10 @@
-"""The pruned front of a model, run once: the outputs of its last finished block stand in for it."""
+"""The finished front of a model, run once: the outputs of its last finished block stand in for all before it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,22 +13,29 @@ from torch.utils import _pytree as pytree
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import stream
+from sparse_accel.calibration.store import CannotStoreError, Store
 from sparse_accel.channels.call import tree_tensors
 
 logger = logging.getLogger("sparse_accel")
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
-_PLAIN = (type(None), bool, int, float, str)
+NO_BLOCKS = "it has no blocks (items of a ModuleList or Sequential that every batch calls exactly once)"
+CHANGED = "the batches differ from pass to pass"
 
 
 class _CannotReplayError(Exception):
     """The front has to run as a whole."""
 
 
-def find_units(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Module, list[int]]) -> list[nn.Module]:
+def find_units(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Module, Sequence[int]]) -> list[nn.Module]:
     """Blocks that hold modules to prune and that the forward pass calls once each, in the order of the calls.
 
     A block is an item of a ModuleList or Sequential; of nested ones the innermost, unless it has no others beside it.
+
+    Args:
+        model: with the blocks.
+        pruned: modules that will change.
+        order: of the modules that every batch calls exactly once, when the first batch did.
     """
 
     def inside(module: nn.Module, item: bool) -> list[nn.Module]:
@@ -41,26 +48,30 @@ def find_units(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Modul
 
 
 class Front:
-    """Runs passes over the data, the finished blocks at the front replaced by their outputs.
+    """One model in passes over the data, the finished blocks at its front replaced by their outputs.
 
-    Only the outputs of the last finished block are kept. Blocks before it return tensors without values (on the
-    device "meta"): what would need them fails, and the front is then run as a whole from there on.
+    Of every batch the outputs of the last finished block are kept. The block itself is not called, nor any before it:
+    those give tensors without values (on the device "meta"). What needs such values fails, and the model is then run
+    as a whole, from its inputs, in this pass and all later ones; :attr:`reason` says why.
 
     Args:
         model: the model.
         units: its blocks, see :func:`find_units`.
-        limit: of the bytes kept; 0 keeps none.
+        store: for the outputs; a limit of 0 bytes there turns replay off.
+
+    Attributes:
+        finished: blocks that will not change.
+        reason: why the model is run as a whole; empty while it is not.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[nn.Module], limit: int) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[nn.Module], store: Store) -> None:
         self.model = model
-        self.units = list(units) if limit else []
-        self.limit = limit
-        self.finished = 0  # blocks that will not change
-        self.held = -1  # the block whose outputs are kept
-        self.kept: dict[int, Any] = {}  # by batch
+        self.store = store
+        self.units = list(units) if store.limit else []
+        self.reason = "" if self.units else NO_BLOCKS if store.limit else "activation_memory is 0"
+        self.finished = 0
+        self.level: dict[int, int] = {}  # by batch: the block whose output is kept
         self.shapes: dict[tuple[int, int], Any] = {}  # by block and batch: outputs without values
-        self.nbytes = 0
 
     def advance(self, done: set[nn.Module], pruned: set[nn.Module]) -> None:
         """Tell which of the pruned modules will not change any more."""
@@ -71,9 +82,17 @@ class Front:
 
     def clear(self) -> None:
         """Forget all outputs: the front changes."""
-        self.kept.clear()
+        for batch in self.level:
+            self.store.drop((id(self), batch))
+        self.level.clear()
         self.shapes.clear()
-        self.held, self.finished, self.nbytes = -1, 0, 0
+        self.finished = 0
+
+    def give_up(self, reason: str) -> None:
+        """Run the model as a whole from now on."""
+        self.clear()
+        self.units = []
+        self.reason = self.reason or reason
 
     def stream(
         self,
@@ -82,86 +101,183 @@ class Front:
         visit: Callable[[str, Tensor, Any], None],
         restart: Callable[[], None],
         *,
-        stop: bool,
+        calls: int = 0,
     ) -> None:
         """:func:`sparse_accel.calibration.data.stream`; ``restart`` is called where the visits start again.
 
         Modules may be called by no batch.
         """
-        if self.finished:
-            try:
-                with self._replaced(batches):
-                    stream(self.model, batches, modules, visit, stop=stop, required=False)
-                if batches.changed:
-                    raise _CannotReplayError("the batches differ from pass to pass")
-                self.held = self.finished - 1
-                return
-            except Exception as error:  # a real fault shows again below
-                logger.info("the front of the model is run as a whole: %s", error)
-            self.clear()
-            self.units = []
-            restart()
-        stream(self.model, batches, modules, visit, stop=stop, required=False)
+
+        def shown(name: str, x: Tensor, output: Any) -> None:
+            check_values([x])
+            visit(name, x, output)
+
+        def run() -> None:
+            stream(self.model, batches, modules, shown, calls=calls, required=False)
+
+        replayed([self], batches, run, restart)
 
     @contextmanager
-    def _replaced(self, batches: Batches) -> Iterator[None]:
+    def replaced(self, batches: Batches) -> Iterator[None]:
+        """The finished blocks replaced; :func:`replayed` also takes care of what goes wrong."""
         before: list[tuple[nn.Module, Any]] = []
         try:
             for number, unit in enumerate(self.units[: self.finished]):
-                forward = self._forward(number, unit, batches)
-                if forward is not None:
-                    before.append((unit, unit.__dict__.get("forward")))
-                    unit.forward = forward
+                call = self._call(number, unit, batches)
+                before.append((unit, unit.__dict__.get("_compiled_call_impl")))
+                unit.__dict__["_compiled_call_impl"] = call  # what Module.__call__ asks for first: no hook is run
             yield
         finally:
             for unit, old in before:
                 if old is None:
-                    del unit.forward
+                    del unit.__dict__["_compiled_call_impl"]
                 else:
-                    unit.forward = old
+                    unit.__dict__["_compiled_call_impl"] = old
 
-    def _forward(self, number: int, unit: nn.Module, batches: Batches) -> Callable[..., Any] | None:
-        """What a finished block does in place of its forward; None: its forward."""
-        original = unit.forward
+    def _call(self, number: int, unit: nn.Module, batches: Batches) -> Callable[..., Any]:
+        """What calling a finished block does."""
+        original = unit.__dict__.get("_compiled_call_impl") or unit._call_impl
         met: set[int] = set()  # batches, in this pass
 
-        def once() -> None:
-            if batches.number in met:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            batch = batches.number
+            if batch in met:
                 raise _CannotReplayError(f"{type(unit).__name__} is called more than once for a batch")
-            met.add(batches.number)
-
-        def hollow(*args: Any, **kwargs: Any) -> Any:
-            once()
-            return self.shapes[number, batches.number]
-
-        def replay(*args: Any, **kwargs: Any) -> Any:
-            once()
-            return pytree.tree_map_only(Tensor, Tensor.clone, self.kept[batches.number])
-
-        def capture(*args: Any, **kwargs: Any) -> Any:
-            once()
+            met.add(batch)
+            level = self.level.get(batch, -1)
+            if number < level:
+                return self.shapes[number, batch]
+            if number == level:
+                return self.store.get((id(self), batch))
             versions = [(tensor, tensor._version) for tensor in tree_tensors((args, kwargs))]
             output = original(*args, **kwargs)
             if any(tensor._version != version for tensor, version in versions):
                 raise _CannotReplayError(f"{type(unit).__name__} changes its inputs")
-            self._keep(number, batches.number, output)
+            self.shapes[number, batch] = pytree.tree_map_only(
+                Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), output
+            )
+            if number == self.finished - 1:
+                try:
+                    self.store.put((id(self), batch), output)
+                except CannotStoreError as error:
+                    raise CannotStoreError(f"outputs of {type(unit).__name__}: {error}") from error
+                self.level[batch] = number
             return output
 
-        if number < self.held:
-            return hollow
-        if number == self.held:
-            return replay
-        return capture if number == self.finished - 1 else None
+        return call
 
-    def _keep(self, number: int, batch: int, output: Any) -> None:
-        leaves = pytree.tree_leaves(output)
-        if any(not isinstance(leaf, (Tensor, *_PLAIN)) or getattr(leaf, "is_meta", False) for leaf in leaves):
-            raise _CannotReplayError("a block returns more than tensors")
-        self.nbytes -= sum(leaf.nbytes for leaf in pytree.tree_leaves(self.kept.get(batch)) if isinstance(leaf, Tensor))
-        self.nbytes += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-        if self.nbytes > self.limit:
-            raise _CannotReplayError(f"outputs of a block take more than activation_memory ({self.limit} bytes)")
-        self.kept[batch] = pytree.tree_map_only(Tensor, Tensor.clone, output)
-        self.shapes[number, batch] = pytree.tree_map_only(
-            Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), output
+
+def replayed(fronts: Sequence[Front], batches: Batches, run: Callable[[], None], restart: Callable[[], None]) -> None:
+    """One pass over the data with the finished fronts of some models replaced by their outputs.
+
+    Args:
+        fronts: of the models that the pass runs.
+        batches: the data.
+        run: the pass.
+        restart: called before the pass is made again with whole models, where replay turns out to be impossible.
+    """
+    fronts = [front for front in dict.fromkeys(fronts) if front.finished]
+    if fronts and batches.changed:  # no pass for nothing: each may be the only one over its data
+        for front in fronts:
+            front.give_up(CHANGED)
+        fronts = []
+    if fronts:
+        try:
+            with ExitStack() as stack:
+                for front in fronts:
+                    stack.enter_context(front.replaced(batches))
+                run()
+            if batches.changed:
+                raise _CannotReplayError(CHANGED)
+            return
+        except Exception as error:  # a real fault shows again below
+            logger.info("the front of the model is run as a whole: %s", error)
+            why = str(error)
+            if not isinstance(error, (_CannotReplayError, CannotStoreError)):
+                why = f"what follows the blocks does not run on the last one's output ({type(error).__name__}: {error})"
+            for front in fronts:
+                front.give_up(why)
+        restart()
+    run()
+
+
+def check_values(tensors: Sequence[Tensor]) -> None:
+    """Raise where a tensor has no values: a block that was not run would have had to make them."""
+    if any(tensor.is_meta for tensor in tensors):
+        raise _CannotReplayError("a layer reads past the last finished block")
+
+
+class Engine:
+    """The dense model and the one being pruned, side by side in passes over the data.
+
+    Args:
+        dense: the model as it was.
+        work: a copy of it that is being pruned, with the same names.
+        batches: the data.
+        order: of the modules of ``work`` that every batch calls exactly once, when the first batch did.
+        limit: bytes of outputs of finished blocks to keep in memory (the rest is in files), see
+            :class:`~sparse_accel.calibration.store.Store`; 0 turns replay off.
+
+    Attributes:
+        dense, work: their fronts.
+        batches: the data.
+
+    Use it as a context: the files of the outputs go at its end.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        work: nn.Module,
+        batches: Batches,
+        order: Mapping[nn.Module, Sequence[int]],
+        limit: int,
+    ) -> None:
+        self.order = order
+        self.store = Store(limit)
+        self.batches = batches
+        self.dense = Front(dense, [], self.store)
+        self.work = Front(work, [], self.store) if work is not dense else self.dense
+        self._pruned: set[str] = set()
+        self.widest = 0  # steps that were planned at the most
+
+    def plan(self, pruned: Sequence[Sequence[str]]) -> None:
+        """Find the blocks, and begin at the front.
+
+        Args:
+            pruned: names of the modules that each step watches and changes.
+        """
+        model = self.work.model
+        self._pruned = {name for names in pruned for name in names}
+        units = find_units(model, {model.get_submodule(name) for name in self._pruned}, self.order)
+        names = {module: name for name, module in model.named_modules()}
+        self.widest = max(self.widest, len(pruned))
+        self.work.clear()
+        self.dense.clear()
+        self.dense = Front(
+            self.dense.model, [self.dense.model.get_submodule(names[unit]) for unit in units], self.store
         )
+        self.work = Front(model, units, self.store) if model is not self.dense.model else self.dense
+
+    def advance(self, rest: Sequence[Sequence[str]]) -> None:
+        """Tell which modules later steps will watch or change."""
+        left = {name for names in rest for name in names}
+        for front in dict.fromkeys((self.dense, self.work)):
+            pruned = {front.model.get_submodule(name) for name in self._pruned}
+            front.advance(pruned - {front.model.get_submodule(name) for name in left}, pruned)
+
+    def notes(self) -> list[str]:
+        """Why a model was run as a whole for every step, in words; nothing where it was not, or by request."""
+        return whole_notes([self.work, self.dense], self.widest)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.store.close()
+
+
+def whole_notes(fronts: Sequence[Front], steps: int) -> list[str]:
+    """A note for the first model that several steps had to run as a whole; none where replay was turned off."""
+    reasons = [front.reason for front in fronts if front.reason and front.store.limit]
+    return [f"every pass runs the model from its inputs: {reasons[0]}"] if reasons and steps > 1 else []

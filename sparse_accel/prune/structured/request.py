@@ -127,10 +127,12 @@ class Findings:
     Attributes:
         more: modules that batches call more often than the example does, with a reason to leave their widths.
         unvisited: modules with parameters that batches call and the example does not.
+        order: of the modules that every batch (of this rank) calls exactly once, when the first batch did.
     """
 
     more: dict[str, str]
     unvisited: list[str]
+    order: dict[nn.Module, list[int]]
 
     def safe(self, widths: list[Width], notes: list[str]) -> list[Width]:
         """The widths that the analysis of the example holds for; the others are noted."""
@@ -205,7 +207,7 @@ def look(work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str
         site.calls = every.pop() if len(every) == 1 else 0
         site.routed = any(name in rank[1] for rank in ranks)
     joined = {name: reason for rank in reversed(ranks) for name, reason in rank[2].items()}
-    return Findings(joined, sorted({name for rank in ranks for name in rank[3]}))
+    return Findings(joined, sorted({name for rank in ranks for name in rank[3]}), found.once())
 
 
 def check_unvisited(small: nn.Module, work: nn.Module, data: Batches, unvisited: Sequence[str]) -> None:

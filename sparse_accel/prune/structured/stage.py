@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import weight_matrix
+from sparse_accel.calibration.replay import Engine
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.structured.choose import choose, unit_sets
 from sparse_accel.prune.structured.feed import Feed, Solutions, UnpairedError, relu_aware
@@ -24,15 +24,23 @@ logger = logging.getLogger("sparse_accel")
 
 def collect(feed: Feed, layers: Sequence[Layer]) -> None:
     """One pass that fills the layers' moments."""
-    for layer in layers:
-        layer.start()
+
+    def start() -> None:
+        for layer in layers:
+            layer.start()
 
     def visit(layer: Layer, piece: Piece) -> None:
         layer.add(*piece)
 
-    feed.run(visit)
+    start()
+    feed.run(visit, start)
     for layer in layers:
         layer.finish()
+
+
+def watched(width: Width) -> list[str]:
+    """Names of the modules that pruning a width watches and changes."""
+    return [name for consumer in width.consumers for name in (consumer.module, consumer.norm) if name is not None]
 
 
 def make_layers(
@@ -55,9 +63,7 @@ def make_layers(
 def prune_width(
     width: Width,
     keep: int,
-    dense: nn.Module,
-    work: nn.Module,
-    calibration: Batches,
+    engine: Engine,
     sites: Mapping[str, Site],
     settings: Settings,
     gone: dict[str, Tensor],
@@ -67,26 +73,26 @@ def prune_width(
     """Choose the units of a width, zero what reads the others, and refit.
 
     Args:
-        width: in ``work``.
+        width: in the model that is being pruned.
         keep: number of units to keep.
-        dense: the model as it was.
-        work: in eval mode; its consumers of the width are rewritten.
-        calibration: the data.
+        engine: the dense model, the one that is being pruned (in eval mode; its consumers of the width are rewritten),
+            and the data.
         sites: of all consumers.
         settings: see there.
         gone: columns that the consumers have lost by now, by consumer; what goes is added.
-        changed: whether ``work`` computes anything else than ``dense`` by now.
+        changed: whether the model that is being pruned computes anything else than the dense one by now.
 
     Returns:
         The units kept, ascending, and what to report.
     """
     start = time.perf_counter()
+    work = engine.work.model
     moments = settings.refit is not None or settings.method not in ("magnitude", "random", "ispasp")
     while True:
         layers = make_layers(width, work, sites, settings, gone)
         relu = [layer for layer in layers if layer.site.relu and layer.target in ("dense", "skip")]
         relu = relu if settings.relu_iterations and settings.refit is not None else []
-        feed = Feed(dense, work, calibration, layers, cache_bytes=settings.cache_bytes if relu else 0)
+        feed = Feed(engine, layers, cache_bytes=settings.cache_bytes if relu else 0)
         try:
             if moments:
                 collect(feed, layers)
@@ -98,7 +104,7 @@ def prune_width(
     if keep == width.units:
         kept = torch.arange(width.units, device=layers[0].columns.device)
     elif settings.method == "ispasp":
-        kept = ispasp_choose(width, keep, work, calibration, layers, settings)
+        kept = ispasp_choose(width, keep, engine, layers, settings)
     else:
         generator = torch.Generator().manual_seed(settings.seed + width.order)
         kept = choose(
@@ -116,7 +122,7 @@ def prune_width(
         own = [layer for layer, number in zip(layers, at, strict=True) if number == stage]
         again = [layer for layer in relu if layer in own]
         if stage > min(at):  # behind a gate whose own readers have just been refit
-            feed = Feed(dense, work, calibration, own, cache_bytes=settings.cache_bytes if again else 0)
+            feed = Feed(engine, own, cache_bytes=settings.cache_bytes if again else 0)
             collect(feed, own)
         errors += _refit(feed, own, again, kept, settings, moments=moments, changed=changed)
     error = (sum(e[0] for e in errors) / len(errors), sum(e[1] for e in errors) / len(errors)) if errors else None

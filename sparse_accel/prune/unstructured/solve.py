@@ -50,7 +50,7 @@ def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -
     """``X Xᵀ`` of a step's inputs over all batches (of this rank), every call of them, summed in ``dtype``."""
     first = step.layers[0]
     if isinstance(first, StackedLayer):
-        return stacked_hessian(front, batches, first, dtype, stop=step.calls == 1)
+        return stacked_hessian(front, batches, first, dtype, calls=step.calls)
     groups, _, features = step.layers[0].shape
     device = step.layers[0].weight.device
     grams: list[Gram] = []
@@ -65,7 +65,7 @@ def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -
 
     restart()
     modules = {name: front.model.get_submodule(name) for name in step.layers[0].modules}
-    front.stream(batches, modules, visit, restart, stop=step.calls == 1)
+    front.stream(batches, modules, visit, restart, calls=step.calls)
     return grams[0]
 
 
