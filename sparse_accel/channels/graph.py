@@ -8,6 +8,7 @@ linear or convolutional layer call. It holds no activations.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,13 @@ GROUPED = -1  # axis number of the channels that a grouped convolution's weight 
 
 
 class CompactError(RuntimeError):
-    """A model could not be compacted; the model itself is unchanged."""
+    """A model could not be compacted; the model itself is unchanged.
+
+    Attributes:
+        result: what had been made when a check at the end failed; None where nothing had.
+    """
+
+    result: Any = None
 
 
 class UnsupportedModelError(CompactError):

@@ -37,7 +37,8 @@ from sparse_accel.prune.structured.sites import Site, find_sites
 from sparse_accel.prune.structured.stage import make_layers, prune_width, watched
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
-from sparse_accel.removal.remove import find_widths, remove_units
+from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
+from sparse_accel.removal.verify import OutputMismatchError
 from sparse_accel.wrappers import bare_model
 
 logger = logging.getLogger("sparse_accel")
@@ -112,6 +113,8 @@ class ISpaSP:
         batch_first: whether layers' inputs are ``[batch, length, ...]`` or ``[length, batch, ...]``; None: as found.
         max_memory: bytes that the statistics may take; more is refused before the run.
         cache_memory: bytes of activations that may be kept for the ReLU-aware refit instead of running the model again.
+        tolerance: largest accepted difference, on the example, between the pruned model of full size and the smaller
+            one, as for :func:`sparse_accel.compact`: by default also whatever is rounding alone, judged in float64.
         activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`; for the outputs of the dense and of the
             pruned model together.
         seed: of ``"random"``.
@@ -162,6 +165,7 @@ class ISpaSP:
         max_memory: int | None = None,
         cache_memory: int = 1 << 30,
         activation_memory: int = ACTIVATION_MEMORY,
+        tolerance: float | None = None,
         seed: int = 0,
     ) -> None:
         check_one_of("method", method, METHODS)
@@ -184,7 +188,9 @@ class ISpaSP:
         self.refit_head = refit_head
         self.fine_tune = fine_tune
         check_bytes("activation_memory", activation_memory)
-        self.max_memory, self.activation_memory = max_memory, activation_memory
+        if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
+            raise ValueError(f"tolerance: expected a number of at least 0 or None, got {tolerance!r}")
+        self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
         self.mask, self.batch_first = mask, batch_first
         Padding(mask, batch_first, "mask")  # refuses what is none
         self.settings = Settings(
@@ -213,6 +219,9 @@ class ISpaSP:
         Raises:
             UnsupportedModelError: the model cannot be followed; the message names the module.
             PruneError: a width cannot be pruned as asked; the message names it.
+            OutputMismatchError: at the end the smaller model differs from the pruned one of full size by more than
+                ``tolerance``. Its ``result`` is what would have been returned, not proven; the same holds of an
+                UnsupportedModelError for calibration batches that reach what the example does not.
             ValueError: the data or ``max_memory`` do not fit.
         """
         start = time.perf_counter()
@@ -250,7 +259,7 @@ class ISpaSP:
                 )
                 changes.append(change)
                 if self.fine_tune is not None:
-                    fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept)
+                    fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept, self.tolerance)
                     work.eval()
                     engine.work.give_up("fine_tune changes all of it")
             if head is not None and kept and not sites[head].routed:
@@ -258,10 +267,22 @@ class ISpaSP:
                 before, after = refit_classifier(head, engine, sites[head], self.settings, gone.get(head))
                 notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
             notes += engine.notes()
-        removed = remove_units(work, self.example_inputs, kept)
+
+        def result(removed: RemovalResult) -> StructuredResult:
+            return finished(removed, dense, work, self.example_inputs, kept, changes, notes, nbytes=nbytes, start=start)
+
+        try:
+            removed = remove_units(work, self.example_inputs, kept, tolerance=self.tolerance)
+        except OutputMismatchError as error:
+            error.result = result(error.result)
+            raise
         if findings.unvisited and kept:
-            check_unvisited(removed.model, work, data, findings.unvisited)
-        return finished(removed, dense, work, self.example_inputs, kept, changes, notes, nbytes=nbytes, start=start)
+            try:
+                check_unvisited(removed.model, work, data, findings.unvisited)
+            except UnsupportedModelError as error:
+                error.result = result(removed)
+                raise
+        return result(removed)
 
     def _prune(
         self,

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sparse_accel.removal.configs import RELOAD, follow_biases
 from sparse_accel.removal.remove import RemovalResult
 from sparse_accel.removal.surgery import Plan
+from sparse_accel.removal.verify import ROUNDED
 from sparse_accel.report import CompactReport, compare_models, format_table, percent
 
 
@@ -175,7 +176,11 @@ def finished(
             plan["tensors"].pop(name, None)
             plan["created"][name] = {"shape": shape, "like": f"{path}.weight" if path else "weight"}
     follow_biases(dense, small, plan)
-    notes = [*notes, *(note for note in plan["notes"] if note.startswith(RELOAD)), *left_stacks(dense, plan["tensors"])]
+    notes = [
+        *notes,
+        *(note for note in plan["notes"] if note.startswith((RELOAD, ROUNDED))),
+        *left_stacks(dense, plan["tensors"]),
+    ]
     modes = {name: module.training for name, module in dense.named_modules()}
     for name, module in small.named_modules():
         module.training = modes.get(name, dense.training)
