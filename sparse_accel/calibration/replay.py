@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from torch.utils import _pytree as pytree
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import stream
 from sparse_accel.calibration.store import CannotStoreError, Store
+from sparse_accel.calibration.survey import find_parts, find_units
 from sparse_accel.channels.call import tree_tensors
 
 logger = logging.getLogger("sparse_accel")
 
-_CONTAINERS = (nn.ModuleList, nn.Sequential)
-NO_BLOCKS = "it has no blocks (items of a ModuleList or Sequential that every batch calls exactly once)"
+NO_BLOCKS = (
+    "it has no blocks (items of a ModuleList or Sequential that every batch calls exactly once and that leave no "
+    "tensors in their attributes)"
+)
 CHANGED = "the batches differ from pass to pass"
 
 
@@ -27,45 +31,36 @@ class _CannotReplayError(Exception):
     """The front has to run as a whole."""
 
 
-def find_units(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Module, Sequence[int]]) -> list[nn.Module]:
-    """Blocks that hold modules to prune and that the forward pass calls once each, in the order of the calls.
-
-    A block is an item of a ModuleList or Sequential; of nested ones the innermost, unless it has no others beside it.
-
-    Args:
-        model: with the blocks.
-        pruned: modules that will change.
-        order: of the modules that every batch calls exactly once, when the first batch did.
-    """
-
-    def inside(module: nn.Module, item: bool) -> list[nn.Module]:
-        children = [unit for child in module.children() for unit in inside(child, isinstance(module, _CONTAINERS))]
-        once = len(order.get(module, ())) == 1 and any(part in pruned for part in module.modules())
-        return [module] if item and once and len(children) <= 1 else children
-
-    units = dict.fromkeys(inside(model, False))
-    return sorted(units, key=lambda unit: order[unit][0])
-
-
 class Front:
     """One model in passes over the data, the finished blocks at its front replaced by their outputs.
 
     Of every batch the outputs of the last finished block are kept. The block itself is not called, nor any before it:
     those give tensors without values (on the device "meta"). What needs such values fails, and the model is then run
-    as a whole, from its inputs, in this pass and all later ones; :attr:`reason` says why.
+    as a whole, from its inputs, in this pass and all later ones; :attr:`reason` says why. While a block is at hand, the
+    outputs of its finished parts are kept beside it.
 
     Args:
         model: the model.
-        units: its blocks, see :func:`find_units`.
+        units: its blocks, see :func:`~sparse_accel.calibration.survey.find_units`.
         store: for the outputs; a limit of 0 bytes there turns replay off.
+        parts: of every block, see :func:`~sparse_accel.calibration.survey.find_parts`.
 
     Attributes:
         finished: blocks that will not change.
         reason: why the model is run as a whole; empty while it is not.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[nn.Module], store: Store) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Sequence[nn.Module],
+        store: Store,
+        parts: Sequence[Sequence[nn.Module]] | None = None,
+    ) -> None:
         self.model = model
+        self.parts = [[] for _ in units] if parts is None else [list(own) for own in parts]
+        self.settled: set[nn.Module] = set()  # parts of the block at hand that will not change
+        self.kept: dict[int, list[Any]] = {}  # by batch: keys of the outputs of parts
         self.store = store
         self.units = list(units) if store.limit else []
         self.reason = "" if self.units else NO_BLOCKS if store.limit else "activation_memory is 0"
@@ -79,11 +74,18 @@ class Front:
             if any(part in pruned and part not in done for part in self.units[self.finished].modules()):
                 break
             self.finished += 1
+        own = self.parts[self.finished] if self.finished < len(self.units) else []
+        self.settled = {part for part in own if not any(m in pruned and m not in done for m in part.modules())}
 
     def clear(self) -> None:
         """Forget all outputs: the front changes."""
         for batch in self.level:
             self.store.drop((id(self), batch))
+        for keys in self.kept.values():
+            for key in keys:
+                self.store.drop(key)
+        self.kept.clear()
+        self.settled = set()
         self.level.clear()
         self.shapes.clear()
         self.finished = 0
@@ -122,10 +124,14 @@ class Front:
         """The finished blocks replaced; :func:`replayed` also takes care of what goes wrong."""
         before: list[tuple[nn.Module, Any]] = []
         try:
-            for number, unit in enumerate(self.units[: self.finished]):
-                call = self._call(number, unit, batches)
-                before.append((unit, unit.__dict__.get("_compiled_call_impl")))
-                unit.__dict__["_compiled_call_impl"] = call  # what Module.__call__ asks for first: no hook is run
+            calls = [
+                (unit, self._call(number, unit, batches)) for number, unit in enumerate(self.units[: self.finished])
+            ]
+            for number in range(max(0, self.finished - 1), min(self.finished + 1, len(self.units))):
+                calls += [(part, self._part(number, i, part, batches)) for i, part in enumerate(self.parts[number])]
+            for module, call in calls:
+                before.append((module, module.__dict__.get("_compiled_call_impl")))
+                module.__dict__["_compiled_call_impl"] = call  # what Module.__call__ asks for first: no hook is run
             yield
         finally:
             for unit, old in before:
@@ -162,6 +168,32 @@ class Front:
                 except CannotStoreError as error:
                     raise CannotStoreError(f"outputs of {type(unit).__name__}: {error}") from error
                 self.level[batch] = number
+                for key in self.kept.pop(batch, []):
+                    self.store.drop(key)
+            return output
+
+        return call
+
+    def _part(self, number: int, index: int, part: nn.Module, batches: Batches) -> Callable[..., Any]:
+        """What calling a part does, of the block at hand or of the one whose outputs are taken in this pass."""
+        original = part.__dict__.get("_compiled_call_impl") or part._call_impl
+        met: set[int] = set()  # batches, in this pass
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            batch = batches.number
+            key = (id(self), batch, number, index)
+            known = key in self.store
+            if known and batch in met:
+                raise _CannotReplayError(f"{type(part).__name__} is called more than once for a batch")
+            met.add(batch)
+            if known:
+                return self.store.get(key)
+            versions = [(tensor, tensor._version) for tensor in tree_tensors((args, kwargs))]
+            output = original(*args, **kwargs)
+            if part in self.settled and all(tensor._version == version for tensor, version in versions):
+                with suppress(CannotStoreError):  # what returns more than tensors is run again
+                    self.store.put(key, output)
+                    self.kept.setdefault(batch, []).append(key)
             return output
 
         return call
@@ -176,7 +208,7 @@ def replayed(fronts: Sequence[Front], batches: Batches, run: Callable[[], None],
         run: the pass.
         restart: called before the pass is made again with whole models, where replay turns out to be impossible.
     """
-    fronts = [front for front in dict.fromkeys(fronts) if front.finished]
+    fronts = [front for front in dict.fromkeys(fronts) if front.finished or front.settled]
     if fronts and batches.changed:  # no pass for nothing: each may be the only one over its data
         for front in fronts:
             front.give_up(CHANGED)
@@ -249,15 +281,18 @@ class Engine:
         """
         model = self.work.model
         self._pruned = {name for names in pruned for name in names}
-        units = find_units(model, {model.get_submodule(name) for name in self._pruned}, self.order)
+        changing = {model.get_submodule(name) for name in self._pruned}
+        units = find_units(model, changing, self.order)
         names = {module: name for name, module in model.named_modules()}
         self.widest = max(self.widest, len(pruned))
         self.work.clear()
         self.dense.clear()
-        self.dense = Front(
-            self.dense.model, [self.dense.model.get_submodule(names[unit]) for unit in units], self.store
-        )
-        self.work = Front(model, units, self.store) if model is not self.dense.model else self.dense
+        parts = find_parts(units, changing, self.order)
+        dense = self.dense.model
+        twins = {module: dense.get_submodule(names[module]) for module in (*units, *itertools.chain(*parts))}
+        own = [[twins[part] for part in inside] for inside in parts]
+        self.dense = Front(dense, [twins[unit] for unit in units], self.store, own)
+        self.work = Front(model, units, self.store, parts) if model is not dense else self.dense
 
     def advance(self, rest: Sequence[Sequence[str]]) -> None:
         """Tell which modules later steps will watch or change."""

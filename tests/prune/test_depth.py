@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,27 @@ def test_a_deep_llama_costs_what_it_is_to():
         assert counts[0] / len(TEXT) == 16 + each * 16 - 1
 
 
+def test_what_is_finished_of_a_block_is_not_run_again_for_the_rest_of_it():
+    """Attention and MLP of every block run once to look, once for each width or step in them, and once more."""
+    for what, attention, mlp in (("ISpaSP", 3, 3), ("CurvatureIHT", 4, 4)):
+        model = llama(4)
+        counts = {"q_proj": 0, "up_proj": 0}
+
+        def hook_of(name: str, counts: dict[str, int] = counts) -> Any:
+            def hook(module: nn.Module, args: Any) -> None:
+                counts[name] += len(args[0]) == 2
+
+            return hook
+
+        for block in model.model.layers:
+            block.self_attn.q_proj.register_forward_pre_hook(hook_of("q_proj"))
+            block.mlp.up_proj.register_forward_pre_hook(hook_of("up_proj"))
+        run(model, "llama", what)
+        assert counts["q_proj"] / len(TEXT) == 4 * attention
+        # the last block's output is not taken, and an MLP's first step shows the input of its first layer alone
+        assert counts["up_proj"] / len(TEXT) == 4 * mlp - 1 - (4 if what == "CurvatureIHT" else 0)
+
+
 OPTIONS = [
     *((kind, "ISpaSP", {}) for kind in KINDS),
     *((kind, "CurvatureIHT", {}) for kind in KINDS),
@@ -278,6 +300,40 @@ class Writer(Mlp):
         return x
 
 
+class Remembering(nn.Module):
+    """The last block reads what the first one has left in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(Leaver() for _ in range(4)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x + self.blocks[0].left)
+
+
+class Leaver(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        self.left = super().forward(x)
+        return self.left
+
+
+class Parted(nn.Module):
+    """A block of two parts, the first of which returns more than tensors; the second is an ordinary one."""
+
+    class First(Mlp):
+        def forward(self, x: Tensor) -> Any:
+            return SimpleNamespace(out=super().forward(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = Parted.First(), Mlp(), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x).out))
+
+
 VECTORS = torch.randn(24, 6, generator=torch.Generator().manual_seed(3))
 
 
@@ -285,8 +341,9 @@ VECTORS = torch.randn(24, 6, generator=torch.Generator().manual_seed(3))
     "build, why",
     [
         (Linked, "what follows the blocks does not run on the last one's output (RuntimeError: "),
-        (Loose, "it has no blocks (items of a ModuleList or Sequential that every batch calls exactly once)"),
+        (Loose, "it has no blocks (items of a ModuleList or Sequential that every batch calls exactly once and that "),
         (Rewriting, "Writer changes its inputs"),
+        (Remembering, "it has no blocks (items of a ModuleList or Sequential that every batch calls exactly once and "),
     ],
 )
 @pytest.mark.parametrize("what", [ISpaSP, CurvatureIHT])
@@ -304,6 +361,25 @@ def test_models_that_cannot_be_replayed_run_whole_and_the_report_says_so(build, 
     assert [note[: len(start + why)] for note in notes] == [start + why]
     assert f"note: {notes[0]}" in str(came.report)
     assert not any(note.startswith(start) for note in whole.report.notes)  # as asked for
+
+
+@pytest.mark.parametrize("what", [ISpaSP, CurvatureIHT])
+def test_a_part_that_cannot_be_kept_is_run_again(what):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Parted(), Parted(), nn.Linear(6, 2)).eval()
+    counts = {"first": 0, "second": 0}
+    for name in counts:
+        model[1].get_submodule(name).register_forward_pre_hook(
+            lambda module, args, name=name: counts.__setitem__(name, counts[name] + (len(args[0]) == 6))
+        )
+    came, whole = (
+        (ISpaSP(model, VECTORS[:2], activation_memory=memory) if what is ISpaSP else
+         CurvatureIHT(model, 0.5, activation_memory=memory)).run(list(VECTORS.split(6)))
+        for memory in (1 << 29, 0)
+    )  # fmt: skip
+    assert_same(whole.model, came.model)
+    assert not any(note.startswith("every pass") for note in came.report.notes)
+    assert counts["second"] < counts["first"]
 
 
 def test_fine_tuning_runs_whole_models():

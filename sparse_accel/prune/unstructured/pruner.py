@@ -18,8 +18,9 @@ from sparse_accel.calibration.moments import Gram
 from sparse_accel.calibration.observations import Observations
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.ranks import broadcast_, together
-from sparse_accel.calibration.replay import Front, find_units, whole_notes
+from sparse_accel.calibration.replay import Front, whole_notes
 from sparse_accel.calibration.store import ACTIVATION_MEMORY, Store
+from sparse_accel.calibration.survey import find_parts, find_units
 from sparse_accel.prune.unstructured.allocate import allocate
 from sparse_accel.prune.unstructured.layers import Step
 from sparse_accel.prune.unstructured.masks import Masks
@@ -192,7 +193,8 @@ class _Run:
         self.layers = [layer for step in self.steps for layer in step.layers]
         self.pruned = modules_of(self.layers)
         self.store = Store(settings.activation_memory)
-        self.front = Front(self.model, find_units(self.model, self.pruned, order), self.store)
+        units = find_units(self.model, self.pruned, order)
+        self.front = Front(self.model, units, self.store, find_parts(units, self.pruned, order))
         self.memory = self._require_memory()
         self.progress = Progress(settings.resume_dir, record_of(settings, self.layers, first), device)
         self.reports: list[LayerReport] = []
