@@ -33,6 +33,7 @@ def allocate(
     budget: Mapping[str, float],
     widths: Sequence[Width],
     fixed: Mapping[str, int],
+    steps: Mapping[str, int],
     engine: Engine,
     example_inputs: Any,
     sites: Mapping[str, Site],
@@ -48,6 +49,7 @@ def allocate(
         budget: ``{"flops": share}``, ``{"params": share}`` or ``{"latency_ms": milliseconds}``.
         widths: of which units may go.
         fixed: units of widths whose number is given.
+        steps: of which each other width keeps a multiple, or all.
         engine: the model, in eval mode, as it was, and the data.
         example_inputs: on which the cost is taken.
         sites: of all consumers.
@@ -71,7 +73,7 @@ def allocate(
         dense = _outputs(own) if free else []
         for number, width in enumerate(free):
             own.advance([watched(later) for later in free[number:]])
-            curves[width.name] = _curve(width, own, sites, settings, dense)
+            curves[width.name] = _curve(width, steps[width.name], own, sites, settings, dense)
     every = {width.name: fixed.get(width.name, width.units) for width in widths}
     target = limit
     for _ in range(6):  # the estimate of the cost is corrected by what it turns out to be
@@ -137,7 +139,12 @@ def _whole(cost: Cost, name: str, every: Mapping[str, int]) -> dict[str, int]:
 
 
 def _curve(
-    width: Width, engine: Engine, sites: Mapping[str, Site], settings: Settings, dense: Sequence[Tensor]
+    width: Width,
+    multiple: int,
+    engine: Engine,
+    sites: Mapping[str, Site],
+    settings: Settings,
+    dense: Sequence[Tensor],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of units, falling, and the damage at each; ``dense`` has the model's outputs."""
     work = engine.work.model
@@ -157,8 +164,9 @@ def _curve(
     gram, cross, weight, block, ridge = joint_problem(layers, settings.ridge)
     chosen = gram_obs(gram, cross, weight, block=block, keep=number, ridge=ridge, balance=sets)
     total = np.concatenate([[0.0], chosen.damages.clamp(min=0).cumsum(0).cpu().numpy()])
-    step = max(1, width.units // number // STEPS) * number
-    points = np.unique(np.append(np.arange(width.units, 0, -step), number))[::-1]
+    step = max(1, width.units // multiple // STEPS) * multiple
+    grid = np.arange(width.units // multiple * multiple, 0, -step)
+    points = np.unique([*grid, width.units, min(multiple, width.units)])[::-1]
     half = int(points[len(points) // 2])
     kept = chosen.at(half)
     effect = _effect(layers, kept, engine, settings, dense)

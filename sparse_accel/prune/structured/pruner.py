@@ -27,8 +27,10 @@ from sparse_accel.prune.structured.report import StructuredResult, WidthChange, 
 from sparse_accel.prune.structured.request import (
     Request,
     as_patterns,
+    check_multiple,
     check_one_of,
     check_share,
+    check_tolerance,
     check_unvisited,
     look,
     matches,
@@ -91,6 +93,8 @@ class ISpaSP:
         budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, or milliseconds on
             the example, ``dict(latency_ms=2.0)``; it is spread over the widths by marginal error. Replaces ``keep``.
         keep_per_layer: patterns of widths, each with a share (float) or a number (int) of units to keep.
+        round_to: sizes of layers that shares and ``budget`` lead to are rounded up to a multiple of it, by keeping the
+            best of what would go, but never above the dense size.
         only: patterns of the widths to prune.
         skip: patterns of widths to leave alone. Patterns (``fnmatch``) match the width's name, its kind (``"heads"``)
             or the name of a layer that produces it (``"*.intermediate.dense"``).
@@ -115,8 +119,7 @@ class ISpaSP:
         cache_memory: bytes of activations that may be kept for the ReLU-aware refit instead of running the model again.
         tolerance: largest accepted difference, on the example, between the pruned model of full size and the smaller
             one, as for :func:`sparse_accel.compact`: by default also whatever is rounding alone, judged in float64.
-        activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`; for the outputs of the dense and of the
-            pruned model together.
+        activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`, of the dense and the pruned model together.
         seed: of ``"random"``.
 
     Raises:
@@ -151,6 +154,7 @@ class ISpaSP:
         scope: str = "inner",
         budget: Mapping[str, float] | None = None,
         keep_per_layer: Mapping[str, float | int] | None = None,
+        round_to: int = 1,
         only: Sequence[str] | None = None,
         skip: Sequence[str] = (),
         refit_head: bool | None = None,
@@ -172,6 +176,7 @@ class ISpaSP:
         check_one_of("refit", refit, REFITS)
         check_one_of("scope", scope, ("inner", "all"))
         check_share("keep", keep)
+        check_multiple("round_to", round_to)
         if budget is not None and (len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "latency_ms")):
             raise ValueError(f"budget: expected one of flops, params and latency_ms, got {dict(budget)}")
         if budget is not None and "latency_ms" not in budget:
@@ -184,12 +189,11 @@ class ISpaSP:
         self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(self.model)
         self.budget = None if budget is None else dict(budget)
         patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
-        self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method)
+        self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method, round_to)
         self.refit_head = refit_head
         self.fine_tune = fine_tune
         check_bytes("activation_memory", activation_memory)
-        if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
-            raise ValueError(f"tolerance: expected a number of at least 0 or None, got {tolerance!r}")
+        check_tolerance("tolerance", tolerance)
         self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
         self.mask, self.batch_first = mask, batch_first
         Padding(mask, batch_first, "mask")  # refuses what is none
@@ -219,9 +223,8 @@ class ISpaSP:
         Raises:
             UnsupportedModelError: the model cannot be followed; the message names the module.
             PruneError: a width cannot be pruned as asked; the message names it.
-            OutputMismatchError: at the end the smaller model differs from the pruned one of full size by more than
-                ``tolerance``. Its ``result`` is what would have been returned, not proven; the same holds of an
-                UnsupportedModelError for calibration batches that reach what the example does not.
+            OutputMismatchError: the smaller model differs from the pruned one of full size by more than ``tolerance``.
+                Its ``result`` is what would have been returned; so is that of an UnsupportedModelError at the end.
             ValueError: the data or ``max_memory`` do not fit.
         """
         start = time.perf_counter()
@@ -305,7 +308,8 @@ class ISpaSP:
             return {width.name: self.request.count(width) for width in widths}
         given = [width for width in widths if any(matches(width, pattern) for pattern in self.request.keep_per_layer)]
         fixed = {width.name: self.request.count(width) for width in given}
-        return allocate(self.budget, widths, fixed, engine, self.example_inputs, sites, self.settings)
+        steps = {width.name: self.request.step(width) for width in widths}
+        return allocate(self.budget, widths, fixed, steps, engine, self.example_inputs, sites, self.settings)
 
     def _wants_head(self, widths: list[Width], work: nn.Module) -> bool:
         if self.refit_head is not None:

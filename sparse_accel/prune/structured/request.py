@@ -35,6 +35,7 @@ class Request:
         only: patterns of the widths to prune; None for all.
         skip: patterns of widths to leave.
         method: how units are chosen.
+        round_to: sizes of layers that shares and budgets lead to are multiples of it, rounded up.
     """
 
     keep: float
@@ -43,6 +44,7 @@ class Request:
     only: list[str] | None
     skip: list[str]
     method: str
+    round_to: int = 1
 
     def chosen(self, widths: list[Width], notes: list[str]) -> list[Width]:
         """The widths to prune, front to back.
@@ -93,7 +95,20 @@ class Request:
                 raise ValueError(f"keep_per_layer: {width.name}: expected 1 to {width.units}{each}, got {keep}")
             return keep
         check_share(f"keep_per_layer: {width.name}", keep)
-        return max(1, math.floor(keep * (width.units // number) + 1e-9)) * number
+        count = max(1, math.floor(keep * (width.units // number) + 1e-9)) * number
+        step = self.step(width)
+        return min(width.units, -(-count // step) * step)
+
+    def step(self, width: Width) -> int:
+        """The number of units of which a width keeps a multiple.
+
+        With it there are equally many of each set, and ``round_to`` channels of every layer that makes or reads them.
+        """
+        sets = unit_sets(width)
+        sizes = {rows.shape[1] for rows in width.rows.values()}
+        sizes |= {consumer.channels.shape[1] for consumer in width.consumers}
+        steps = (self.round_to // math.gcd(self.round_to, size) for size in sizes)
+        return math.lcm(1 if sets is None else int(sets.max()) + 1, *steps)
 
 
 def matches(width: Width, pattern: str) -> bool:
@@ -111,6 +126,18 @@ def check_share(name: str, value: Any) -> None:
     """Raise ValueError unless the value is a number in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")
+
+
+def check_multiple(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def check_tolerance(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a number of at least 0 or None."""
+    if value is not None and not (isinstance(value, (int, float)) and value >= 0):
+        raise ValueError(f"{name}: expected a number of at least 0 or None, got {value!r}")
 
 
 def as_patterns(name: str, patterns: Sequence[str] | None) -> list[str] | None:
