@@ -284,7 +284,7 @@ class Engine:
         changing = {model.get_submodule(name) for name in self._pruned}
         units = find_units(model, changing, self.order)
         names = {module: name for name, module in model.named_modules()}
-        self.widest = max(self.widest, len(pruned))
+        self.widest = max(self.widest, sum(map(bool, pruned)))
         self.work.clear()
         self.dense.clear()
         parts = find_parts(units, changing, self.order)

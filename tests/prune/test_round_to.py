@@ -93,7 +93,7 @@ def test_compact_keeps_the_largest_of_the_dead():
     result = sa.compact(model, VECTORS[:4], round_to=8)
     kept = result.plan["tensors"]["0.weight"]["keep"]["0"]
     assert kept == [0, 1, 2, 3, 11, 28, 30, 31]
-    assert torch.equal(result.model(VECTORS), model(VECTORS)) or result.max_abs_diff < 1e-6
+    torch.testing.assert_close(result.model(VECTORS), model(VECTORS))
 
 
 def test_compact_keeps_all_where_a_multiple_would_be_more():
@@ -110,7 +110,6 @@ def test_compact_of_tied_and_grouped_layers():
         for block in (*model.layer1, model.layer2):
             block.conv2.weight[:, :11] = 0
     result = sa.compact(model, nets.images(2), round_to=8)
-    for block in (*result.model.layer1, result.model.layer2):
-        assert block.conv1.out_channels % 8 == 0
-        assert block.conv1.out_channels < block.conv1.in_channels * 2
+    blocks = (*result.model.layer1, result.model.layer2)
+    assert [block.conv1.out_channels for block in blocks] == [8, 8, 24]  # of 5, 5 and 21
     torch.testing.assert_close(result.model(nets.images(4)), model(nets.images(4)), rtol=1e-5, atol=1e-5)

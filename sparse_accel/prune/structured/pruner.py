@@ -245,7 +245,6 @@ class ISpaSP:
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = self._state_memory(widths, work, sites)
         head = find_head(sites) if self._wants_head(widths, work) else None
-        head = None if head is None or sites[head].routed else head
         kept: dict[str, Tensor] = {}
         gone: dict[str, Tensor] = {}
         changes: list[WidthChange] = []
@@ -266,7 +265,7 @@ class ISpaSP:
                     work.eval()
                     engine.work.give_up("fine_tune changes all of it")
             if head is not None and kept and not sites[head].routed:
-                engine.advance(steps[-1:])
+                engine.advance([[head]])
                 before, after = refit_classifier(head, engine, sites[head], self.settings, gone.get(head))
                 notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
             notes += engine.notes()
