@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparse_accel.calibration.one_by_one import one_by_one
+from sparse_accel.channels.runs import one_by_one
 
 logger = logging.getLogger("sparse_accel")
 

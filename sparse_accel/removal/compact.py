@@ -15,14 +15,20 @@ from sparse_accel import wrappers
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.channels.graph import ChannelGraph, CompactError, UnsupportedModelError
 from sparse_accel.channels.liveness import Decision, decide
-from sparse_accel.channels.runs import Examples, Method, outputs_of
+from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.removal.configs import follow_removal, owner_of
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.stacks import plan_stacks, without_silent, zeros_left
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
-from sparse_accel.removal.verify import OutputMismatchError, comparable, cuda_devices, in_float64, verify_outputs
+from sparse_accel.removal.verify import (
+    OutputMismatchError,
+    comparable,
+    cuda_devices,
+    outputs_in_float64,
+    verify_outputs,
+)
 from sparse_accel.report import CompactReport, compare_models
 from sparse_accel.wrappers import bare_model
 
@@ -142,7 +148,7 @@ def compact(
         return CompactResult(small, carried, plan, max_abs_diff, report)
 
     def exact() -> list[Tensor]:
-        return outputs_of(copy_model(model).eval().double(), in_float64(examples))
+        return outputs_in_float64(copy_model(model), examples)
 
     if plan["scaled"]:
         try:

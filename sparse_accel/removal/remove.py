@@ -24,7 +24,7 @@ from sparse_accel.removal.configs import follow_removal
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.stacks import blind_readers, plan_stacks
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut, cut_tensors, make_plan
-from sparse_accel.removal.verify import OutputMismatchError, comparable, in_float64, verify_outputs
+from sparse_accel.removal.verify import OutputMismatchError, comparable, outputs_in_float64, verify_outputs
 from sparse_accel.wrappers import bare_model
 
 
@@ -187,7 +187,7 @@ def remove_units(
         return RemovalResult(small, plan, difference, carried)
 
     def exact() -> list[Tensor]:
-        return _masked_outputs(model, decision, plan, chosen, in_float64(examples), torch.float64)
+        return _masked_outputs(model, decision, plan, chosen, examples, float64=True)
 
     if not verify:
         return result(float("nan"))
@@ -259,11 +259,12 @@ def _masked_outputs(
     plan: Plan,
     kept: Mapping[str, Tensor],
     examples: Examples,
-    dtype: torch.dtype | None = None,
+    *,
+    float64: bool = False,
 ) -> list[Tensor]:
-    """Outputs of the dense model (in another dtype) whose readers hold zeros on what goes."""
+    """Outputs of the dense model (in float64) whose readers hold zeros on what goes."""
     masked = copy_model(model).eval()
-    masked = masked if dtype is None else masked.to(dtype)
+    masked = masked.double() if float64 else masked
     blind_readers(masked, decision.graph.stacks, kept)
     norms = {norm.module: norm for norm in decision.graph.response_norms}
     for name, norm in norms.items():
@@ -283,4 +284,4 @@ def _masked_outputs(
                 rows = weight.shape[0] // read.groups
                 for number, block in enumerate(blocks):
                     weight[number * rows : (number + 1) * rows, block.to(weight.device)] = 0
-        return outputs_of(masked, copy.deepcopy(examples))
+        return outputs_in_float64(masked, examples) if float64 else outputs_of(masked, copy.deepcopy(examples))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import structured_models as nets
 import torch
+from expert_models import Mixture
+from norm_models import convnext, pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,3 +115,66 @@ def test_compact_of_tied_and_grouped_layers():
     blocks = (*result.model.layer1, result.model.layer2)
     assert [block.conv1.out_channels for block in blocks] == [8, 8, 24]  # of 5, 5 and 21
     torch.testing.assert_close(result.model(nets.images(4)), model(nets.images(4)), rtol=1e-5, atol=1e-5)
+
+
+def experts(inner: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Stacked experts, whose numbers of neurons are multiples of 16 bytes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), Mixture("linear", inner=inner)).eval().to(dtype)
+
+
+@pytest.mark.parametrize(
+    "inner, keep, round_to, units",
+    [
+        (24, 0.6, 1, 12),  # rounded down to 4, of 14.4
+        (24, 0.6, 2, 16),  # up to 4
+        (24, 0.6, 8, 16),
+        (24, 0.6, 6, 24),  # up to 12
+        (24, 0.05, 1, 4),
+        (24, 0.05, 8, 8),
+        (24, 0.9, 16, 24),
+        (22, 0.5, 1, 11),  # whose own rows are no multiple
+        (22, 0.5, 4, 12),
+    ],
+)
+def test_neurons_of_stacked_experts(inner, keep, round_to, units):
+    result = ISpaSP(experts(inner), VECTORS[:2], keep=keep, only=["1"], round_to=round_to).run(VECTORS)
+    assert result.report.widths == [] or result.report.widths[0].units == (inner, units)
+    assert result.model[1].up.shape[1] == result.model[1].down.shape[2] == units
+
+
+def test_budgets_of_stacked_experts_end_at_multiples():
+    for round_to, multiple in ((1, 4), (6, 12)):
+        model = experts(48)
+        result = ISpaSP(model, VECTORS[:2], only=["1"], budget={"params": 0.7}, round_to=round_to).run(VECTORS)
+        assert result.model[1].up.shape[1] % multiple == 0
+        assert result.model[1].up.shape[1] < 48
+
+
+def test_compact_of_stacked_experts_keeps_the_largest_of_the_silent():
+    model = experts(24)
+    with torch.no_grad():
+        model[1].down[:, :, 5:] = 0
+        model[1].up[1, [9, 20, 23]] *= 10
+    assert sa.compact(model, VECTORS[:4]).model[1].up.shape[1] == 8
+    for round_to, units in ((2, 8), (6, 12), (16, 16), (32, 24)):
+        result = sa.compact(model, VECTORS[:4], round_to=round_to)
+        assert result.model[1].up.shape[1] == units
+        if units < 24:
+            kept = result.plan["tensors"]["1.up"]["keep"]["1"][1]
+            assert {0, 1, 2, 3, 4, 9, 20, 23} <= set(kept)
+            (note,) = [note for note in result.plan["notes"] if "add nothing" in note]
+            assert f"in multiples of {units if units > 8 else 4}, " in note
+        torch.testing.assert_close(result.model(VECTORS), model(VECTORS))
+
+
+def test_compact_of_response_norms():
+    """Zeros that stay for the number's sake count in the mean over what is left."""
+    model, x = convnext(blocks=1), pictures(8)
+    with torch.no_grad():
+        model[1].expand.weight[[1, 2, 5, 7, 8]] = 0
+        model[1].expand.bias[[1, 2, 5, 7, 8]] = 0
+    assert sa.compact(model, x[:2]).model[1].norm.weight.numel() == 11
+    result = sa.compact(model, x[:2], round_to=4)
+    assert result.model[1].norm.weight.numel() == 12
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-4, atol=1e-4)

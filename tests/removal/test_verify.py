@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from expert_models import mixtral, tokens
+from norm_models import convnext, pictures
 from torch import Tensor, nn
 
 import sparse_accel as sa
 from sparse_accel.prune import ISpaSP, find_widths, remove_units
+from sparse_accel.removal import verify
 from sparse_accel.removal.verify import in_float64
 
 
@@ -111,3 +114,73 @@ def test_inputs_in_float64():
     assert came["x"].dtype == torch.float64
     assert [tensor.dtype for tensor in came["more"][0]] == [torch.float64, torch.int64]
     assert inputs["x"].dtype == torch.float32
+
+
+@pytest.fixture
+def no_difference_is_small(monkeypatch):
+    monkeypatch.setitem(verify.TOLERANCES, torch.float32, -1.0)
+
+
+def rounded(notes: list[str]) -> list[str]:
+    return [note for note in notes if note.startswith("the outputs differ by rounding alone")]
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+def test_experts_in_float64(implementation, no_difference_is_small):
+    """Grouped products know no float64: the experts run one by one there, without the neurons that go."""
+    model, (example, *_) = mixtral(), tokens()
+    model.config._experts_implementation = implementation
+    (width,) = [width for width in find_widths(model, example) if width.kind == "experts"]
+    kept = torch.stack([torch.randperm(24, generator=torch.Generator().manual_seed(e))[:12] for e in range(4)])
+    result = remove_units(model, example, {width.name: kept})
+    assert len(rounded(result.plan["notes"])) == 1
+    assert result.model.config._experts_implementation == model.config._experts_implementation == implementation
+
+
+def test_norms_over_fewer_channels_in_float64(no_difference_is_small):
+    model, x = convnext(blocks=2), pictures()
+    assert len(rounded(remove_units(model, x[:4], {"1.expand": [0, 3, 4, 9, 10]}).plan["notes"])) == 1
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.0])
+def test_compact_first_keeps_the_channels_that_the_epsilon_tells_then_looks_for_rounding(tolerance, monkeypatch):
+    """A channel that nobody reads goes all the same; zeros in front of the norm stay with a note; then float64."""
+    torch.manual_seed(0)
+    model, x = convnext(blocks=1), pictures()
+    gone = [1, 2, 5, 7, 8, 11, 15]
+    with torch.no_grad():
+        model[1].expand.weight[gone] = 0
+        model[1].expand.bias[gone] = 0
+    model = nn.Sequential(model, Telling(None)).eval()
+    with torch.no_grad():
+        model[1].b.weight[:, 1] = 0
+    scaled = []
+    original = verify.verify_outputs
+
+    def watching(small: nn.Module, *args, **kwargs) -> float:
+        scaled.append(small[0][1].norm.weight.numel())
+        return original(small, *args, **kwargs)
+
+    monkeypatch.setattr("sparse_accel.removal.compact.verify_outputs", watching)
+    if tolerance is None:
+        result = sa.compact(model, x[:4])
+        assert len(rounded(result.plan["notes"])) == 1
+    else:
+        with pytest.raises(sa.OutputMismatchError) as caught:
+            sa.compact(model, x[:4], tolerance=tolerance)
+        result = caught.value.result
+        assert result.max_abs_diff == caught.value.difference > 1e-5
+        assert not rounded(result.plan["notes"])
+    assert scaled == [9, 16]  # with a factor, and without
+    assert result.model[1].a.out_features == 5
+    assert result.model[0][1].norm.weight.numel() == 16
+    (note,) = [note for note in result.plan["notes"] if "channels are zero, and stay" in note]
+    assert "which is not exact enough beside the epsilon of the norm" in note
+
+
+def test_a_mismatch_beside_experts_and_norms_keeps_the_result():
+    model, x = nn.Sequential(convnext(blocks=1), Telling(2**-10)).eval(), pictures()
+    with pytest.raises(sa.OutputMismatchError, match="it is no rounding: in float64") as caught:
+        remove_units(model, x[:4], {"0.1.expand": [0, 3, 4], "1.a": [0, 2, 5]})
+    result = caught.value.result
+    assert (result.model[0][1].norm.weight.numel(), result.model[1].a.out_features) == (3, 3)
