@@ -103,8 +103,8 @@ def compact(
             next steps of the kept weights.
         tolerance: largest accepted difference of the outputs on the example, relative to ``max(1, max |output|)``;
             by default 1e-10, 1e-5, 3e-2 and 4e-3 for float64, float32 (without TF32), bfloat16 and float16.
-        round_to: every layer keeps a multiple of so many outputs, or all: of what could go, the outputs with the
-            largest weights stay. Some hardware likes 8.
+        round_to: every layer keeps a multiple of so many outputs (every stacked expert of neurons), or all: of what
+            could go, those with the largest weights stay. Some hardware likes 8.
 
     A learning-rate scheduler still holds the old optimizer: make a new one, or set its ``optimizer``.
 

@@ -95,8 +95,8 @@ class ISpaSP:
         budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, or milliseconds on
             the example, ``dict(latency_ms=2.0)``; it is spread over the widths by marginal error. Replaces ``keep``.
         keep_per_layer: patterns of widths, each with a share (float) or a number (int) of units to keep.
-        round_to: sizes of layers that shares and ``budget`` lead to are rounded up to a multiple of it, by keeping the
-            best of what would go, but never above the dense size.
+        round_to: sizes of layers that shares and ``budget`` lead to are rounded up to a multiple of it (of stacked
+            experts: of it and of 16 bytes), by keeping the best of what would go, but never above the dense size.
         only: patterns of the widths to prune.
         skip: patterns of widths to leave alone. Patterns (``fnmatch``) match the width's name, its kind (``"heads"``)
             or the name of a layer that produces it (``"*.intermediate.dense"``).
