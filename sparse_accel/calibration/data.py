@@ -7,6 +7,7 @@ model over the data and hands every call of those layers to a visitor; nothing i
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -141,7 +142,7 @@ def stream(
     modules: Mapping[str, nn.Module],
     visit: Visit,
     *,
-    stop: bool = False,
+    calls: int = 0,
     required: bool = True,
 ) -> int:
     """Run the model over the data in eval mode, without gradients; show every call of some modules to a visitor.
@@ -152,8 +153,8 @@ def stream(
         modules: the modules to watch, by the name that the visitor gets. Batches may call them any number of times.
         visit: called as ``visit(name, x, y)`` after a call of a module, x its first tensor input, y its output. What
             it raises reaches the caller.
-        stop: end each forward pass when all of the modules have been called: right where every batch is known to call
-            each of them exactly once. A batch that is not known (``calibration.fresh``) goes to its end.
+        calls: end each forward pass after so many calls of the modules in all: right where every batch is known to make
+            so many. A batch that is not known (``calibration.fresh``) goes to its end, and so do all with 0.
         required: whether a module that no batch calls is an error.
 
     Returns:
@@ -168,20 +169,20 @@ def stream(
         2 (4, 3)
         1
     """
-    calls = dict.fromkeys(modules, 0)
-    left: set[str] | None = None
+    met = dict.fromkeys(modules, 0)
+    left = math.inf  # calls until this batch ends
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            nonlocal left
             x = next(tree_tensors((args, kwargs)), None)
             if x is None:
                 raise ValueError(f"{name} ({type(module).__name__}): is called without a tensor")
             visit(name, x, output)
-            calls[name] += 1
-            if left is not None:
-                left.discard(name)
-                if not left:
-                    raise _LastCall
+            met[name] += 1
+            left -= 1
+            if not left:
+                raise _LastCall
 
         return hook
 
@@ -190,14 +191,14 @@ def stream(
     try:
         with torch.no_grad(), eval_mode(model):
             for batch in calibration.batches(device_of(model)):
-                left = set(modules) if stop and not calibration.fresh else None
+                left = calls if calls and not calibration.fresh else math.inf
                 with suppress(_LastCall):
                     run_model(model, batch)
                 count += 1
     finally:
         for handle in handles:
             handle.remove()
-    idle = [name for name, number in calls.items() if not number]
+    idle = [name for name, number in met.items() if not number]
     if idle and required:
         raise ValueError(f"{idle[0]} ({type(modules[idle[0]]).__name__}): the forward pass does not call this module")
     return count

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparse_accel.channels.runs import one_by_one
+
 logger = logging.getLogger("sparse_accel")
 
 aten = torch.ops.aten
@@ -230,22 +232,6 @@ class _Products(TorchDispatchMode):
 
 
 @contextmanager
-def one_by_one(model: nn.Module) -> Iterator[None]:
-    """Mixtures of `transformers` run their experts one after the other, not gathered or in a kernel of their own."""
-    before: list[tuple[Any, str]] = []
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "_experts_implementation", None) not in (None, "eager"):
-            before.append((config, config._experts_implementation))
-            config._experts_implementation = "eager"
-    try:
-        yield
-    finally:
-        for config, implementation in before:
-            config._experts_implementation = implementation
-
-
-@contextmanager
 def watch_slices(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -274,7 +260,7 @@ def watch_slices(
         if any(own is p for own in module._parameters.values() if own is not None for p in parameters.values())
     }
     with ExitStack() as stack:
-        stack.enter_context(one_by_one(model))
+        stack.enter_context(one_by_one(model, owners.values()))
         if padding is not None:
             for name, module in owners.items():
                 stack.enter_context(_without_padding(module, mode, partial(padding, name)))

@@ -1,16 +1,19 @@
-"""One pass over all of the data that tells which modules every batch calls, how often and when."""
+"""One pass over all of the data: which modules every batch calls, how often and when; and the blocks among them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_accel.calibration.data import Calibration, device_of, eval_mode
 from sparse_accel.channels.call import run_model
+from sparse_accel.channels.containers import tensors_inside
+
+_CONTAINERS = (nn.ModuleList, nn.Sequential)
 
 
 class Survey:
@@ -19,16 +22,25 @@ class Survey:
     Attributes:
         least, most: calls that a batch makes, by module.
         first: when the first batch called each module.
+        stateful: modules in which, or in whose parts, the first batch left tensors that were not there before.
     """
 
     def __init__(self) -> None:
         self.least: dict[nn.Module, int] = {}
         self.most: dict[nn.Module, int] = {}
         self.first: dict[nn.Module, list[int]] = {}
+        self.stateful: set[nn.Module] = set()
 
     def once(self) -> dict[nn.Module, list[int]]:
-        """The modules that every batch calls exactly once, each with when the first batch did."""
-        return {module: when for module, when in self.first.items() if self.least[module] == self.most[module] == 1}
+        """The modules that every batch calls exactly once, each with when the first batch did.
+
+        Without those that leave tensors behind: who knows which other module reads them.
+        """
+        return {
+            module: when
+            for module, when in self.first.items()
+            if self.least[module] == self.most[module] == 1 and module not in self.stateful
+        }
 
 
 def survey(model: nn.Module, calibration: Calibration, begin: Callable[[Any], None] = lambda batch: None) -> Survey:
@@ -56,6 +68,7 @@ def survey(model: nn.Module, calibration: Calibration, begin: Callable[[Any], No
             for batch in calibration.batches(device_of(model)):
                 calls.clear()
                 begin(batch)
+                before = _state(model) if first else {}
                 _run(model, batch)
                 for module in model.modules():
                     count = len(calls.get(module, ()))
@@ -63,11 +76,30 @@ def survey(model: nn.Module, calibration: Calibration, begin: Callable[[Any], No
                     out.most[module] = max(out.most.get(module, 0), count)
                 if first:
                     out.first = dict(calls)
+                    left = {module for module, state in _state(model).items() if not _same(state, before[module])}
+                    out.stateful = {module for module in model.modules() if not left.isdisjoint(module.modules())}
                 first = False
     finally:
         for handle in handles:
             handle.remove()
     return out
+
+
+def _state(model: nn.Module) -> dict[nn.Module, list[tuple[Tensor, int]]]:
+    """The tensors in attributes and buffers of the modules, with their versions; compared by identity."""
+    return {
+        module: [
+            (tensor, 0 if tensor.is_inference() else tensor._version)
+            for key, item in vars(module).items()
+            for tensor in ([] if key in ("_parameters", "_modules") else tensors_inside(item))
+        ]
+        for module in model.modules()
+    }
+
+
+def _same(now: Sequence[tuple[Tensor, int]], before: Sequence[tuple[Tensor, int]]) -> bool:
+    pairs = zip(now, before, strict=False)
+    return len(now) == len(before) and all(a is b and version == old for (a, version), (b, old) in pairs)
 
 
 def _run(model: nn.Module, batch: Any) -> None:
@@ -83,3 +115,42 @@ def _run(model: nn.Module, batch: Any) -> None:
         raise ValueError(
             f"calibration: {type(model).__name__} fails on a batch{hint}: {type(error).__name__}: {error}"
         ) from error
+
+
+def find_units(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Module, Sequence[int]]) -> list[nn.Module]:
+    """Blocks that hold modules to prune and that the forward pass calls once each, in the order of the calls.
+
+    A block is an item of a ModuleList or Sequential; of nested ones the innermost, unless it has no others beside it.
+
+    Args:
+        model: with the blocks.
+        pruned: modules that will change.
+        order: of the modules that every batch calls exactly once, when the first batch did.
+    """
+
+    def inside(module: nn.Module, item: bool) -> list[nn.Module]:
+        children = [unit for child in module.children() for unit in inside(child, isinstance(module, _CONTAINERS))]
+        once = len(order.get(module, ())) == 1 and any(part in pruned for part in module.modules())
+        return [module] if item and once and len(children) <= 1 else children
+
+    units = dict.fromkeys(inside(model, False))
+    return sorted(units, key=lambda unit: order[unit][0])
+
+
+def find_parts(
+    units: Sequence[nn.Module], pruned: set[nn.Module], order: Mapping[nn.Module, Sequence[int]]
+) -> list[list[nn.Module]]:
+    """Of every block the modules right in it, such as attention and MLP, that can be finished before the block is.
+
+    They have modules of their own, hold some of those to prune but not all that the block does, and are called once.
+    """
+    own = [[child for child in unit.children() if any(True for _ in child.children())] for unit in units]
+    counts = [sum(module in pruned for module in unit.modules()) for unit in units]
+    return [
+        [
+            child
+            for child in children
+            if len(order.get(child, ())) == 1 and 0 < sum(module in pruned for module in child.modules()) < count
+        ]
+        for children, count in zip(own, counts, strict=True)
+    ]

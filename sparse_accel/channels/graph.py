@@ -20,7 +20,13 @@ GROUPED = -1  # axis number of the channels that a grouped convolution's weight 
 
 
 class CompactError(RuntimeError):
-    """A model could not be compacted; the model itself is unchanged."""
+    """A model could not be compacted; the model itself is unchanged.
+
+    Attributes:
+        result: what had been made when a check at the end failed; None where nothing had.
+    """
+
+    result: Any = None
 
 
 class UnsupportedModelError(CompactError):

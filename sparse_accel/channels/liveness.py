@@ -50,8 +50,13 @@ class Decision:
         return ~self.keeps(read.inputs) & read.foldable & (read.values != 0)
 
 
-def decide(graph: ChannelGraph) -> Decision:
-    """Find the channels to keep."""
+def decide(graph: ChannelGraph, round_to: int = 1) -> Decision:
+    """Find the channels to keep.
+
+    Args:
+        graph: of the model.
+        round_to: every layer keeps a multiple of so many outputs, or all.
+    """
     roots = graph.slots.roots()
     live = np.zeros(len(roots), dtype=bool)
     live[PINNED] = True
@@ -61,7 +66,7 @@ def decide(graph: ChannelGraph) -> Decision:
     changed = True
     while changed:
         _spread(decision)
-        changed = _keep_one_each(decision) or _balance(decision)
+        changed = _keep_one_each(decision) or _balance(decision) or _round(decision, round_to)
     return decision
 
 
@@ -121,5 +126,26 @@ def _fill(decision: Decision, blocks: Tensor, counts: Tensor) -> bool:
     for block, count in zip(blocks, counts.tolist(), strict=True):
         if count < target:
             _revive(decision, block, target - count)
+            changed = True
+    return changed
+
+
+def _round(decision: Decision, multiple: int) -> bool:
+    """Every layer keeps a multiple of outputs, or all: of those that could go, the ones with the largest weights."""
+    changed = False
+    for read in decision.graph.reads if multiple > 1 else ():
+        kept = decision.keeps(read.outputs)
+        count = int(kept.sum())
+        target = min(len(kept), -(-count // multiple) * multiple)
+        if count < target:
+            weight = decision.graph.tensors[read.weight].detach()
+            weight = weight.transpose(0, 1) if read.transposed else weight
+            sizes = weight.flatten(1).double().square().sum(1).cpu()
+            order = (
+                torch.arange(len(kept), device="cpu")
+                if len(sizes) != len(kept)
+                else sizes.argsort(descending=True, stable=True)
+            )
+            _revive(decision, read.outputs[order], target - count)
             changed = True
     return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,3 +205,45 @@ def _found(model: nn.Module, method: str) -> Any:
         return operator.attrgetter(method)(model)
     except AttributeError:
         return None
+
+
+@contextmanager
+def one_by_one(model: nn.Module, owners: Iterable[nn.Module] | None = None) -> Iterator[None]:
+    """Mixtures of `transformers` run their experts one after the other, not gathered or in a kernel of their own.
+
+    Args:
+        model: whose configurations say how experts run.
+        owners: modules in it that own stacks of experts: only while these run. All others compute what they always do,
+            to the same bits, so that their outputs may be kept for other passes. None for the whole model.
+    """
+    configs = {id(config): config for module in model.modules() if (config := _config(module)) is not None}
+    open_: list[list[tuple[Any, str]]] = []  # of every call that is under way what the configurations said before
+
+    def begin(*_: Any) -> None:
+        open_.append([(config, config._experts_implementation) for config in configs.values()])
+        for config in configs.values():
+            config._experts_implementation = "eager"
+
+    def end(*_: Any) -> None:
+        for config, implementation in open_.pop():
+            config._experts_implementation = implementation
+
+    handles = []
+    try:
+        if owners is None:
+            begin()
+        for module in owners if owners is not None and configs else ():
+            handles.append(module.register_forward_pre_hook(begin))
+            handles.append(module.register_forward_hook(end, always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        while open_:
+            end()
+
+
+def _config(module: nn.Module) -> Any:
+    """A module's configuration, where it has experts run otherwise than one by one."""
+    config = getattr(module, "config", None)
+    return None if getattr(config, "_experts_implementation", None) in (None, "eager") else config

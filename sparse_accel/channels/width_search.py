@@ -24,6 +24,52 @@ def tie_for_removal(graph: ChannelGraph) -> None:
             graph.slots.unite(read.input_blocks, read.output_blocks)
 
 
+class _Lookup:
+    """A graph's reads by what they have to do with, put in order once: every width asks.
+
+    Args:
+        graph: after :func:`tie_for_removal`.
+        model: whose modules the graph names.
+
+    Attributes:
+        roots: class of every slot.
+        index: unit of every class of the width at hand, -1 for others.
+        embeddings: weights of embeddings that have an axis of channels, with its classes.
+        names: of the parameters, by the tensor's id.
+        users: modules that read a weight, by its name.
+    """
+
+    def __init__(self, graph: ChannelGraph, model: nn.Module) -> None:
+        self.graph, self.model = graph, model
+        self.roots = graph.slots.roots()
+        self.index = np.full(len(self.roots), -1, dtype=np.int64)
+        self.inputs = [self.roots[read.inputs.numpy()] for read in graph.reads]
+        self.outputs = [self.roots[read.outputs.numpy()] for read in graph.reads]
+        own = [np.unique(np.concatenate(sides)) for sides in zip(self.inputs, self.outputs, strict=True)]
+        classes = np.concatenate([np.zeros(0, dtype=np.int64), *own])
+        positions = np.repeat(np.arange(len(own)), np.array([len(part) for part in own], dtype=np.int64))
+        order = np.argsort(classes, kind="stable")
+        self._classes, self._positions = classes[order], positions[order]
+        self.embeddings = {
+            name: self.roots[slots.numpy()]
+            for (name, dim), slots in graph.axes.items()
+            if dim == 1 and _is_embedding(model, name)
+        }
+        self.names: dict[int, list[str]] = {}
+        for name, item in model.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(item), []).append(name)
+        self.users: dict[str, list[str]] = {}
+        for read in graph.reads:
+            self.users.setdefault(read.weight, []).append(read.module)
+
+    def reads_of(self, classes: np.ndarray) -> list[int]:
+        """Positions of the reads that take or make one of some classes, ascending."""
+        starts = np.searchsorted(self._classes, classes, "left")
+        ends = np.searchsorted(self._classes, classes, "right")
+        parts = [self._positions[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return [int(position) for position in np.unique(np.concatenate(parts))] if parts else []
+
+
 def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
     """The widths of a graph after :func:`tie_for_removal`.
 
@@ -31,7 +77,8 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
         graph: of the model.
         model: whose modules the graph names.
     """
-    roots = graph.slots.roots()
+    lookup = _Lookup(graph, model)
+    roots = lookup.roots
     axes = {key: roots[slots.numpy()] for key, slots in graph.axes.items()}
     signatures: dict[int, dict[tuple[str, int], int]] = {}
     for key, classes in axes.items():
@@ -50,7 +97,8 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
         for root in roots[labels.numpy()].tolist():
             heads.setdefault(root, name)
     for classes_of_width in members.values():
-        width = _width(graph, model, roots, sorted(classes_of_width))
+        width = _width(lookup, sorted(classes_of_width))
+        lookup.index[classes_of_width] = -1
         if width is not None:
             if classes_of_width[0] in heads:
                 width.kind, width.name = "heads", heads[classes_of_width[0]]
@@ -63,17 +111,18 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> Widths:
     return found
 
 
-def _width(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, classes: list[int]) -> Width | None:
+def _width(lookup: _Lookup, classes: list[int]) -> Width | None:
     """The width of these classes, or None if no linear map reads it or there is but one unit."""
-    index = np.full(len(roots), -1, dtype=np.int64)
+    graph, roots, index = lookup.graph, lookup.roots, lookup.index
     producers: dict[str, int] = {}
     rows: dict[str, Tensor] = {}
     reads: list[tuple[int, Read]] = []
     inner: list[str] = []
     index[classes] = np.arange(len(classes))
-    for position, read in enumerate(graph.reads):
-        makes = bool((index[roots[read.outputs.numpy()]] >= 0).any())
-        takes = bool((index[roots[read.inputs.numpy()]] >= 0).any())
+    for position in lookup.reads_of(np.asarray(classes)):
+        read = graph.reads[position]
+        made, taken = index[lookup.outputs[position]], index[lookup.inputs[position]]
+        makes, takes = bool((made >= 0).any()), bool((taken >= 0).any())
         if makes and takes and read.groups > 1 and read.input_blocks.shape[1] == 1:
             inner.append(read.module)
         elif takes:
@@ -81,11 +130,11 @@ def _width(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, classes: li
         if makes:
             producers.setdefault(read.module, position)
             if read.weight not in rows:
-                rows[read.weight] = _positions(index[roots[read.outputs.numpy()]], len(classes))
-    for name, dim in graph.axes:
-        if dim == 1 and _is_embedding(model, name) and bool((index[roots[graph.axes[name, dim].numpy()]] >= 0).any()):
+                rows[read.weight] = _positions(made, len(classes))
+    for name, own in lookup.embeddings.items():
+        if bool((index[own] >= 0).any()):
             producers.setdefault(name.rpartition(".")[0], -1)
-            rows.setdefault(name, _positions(index[roots[graph.axes[name, dim].numpy()]], len(classes)))
+            rows.setdefault(name, _positions(index[own], len(classes)))
     if not reads or not rows or len(classes) < 2:
         return None
     made_by = sorted(producers, key=lambda name: producers[name])
@@ -98,7 +147,7 @@ def _width(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, classes: li
     start = min(position for position, _ in reads)
     coupled = _adds_to_itself(graph, roots, index, reads, {p for name, p in producers.items() if name not in inner})
     late = [] if coupled else [p for name, p in producers.items() if p >= start and name not in inner]
-    consumers = _consumers(graph, model, roots, index, reads, len(ordered), late)
+    consumers = _consumers(lookup, reads, len(ordered), late)
     behind = [position for position, _ in reads if position > max(late, default=-1)]
     return Width(
         name=made_by[0],
@@ -166,28 +215,20 @@ def _positions(owner: np.ndarray, units: int) -> Tensor:
     return torch.from_numpy(positions.reshape(units, -1).copy())
 
 
-def _consumers(
-    graph: ChannelGraph,
-    model: nn.Module,
-    roots: np.ndarray,
-    index: np.ndarray,
-    reads: list[tuple[int, Read]],
-    units: int,
-    gates: list[int],
-) -> list[Consumer]:
+def _consumers(lookup: _Lookup, reads: list[tuple[int, Read]], units: int, gates: list[int]) -> list[Consumer]:
     consumers: dict[tuple[str, str], Consumer] = {}
     for position, read in reads:
         key = (read.module, read.weight)
         if key in consumers:
             consumers[key].calls += 1
             continue
-        obstacle = _obstacle(graph, model, read)
+        obstacle = _obstacle(lookup, read)
         consumers[key] = Consumer(
             module=read.module,
             weight=read.weight,
             bias=read.bias,
             norm=None if read.norm is None else read.norm.rpartition(".")[0],
-            channels=_positions(index[roots[read.inputs.numpy()]], units),
+            channels=_positions(lookup.index[lookup.inputs[position]], units),
             groups=read.groups,
             transposed=read.transposed,
             plain=not obstacle,
@@ -197,16 +238,15 @@ def _consumers(
     return list(consumers.values())
 
 
-def _obstacle(graph: ChannelGraph, model: nn.Module, read: Read) -> str:
+def _obstacle(lookup: _Lookup, read: Read) -> str:
     """Why no new weight can be written for a reader of units; empty if one can."""
-    module = model.get_submodule(read.module)
-    tensor = getattr(module, "weight", None)
-    names = [name for name, item in model.named_parameters(remove_duplicate=False) if item is tensor]
+    module = lookup.model.get_submodule(read.module)
+    tensor = getattr(module, "weight", None)  # held while it is looked up: no other tensor has its id
+    names = lookup.names.get(id(tensor), [])
     if read.weight not in names:
         return f"it is computed by the forward pass of a {type(module).__name__}, not by a layer that owns the weight"
-    users = [other.module for other in graph.reads if other.weight == read.weight]
-    users += [name.rpartition(".")[0] for name in names]
-    others = [name for name in dict.fromkeys(users) if name != read.module]
+    users = dict.fromkeys([*lookup.users[read.weight], *(name.rpartition(".")[0] for name in names)])
+    others = [name for name in users if name != read.module]
     if others:
         return f"its weight is also that of {', '.join(others)}"
     if not (isinstance(module, _LINEAR_MAPS) or is_conv1d_linear(module)):
@@ -264,15 +304,18 @@ def _unique_names(widths: Widths) -> None:
 def _refusals(graph: ChannelGraph, model: nn.Module, roots: np.ndarray, widths: Widths) -> None:
     """Say why layers keep their channels: by a note of their own, or because of what takes their outputs."""
     made = {name for width in widths for name in (*width.producers, *width.inner)}
+    modules = dict(model.named_modules())
+    own: dict[str, str] = {}  # the first note that starts with "name (kind): "
+    for note in graph.notes:
+        own.setdefault(note[: note.find("): ") + 3], note)
     for read in graph.reads:
         if read.module in made or read.module in widths.refused:
             continue
         start = f"{read.module or 'model'} ({type(model.get_submodule(read.module)).__name__}): "
-        notes = [note for note in graph.notes if note.startswith(start)]
         pinned = bool((roots[read.outputs.numpy()] == PINNED).any())
         why = "its outputs must stay" if pinned else "its outputs are a single unit, or nobody reads them"
-        widths.refused[read.module] = notes[0] if notes else start + why
+        widths.refused[read.module] = own.get(start, start + why)
     for note in graph.notes:
         name = note.split(" (", 1)[0]
-        if name in dict(model.named_modules()) and name not in made:
+        if name in modules and name not in made:
             widths.refused.setdefault(name, note)

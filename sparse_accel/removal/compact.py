@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,26 +13,26 @@ from torch.optim import Optimizer
 
 from sparse_accel import wrappers
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.channels.graph import ChannelGraph, CompactError, UnsupportedModelError, tensors_of
+from sparse_accel.channels.graph import ChannelGraph, CompactError, UnsupportedModelError
 from sparse_accel.channels.liveness import Decision, decide
-from sparse_accel.channels.runs import Examples, Method, outputs_of
+from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.removal.configs import follow_removal, owner_of
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.stacks import plan_stacks, without_silent, zeros_left
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut_tensors, make_plan
+from sparse_accel.removal.verify import (
+    OutputMismatchError,
+    comparable,
+    cuda_devices,
+    outputs_in_float64,
+    verify_outputs,
+)
 from sparse_accel.report import CompactReport, compare_models
 from sparse_accel.wrappers import bare_model
 
 __all__ = ["CompactError", "CompactResult", "OutputMismatchError", "UnsupportedModelError", "compact"]
-
-# Largest accepted |compact - dense|, relative to max(1, max |dense|).
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-
-
-class OutputMismatchError(CompactError):
-    """The compact model's outputs differ from the dense model's by more than the tolerance."""
 
 
 @dataclass
@@ -64,6 +63,7 @@ def compact(
     methods: Sequence[Method] | None = None,
     unvisited: str | None = None,
     tolerance: float | None = None,
+    round_to: int = 1,
 ) -> CompactResult:
     """Remove every channel that cannot reach an output, without changing the outputs.
 
@@ -103,12 +103,17 @@ def compact(
             next steps of the kept weights.
         tolerance: largest accepted difference of the outputs on the example, relative to ``max(1, max |output|)``;
             by default 1e-10, 1e-5, 3e-2 and 4e-3 for float64, float32 (without TF32), bfloat16 and float16.
+        round_to: every layer keeps a multiple of so many outputs (every stacked expert of neurons), or all: of what
+            could go, those with the largest weights stay. Some hardware likes 8.
 
     A learning-rate scheduler still holds the old optimizer: make a new one, or set its ``optimizer``.
 
     Raises:
+        ValueError: ``round_to`` is not a whole number of at least 1.
         UnsupportedModelError: the forward pass cannot be followed; the message names the module.
-        OutputMismatchError: the outputs differ by more than the tolerance.
+        OutputMismatchError: the outputs differ by more than the tolerance, and in float64 too; its ``result`` has what
+            was made. A difference that is rounding alone, by the same outputs in float64, is accepted where no
+            ``tolerance`` is given, and noted in ``result.plan["notes"]``.
         CompactError: anything else that stands in the way (base class of both).
 
     Example:
@@ -117,6 +122,8 @@ def compact(
         >>> compact(net, torch.zeros(1, 4)).model[0]
         Linear(in_features=4, out_features=2, bias=True)
     """
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to: expected a whole number of at least 1, got {round_to!r}")
     model = bare_model(model, UnsupportedModelError)
     if optimizer is not None:
         optimizer = check_optimizer(optimizer, model)
@@ -128,23 +135,33 @@ def compact(
     if optimizer is not None:
         _keep_what_needs_a_factor(graph, "would give the optimizer other steps")
     with comparable(model):
-        kept, notes = without_silent(probe, graph.stacks)
+        kept, notes = without_silent(probe, graph.stacks, round_to)
     del probe
     for note in [*notes, *zeros_left(model, graph.stacks)]:
         graph.note(note)
-    small, plan = _smaller(graph, kept, model)
+    small, plan = _smaller(graph, kept, model, round_to)
+
+    def result(max_abs_diff: float) -> CompactResult:
+        carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
+        with torch.random.fork_rng(devices=cuda_devices(model)):
+            report = compare_models(model, small, examples, max_abs_diff)  # at the speed of the caller's settings
+        return CompactResult(small, carried, plan, max_abs_diff, report)
+
+    def exact() -> list[Tensor]:
+        return outputs_in_float64(copy_model(model), examples)
+
+    if plan["scaled"]:
+        try:
+            return result(verify_outputs(small, examples, expected, tolerance))
+        except OutputMismatchError:
+            _keep_what_needs_a_factor(graph, "is not exact enough beside the epsilon of the norm")
+            small, plan = _smaller(graph, kept, model, round_to)
     try:
-        max_abs_diff = verify_outputs(small, examples, expected, tolerance)
-    except OutputMismatchError:
-        if not plan["scaled"]:
-            raise
-        _keep_what_needs_a_factor(graph, "is not exact enough beside the epsilon of the norm")
-        small, plan = _smaller(graph, kept, model)
-        max_abs_diff = verify_outputs(small, examples, expected, tolerance)
-    carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        report = compare_models(model, small, examples, max_abs_diff)  # at the speed of the caller's settings
-    return CompactResult(small, carried, plan, max_abs_diff, report)
+        difference = verify_outputs(small, examples, expected, tolerance, exact=exact, notes=plan["notes"])
+    except OutputMismatchError as error:
+        error.result = result(error.difference)
+        raise
+    return result(difference)
 
 
 def copy_examples(examples: Examples) -> Examples:
@@ -180,9 +197,11 @@ def _keep_what_needs_a_factor(graph: ChannelGraph, why: str) -> None:
             graph.response_norms[number] = replace(norm, zero=torch.zeros_like(norm.zero))
 
 
-def _smaller(graph: ChannelGraph, neurons: Mapping[str, Tensor], model: nn.Module) -> tuple[nn.Module, Plan]:
+def _smaller(
+    graph: ChannelGraph, neurons: Mapping[str, Tensor], model: nn.Module, round_to: int
+) -> tuple[nn.Module, Plan]:
     """A copy of the model without what the graph says, and the plan; neurons: kept ones of stacked experts."""
-    decision = decide(graph)
+    decision = decide(graph, round_to)
     plan = make_plan(decision, model)
     plan_stacks(plan, graph.stacks, neurons, model)
     small = copy_model(model)
@@ -221,67 +240,3 @@ def copy_model(model: nn.Module) -> nn.Module:
         CompactError: the model cannot be copied; the message names the module and what is in the way.
     """
     return wrappers.copy_model(model, CompactError)
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    return list({tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"})
-
-
-@contextmanager
-def comparable(model: nn.Module) -> Iterator[None]:
-    """The same random numbers in every run and products of full float32 precision (no TF32, no bfloat16), both the
-    caller's again afterwards."""
-    devices = _cuda_devices(model)
-    backends: Any = torch.backends  # whose attributes torch sets at run time
-    switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    switches += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-    before = [switch.fp32_precision for switch in switches]
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(0)
-        for device in devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(0)
-        try:
-            for switch in switches:
-                switch.fp32_precision = "ieee"
-            yield
-        finally:
-            for switch, precision in zip(switches, before, strict=True):
-                switch.fp32_precision = precision
-
-
-def verify_outputs(small: nn.Module, example_inputs: Any, expected: list[Tensor], tolerance: float | None) -> float:
-    """Run the compact model on the example; return the largest difference, raise past the tolerance."""
-    try:
-        with torch.no_grad(), comparable(small):
-            came = outputs_of(copy_model(small).eval(), copy.deepcopy(example_inputs))
-    except Exception as error:
-        raise CompactError(f"the compact model does not run: {type(error).__name__}: {error}") from error
-    if len(came) != len(expected):
-        raise OutputMismatchError(f"outputs: expected {len(expected)} tensors, got {len(came)}")
-    largest = 0.0
-    for index, (new, old) in enumerate(zip(came, expected, strict=True)):
-        if new.shape != old.shape or new.dtype != old.dtype:
-            raise OutputMismatchError(
-                f"output {index}: expected {tuple(old.shape)} {old.dtype}, got {tuple(new.shape)} {new.dtype}"
-            )
-        difference, scale = _difference(new, old)
-        allowed = (TOLERANCES.get(old.dtype, 0.0) if tolerance is None else tolerance) * max(1.0, scale)
-        if not difference <= allowed:
-            raise OutputMismatchError(
-                f"output {index}: expected a difference of at most {allowed:.3g}, got {difference:.3g}"
-            )
-        largest = max(largest, difference)
-    return largest
-
-
-def _difference(new: Tensor, old: Tensor) -> tuple[float, float]:
-    """Largest |new - old| where they differ at all, and largest finite |old|; NaN at the same place is equal."""
-    if old.numel() == 0:
-        return 0.0, 0.0
-    wide = torch.complex128 if old.is_complex() else torch.float64
-    a, b = new.to(wide), old.to(wide)
-    same = (a == b) | (a.isnan() & b.isnan())
-    difference = torch.where(same, 0.0, (a - b).abs())
-    scale = torch.where(b.isfinite(), b.abs(), 0.0)
-    return float(difference.max()), float(scale.max())

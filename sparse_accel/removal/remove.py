@@ -19,11 +19,12 @@ from sparse_accel.channels.runs import Examples, Method, outputs_of
 from sparse_accel.channels.trace import trace
 from sparse_accel.channels.width_search import tie_for_removal, widths_of
 from sparse_accel.channels.widths import Widths
-from sparse_accel.removal.compact import comparable, copy_examples, copy_model, verify_outputs
+from sparse_accel.removal.compact import copy_examples, copy_model
 from sparse_accel.removal.configs import follow_removal
 from sparse_accel.removal.optimizer_state import check_optimizer, compact_optimizer
 from sparse_accel.removal.stacks import blind_readers, plan_stacks
 from sparse_accel.removal.surgery import Plan, apply_plan, carry_gradients, cut, cut_tensors, make_plan
+from sparse_accel.removal.verify import OutputMismatchError, comparable, outputs_in_float64, verify_outputs
 from sparse_accel.wrappers import bare_model
 
 
@@ -157,7 +158,8 @@ def remove_units(
     Raises:
         ValueError: ``kept`` names no width, or holds something else than units of it; the message names the width.
         UnsupportedModelError: the forward pass cannot be followed; the message names the module.
-        OutputMismatchError: the outputs differ by more than the tolerance.
+        OutputMismatchError: the outputs differ by more than the tolerance, as for :func:`sparse_accel.compact`; its
+            ``result`` has the smaller model.
         CompactError: the smaller model does not run.
 
     Example:
@@ -179,12 +181,23 @@ def remove_units(
     if configs:
         follow_removal(model, small, plan, widths, chosen)
     carry_gradients(model, small, plan)
-    difference = float("nan")
-    if verify:
-        masked = _masked_outputs(model, decision, plan, chosen, examples)
-        difference = verify_outputs(small, examples, masked, tolerance)
-    carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
-    return RemovalResult(small, plan, difference, carried)
+
+    def result(difference: float) -> RemovalResult:
+        carried = None if optimizer is None else compact_optimizer(optimizer, model, small, plan)
+        return RemovalResult(small, plan, difference, carried)
+
+    def exact() -> list[Tensor]:
+        return _masked_outputs(model, decision, plan, chosen, examples, float64=True)
+
+    if not verify:
+        return result(float("nan"))
+    masked = _masked_outputs(model, decision, plan, chosen, examples)
+    try:
+        difference = verify_outputs(small, examples, masked, tolerance, exact=exact, notes=plan["notes"])
+    except OutputMismatchError as error:
+        error.result = result(error.difference)
+        raise
+    return result(difference)
 
 
 def _graph(model: nn.Module, examples: Examples) -> tuple[ChannelGraph, Examples]:
@@ -241,10 +254,17 @@ def _narrow(module: nn.Module, name: str, norm: ResponseNorm, kept: Tensor, plan
 
 
 def _masked_outputs(
-    model: nn.Module, decision: Decision, plan: Plan, kept: Mapping[str, Tensor], examples: Examples
+    model: nn.Module,
+    decision: Decision,
+    plan: Plan,
+    kept: Mapping[str, Tensor],
+    examples: Examples,
+    *,
+    float64: bool = False,
 ) -> list[Tensor]:
-    """Outputs of the dense model whose readers hold zeros on what goes."""
+    """Outputs of the dense model (in float64) whose readers hold zeros on what goes."""
     masked = copy_model(model).eval()
+    masked = masked.double() if float64 else masked
     blind_readers(masked, decision.graph.stacks, kept)
     norms = {norm.module: norm for norm in decision.graph.response_norms}
     for name, norm in norms.items():
@@ -264,4 +284,4 @@ def _masked_outputs(
                 rows = weight.shape[0] // read.groups
                 for number, block in enumerate(blocks):
                     weight[number * rows : (number + 1) * rows, block.to(weight.device)] = 0
-        return outputs_of(masked, copy.deepcopy(examples))
+        return outputs_in_float64(masked, examples) if float64 else outputs_of(masked, copy.deepcopy(examples))

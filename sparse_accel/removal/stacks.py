@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -101,8 +102,14 @@ def silent_neurons(model: nn.Module, stack: Stack) -> Tensor:
     return silent
 
 
-def without_silent(model: nn.Module, stacks: Sequence[Stack]) -> tuple[dict[str, Tensor], list[str]]:
+def without_silent(model: nn.Module, stacks: Sequence[Stack], round_to: int = 1) -> tuple[dict[str, Tensor], list[str]]:
     """The neurons that stay when as many silent ones as all experts of a stack have are removed.
+
+    Args:
+        model: with the stacks, in eval mode; it holds what it held afterwards.
+        stacks: of it.
+        round_to: every expert keeps a multiple of so many neurons, or all: of the silent ones those with the largest
+            weights.
 
     Returns:
         Neurons kept, int64 [experts, n], by the stack's module, where any go; and a note for every stack that keeps
@@ -114,9 +121,11 @@ def without_silent(model: nn.Module, stacks: Sequence[Stack]) -> tuple[dict[str,
         silent = silent_neurons(model, stack)
         fewest = int(silent.sum(1).min())
         left = max(1, stack.units - fewest)
-        left = -(-left // stack.granule) * stack.granule
+        multiple = math.lcm(stack.granule, round_to)
+        left = min(stack.units, -(-left // multiple) * multiple)
         if left < stack.units:
-            kept[stack.module] = silent.long().argsort(dim=1, stable=True)[:, :left].sort(1).values
+            size = _sizes(model, stack).masked_fill(~silent, torch.inf)
+            kept[stack.module] = size.argsort(dim=1, stable=True, descending=True)[:, :left].sort(1).values
         staying = int(silent.sum()) - stack.experts * (stack.units - left)
         if staying:
             share = 100 * staying / (stack.experts * left)
@@ -124,9 +133,19 @@ def without_silent(model: nn.Module, stacks: Sequence[Stack]) -> tuple[dict[str,
             notes.append(
                 f"{stack.module or 'model'} ({type(model.get_submodule(stack.module)).__name__}): {staying} of "
                 f"{stack.experts * left} neurons left add nothing ({share:.1f} %): every expert keeps equally many, in "
-                f"multiples of {stack.granule}, and expert {least} has only {fewest} such"
+                f"multiples of {multiple}, and expert {least} has only {fewest} such"
             )
     return kept, notes
+
+
+def _sizes(model: nn.Module, stack: Stack) -> Tensor:
+    """Squared norms of all that the matrices hold of each neuron, float64 [experts, units]."""
+    total = torch.zeros(stack.experts, stack.units, dtype=torch.float64, device="cpu")
+    for name, (dim, table) in stack.axes.items():
+        parameter = model.get_parameter(name).detach()
+        if parameter.dim() == 3:
+            total += parameter.double().square().sum(3 - dim).cpu()[:, table].sum(2)
+    return total
 
 
 def zeros_left(model: nn.Module, stacks: Sequence[Stack]) -> list[str]:

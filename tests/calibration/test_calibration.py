@@ -86,11 +86,11 @@ def test_stream_sees_every_call_and_stops_where_it_is_told():
     assert not net.drop.training
     assert not net.first._forward_hooks
     seen.clear()
-    stream(net, data, {"last": net.last}, lambda name, x, y: seen.append(name), stop=True)
+    stream(net, data, {"last": net.last}, lambda name, x, y: seen.append(name), calls=1)
     assert net.ran == 3  # no pass went on
     assert seen == ["last"] * 3
     data.fresh = True  # who knows how often these batches call it
-    stream(net, data, {"last": net.last}, lambda name, x, y: None, stop=True)
+    stream(net, data, {"last": net.last}, lambda name, x, y: None, calls=1)
     assert net.ran == 6
 
 

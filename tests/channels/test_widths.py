@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,41 @@ def test_embeddings_are_producers() -> None:
     assert widths.named("embed").producers == ["embed", "down"]
     small = remove_units(randomize(Sequence()), example, {"embed": [1, 2]}).model
     assert small.embed.embedding_dim == 2
+
+
+class ResidualMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def test_the_work_of_finding_widths_is_linear_in_depth():
+    """Counted in function calls: each width asks for its own reads, not for all."""
+    from sparse_accel.channels.runs import Examples
+    from sparse_accel.channels.width_search import widths_of
+    from sparse_accel.removal.remove import _graph
+
+    def calls(depth: int) -> int:
+        net = nn.Sequential(nn.Linear(3, 6), *(ResidualMLP() for _ in range(depth)), nn.Linear(6, 2))
+        graph, _ = _graph(net, Examples.of(torch.zeros(2, 3)))
+        count = 0
+
+        def counted(frame, event, arg):
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(counted)
+        try:
+            widths = widths_of(graph, net)
+        finally:
+            sys.setprofile(before)
+        assert len(widths) == depth + 1
+        return count
+
+    calls(2)  # whatever is done once
+    at = [calls(depth) for depth in (4, 8, 16)]
+    assert at[2] - at[1] < 2.2 * (at[1] - at[0])  # 2 where it is linear, 4 where it is quadratic

@@ -28,6 +28,8 @@ _REDUCE = "mean sum amax amin max min var std norm prod all any logsumexp argmax
 
 @rule(*_UNARY.split(), *_BINARY.split())
 def _elementwise(call: Call) -> Results:
+    if not isinstance(call.result, Tensor):  # where(condition): positions
+        return call.give_up("has several results")
     shape = call.result.shape
     ndim = len(shape)
     labels = torch.zeros([1] * ndim, dtype=torch.int64, device="cpu")

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import all_reduce_, eval_mode
+from sparse_accel.calibration.replay.engine import Engine
+from sparse_accel.calibration.replay.front import check_values, replayed
 from sparse_accel.channels.call import run_model, tree_tensors
 from sparse_accel.channels.containers import output_tensors
 from sparse_accel.channels.widths import ExpertWidth, Width
@@ -22,7 +23,7 @@ from sparse_accel.prune.structured.feed import Feed
 from sparse_accel.prune.structured.kinds.experts import Readers, UnclearUseError, rewrite
 from sparse_accel.prune.structured.layer import Layer, Settings
 from sparse_accel.prune.structured.sites import Site
-from sparse_accel.prune.structured.stage import collect
+from sparse_accel.prune.structured.stage import collect, watched
 
 logger = logging.getLogger("sparse_accel")
 
@@ -34,9 +35,9 @@ def allocate(
     budget: Mapping[str, float],
     widths: Sequence[Width],
     fixed: Mapping[str, int],
-    work: nn.Module,
+    steps: Mapping[str, int],
+    engine: Engine,
     example_inputs: Any,
-    calibration: Batches,
     sites: Mapping[str, Site],
     settings: Settings,
 ) -> dict[str, int]:
@@ -50,9 +51,9 @@ def allocate(
         budget: ``{"flops": share}``, ``{"params": share}`` or ``{"latency_ms": milliseconds}``.
         widths: of which units may go.
         fixed: units of widths whose number is given.
-        work: the model, in eval mode, as it was.
+        steps: of which each other width keeps a multiple, or all.
+        engine: the model, in eval mode, as it was, and the data.
         example_inputs: on which the cost is taken.
-        calibration: the data.
         sites: of all consumers.
         settings: see there.
 
@@ -60,6 +61,7 @@ def allocate(
         ValueError: not even one unit per width fits the budget.
     """
     kind, wanted = next(iter(budget.items()))
+    work = engine.work.model
     cost: Cost = (
         LatencyCost(work, example_inputs, widths)
         if kind == "latency_ms"
@@ -67,9 +69,13 @@ def allocate(
     )
     limit = wanted if kind == "latency_ms" else wanted * cost.total
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for width in widths:
-        if width.name not in fixed:
-            curves[width.name] = _curve(width, work, calibration, sites, settings)
+    free = [width for width in widths if width.name not in fixed]
+    with Engine(work, work, engine.batches, engine.order, engine.store.limit) as own:  # nothing changes: one stream
+        own.plan([watched(width) for width in free])
+        dense = _outputs(own) if free else []
+        for number, width in enumerate(free):
+            own.advance([watched(later) for later in free[number:]])
+            curves[width.name] = _curve(width, steps[width.name], own, sites, settings, dense)
     every = {width.name: fixed.get(width.name, width.units) for width in widths}
     target = limit
     for _ in range(6):  # the estimate of the cost is corrected by what it turns out to be
@@ -135,11 +141,17 @@ def _whole(cost: Cost, name: str, every: Mapping[str, int]) -> dict[str, int]:
 
 
 def _curve(
-    width: Width, work: nn.Module, calibration: Batches, sites: Mapping[str, Site], settings: Settings
+    width: Width,
+    multiple: int,
+    engine: Engine,
+    sites: Mapping[str, Site],
+    settings: Settings,
+    dense: Sequence[Tensor],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of units, falling, and the damage at each."""
+    """Numbers of units, falling, and the damage at each; ``dense`` has the model's outputs."""
+    work = engine.work.model
     if isinstance(width, ExpertWidth):
-        return _expert_curve(width, work, calibration, sites, settings)
+        return _expert_curve(width, multiple, engine, sites, dense, settings)
     layers = [
         Layer(
             work,
@@ -150,18 +162,24 @@ def _curve(
         )
         for consumer in width.consumers
     ]
-    collect(Feed(work, work, calibration, layers, cache_bytes=0), layers)
+    collect(Feed(engine, layers, cache_bytes=0), layers)
     sets = unit_sets(width)
     number = 1 if sets is None else int(sets.max()) + 1
     gram, cross, weight, block, ridge = joint_problem(layers, settings.ridge)
     chosen = gram_obs(gram, cross, weight, block=block, keep=number, ridge=ridge, balance=sets)
     total = np.concatenate([[0.0], chosen.damages.clamp(min=0).cumsum(0).cpu().numpy()])
-    step = max(1, width.units // number // STEPS) * number
-    points = np.unique(np.append(np.arange(width.units, 0, -step), number))[::-1]
+    points = _points(width.units, multiple)
     half = int(points[len(points) // 2])
     kept = chosen.at(half)
-    effect = _effect(layers, kept, work, calibration, settings)
+    effect = _effect(layers, kept, engine, settings, dense)
     return _scaled(width, points, total, half, effect)
+
+
+def _points(units: int, multiple: int) -> np.ndarray:
+    """The numbers of units to choose from, falling: all, and multiples."""
+    step = max(1, units // multiple // STEPS) * multiple
+    grid = np.arange(units // multiple * multiple, 0, -step)
+    return np.unique([*grid, units, min(multiple, units)])[::-1]
 
 
 def _scaled(
@@ -174,17 +192,21 @@ def _scaled(
 
 
 def _expert_curve(
-    width: ExpertWidth, work: nn.Module, calibration: Batches, sites: Mapping[str, Site], settings: Settings
+    width: ExpertWidth,
+    multiple: int,
+    engine: Engine,
+    sites: Mapping[str, Site],
+    dense: Sequence[Tensor],
+    settings: Settings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same of stacked experts: their damages added up."""
-    readers = Readers(work, width)
+    readers = Readers(engine.work.model, width)
     try:
-        readers.collect(calibration, sites[width.stack.module])
+        readers.collect(engine, sites[width.stack.module])
     except UnclearUseError as unclear:
         logger.warning("budget: %s stays whole: %s", width.name, unclear)
         return np.array([width.units]), np.zeros(1)
-    least, idle = width.granule, readers.idle()
-    points = np.arange(width.units, 0, -max(1, width.units // least // STEPS) * least)
+    idle, points = readers.idle(), _points(width.units, multiple)
     half = int(points[len(points) // 2])
     total = np.zeros(width.units)
     kept = torch.arange(half, device="cpu").repeat(width.stack.experts, 1)
@@ -194,10 +216,9 @@ def _expert_curve(
         kept[expert] = chosen.at(half).cpu()
     tensors = [readers.parameter, *([] if readers.bias is None else [readers.bias])]
     saved = [tensor.detach().clone() for tensor in tensors]
-    dense = _outputs(work, calibration)
     try:
         rewrite(readers, kept, idle, settings, moments=True)
-        came = _outputs(work, calibration)
+        came = _outputs(engine)
     finally:
         with torch.no_grad():
             for tensor, old in zip(tensors, saved, strict=True):
@@ -206,16 +227,17 @@ def _expert_curve(
     return _scaled(width, points, total, half, _difference(came, dense))
 
 
-def _effect(layers: Sequence[Layer], kept: Tensor, work: nn.Module, calibration: Batches, settings: Settings) -> float:
+def _effect(
+    layers: Sequence[Layer], kept: Tensor, engine: Engine, settings: Settings, dense: Sequence[Tensor]
+) -> float:
     """Relative squared error of the model's outputs when this width alone is pruned and refit."""
     saved = [{name: tensor.detach().clone() for name, tensor in _tensors(layer)} for layer in layers]
     biases = [layer.module._parameters.get("bias") for layer in layers]
-    dense = _outputs(work, calibration)
     try:
         for layer in layers:
             weight = layer.fit(kept, settings.ridge)
             layer.write(weight, layer.intercept(weight))
-        came = _outputs(work, calibration)
+        came = _outputs(engine)
     finally:
         with torch.no_grad():
             for layer, tensors, bias in zip(layers, saved, biases, strict=True):
@@ -246,16 +268,22 @@ def _tensors(layer: Layer) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _outputs(model: nn.Module, calibration: Batches) -> list[Tensor]:
+def _outputs(engine: Engine) -> list[Tensor]:
     """Floating-point outputs on the first samples, batch by batch, float64, each as ``[samples, rest]``."""
     out: list[Tensor] = []
-    samples = 0
+    model = engine.work.model
     device = next((tensor.device for tensor in tree_tensors(list(model.parameters()))), None)
-    with torch.no_grad(), eval_mode(model):
-        for batch in calibration.batches(device):
-            results = [tensor for tensor in output_tensors(run_model(model, batch)) if tensor.is_floating_point()]
-            out += [tensor.double().reshape(tensor.shape[0], -1) for tensor in results if tensor.dim()]
-            samples += next((len(tensor) for tensor in tree_tensors(batch) if tensor.dim()), 1)
-            if samples >= PROBE_SAMPLES:
-                break
+
+    def run() -> None:
+        samples = 0
+        with torch.no_grad(), eval_mode(model):
+            for batch in engine.batches.batches(device):
+                results = [tensor for tensor in output_tensors(run_model(model, batch)) if tensor.is_floating_point()]
+                check_values(results)
+                out.extend(tensor.double().reshape(tensor.shape[0], -1) for tensor in results if tensor.dim())
+                samples += next((len(tensor) for tensor in tree_tensors(batch) if tensor.dim()), 1)
+                if samples >= PROBE_SAMPLES:
+                    break
+
+    replayed([engine.work], engine.batches, run, out.clear)
     return out

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import all_reduce_
 from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.calibration.ranks import of_all
+from sparse_accel.calibration.replay.engine import Engine
+from sparse_accel.calibration.replay.front import check_values, replayed
 from sparse_accel.channels.call import tree_tensors
 from sparse_accel.prune.structured.layer import Layer, Piece
 from sparse_accel.prune.structured.sites import Seen, Watch
@@ -35,39 +36,41 @@ class UnpairedError(ValueError):
 class Feed:
     """Passes over the data that show some layers' inputs, shortcuts and wanted results.
 
-    Each pass ends where the layers have been called. What the first pass shows is kept for the next ones while it fits.
+    Each pass begins behind the finished blocks and ends where the layers have been called. What the first pass shows is
+    kept for the next ones while it fits.
 
     Args:
-        dense: the model as it was.
-        work: the model that is being pruned.
-        calibration: the data.
-        layers: consumers in ``work``.
+        engine: the dense model, the one that is being pruned, and the data.
+        layers: consumers in the latter.
         cache_bytes: to keep at most.
     """
 
     def __init__(
         self,
-        dense: nn.Module,
-        work: nn.Module,
-        calibration: Batches,
+        engine: Engine,
         layers: Sequence[Layer],
         *,
         cache_bytes: int,
     ) -> None:
         self.layers = {layer.name: layer for layer in layers}
-        self.calibration = calibration
+        self.engine, self.calibration = engine, engine.batches
+        work = engine.work.model
         sites = {name: layer.site for name, layer in self.layers.items()}
         skips = [name for name, layer in self.layers.items() if layer.target == "skip"]
         wanted = {name: site for name, site in sites.items() if self.layers[name].target != "local"}
         self.watch = Watch(work, sites, inputs=True, results=False, sums=skips)
-        self.dense = Watch(dense, wanted, inputs=False, results=True, sums=skips) if wanted else None
+        self.dense = Watch(engine.dense.model, wanted, inputs=False, results=True, sums=skips) if wanted else None
         self.device = next((t.device for t in tree_tensors((list(work.parameters()), list(work.buffers())))), None)
         self.cache: list[Batch] | None = []
-        self.room = cache_bytes
+        self.room = self.cache_bytes = cache_bytes
         self.complete = False
 
-    def run(self, visit: Callable[[Layer, Piece], None]) -> None:
+    def run(self, visit: Callable[[Layer, Piece], None], restart: Callable[[], None]) -> None:
         """One pass: ``visit(layer, (columns, wanted result, shortcut))``, piece by piece.
+
+        Args:
+            visit: takes the pieces.
+            restart: called where the visits start again.
 
         Raises:
             UnpairedError: on all ranks alike.
@@ -76,25 +79,37 @@ class Feed:
             for shown in self.cache:
                 self._show(shown, visit)
             return
+        unpaired: set[str] = set()
+
+        def again() -> None:
+            unpaired.clear()
+            self.cache, self.room = [], self.cache_bytes
+            restart()
+
+        fronts = [self.engine.work] + ([] if self.dense is None else [self.engine.dense])
+        replayed(fronts, self.calibration, lambda: self._pass(visit, unpaired), again)
+        unpaired = unpaired.union(*of_all(unpaired)) if self.dense is not None else unpaired
+        if unpaired:
+            raise UnpairedError(sorted(unpaired))
+        self.complete = True
+
+    def _pass(self, visit: Callable[[Layer, Piece], None], unpaired: set[str]) -> None:
         with ExitStack() as stack:
             stack.enter_context(self.watch.hooked())
             if self.dense is not None:
                 stack.enter_context(self.dense.hooked())
-            unpaired: set[str] = set()
             for batch in self.calibration.batches(self.device):
                 known = not self.calibration.fresh
                 dense = {} if self.dense is None else self.dense.run(batch, known=known)
                 seen = self.watch.run(batch, known=known)
-                unpaired |= {name for name, own in dense.items() if not self._paired(name, seen[name], own)}
+                for own in (*seen.values(), *dense.values()):
+                    check_values([*own.inputs, *own.results, *own.shortcuts])
+                unpaired.update(name for name, own in dense.items() if not self._paired(name, seen[name], own))
                 if unpaired:
                     continue
                 shown = (seen, dense, self._positions(seen))
                 self._keep(shown)
                 self._show(shown, visit)
-        unpaired = unpaired.union(*of_all(unpaired)) if self.dense is not None else unpaired
-        if unpaired:
-            raise UnpairedError(sorted(unpaired))
-        self.complete = True
 
     def _paired(self, name: str, seen: Seen, dense: Seen) -> bool:
         """Whether the calls in both models could be those of the same samples."""
@@ -150,7 +165,13 @@ def relu_aware(
     """
     kept_columns = {layer.name: layer.kept_columns(kept) if layer.groups == 1 else slice(None) for layer in layers}
     for _ in range(iterations):
-        sums = {layer.name: (torch.zeros_like(layer.weight), torch.zeros_like(layer.target_mean)) for layer in layers}
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def start(sums: dict[str, tuple[Tensor, Tensor]] = sums) -> None:
+            for layer in layers:
+                sums[layer.name] = torch.zeros_like(layer.weight), torch.zeros_like(layer.target_mean)
+
+        start()
 
         def visit(layer: Layer, piece: Piece, sums: dict[str, tuple[Tensor, Tensor]] = sums) -> None:
             columns, wanted, short = piece
@@ -169,7 +190,7 @@ def relu_aware(
                 cross[:, :, at] += times_power(product.double(), sum(powers))
             total += target.sum(2, dtype=torch.float64)
 
-        feed.run(visit)
+        feed.run(visit, start)
         for layer in layers:
             cross, total = sums[layer.name]
             all_reduce_([cross, total])

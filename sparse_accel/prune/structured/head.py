@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import column_count
+from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.channels.widths import Consumer
 from sparse_accel.prune.structured.feed import Feed
 from sparse_accel.prune.structured.layer import Layer, Settings
@@ -36,9 +36,7 @@ def find_head(sites: Mapping[str, Site]) -> str | None:
 
 def refit_classifier(
     name: str,
-    dense: nn.Module,
-    work: nn.Module,
-    calibration: Batches,
+    engine: Engine,
     site: Site,
     settings: Settings,
     gone: Tensor | None,
@@ -47,9 +45,7 @@ def refit_classifier(
 
     Args:
         name: of the linear map.
-        dense: the model as it was.
-        work: in eval mode.
-        calibration: the data.
+        engine: the dense model, the one that is being pruned, and the data.
         site: of the linear map.
         settings: see there.
         gone: columns that it has lost.
@@ -57,12 +53,13 @@ def refit_classifier(
     Returns:
         Relative squared error before and after.
     """
+    work = engine.work.model
     module = work.get_submodule(name)
     groups, _ = column_count(module)
     none = torch.empty(0, 1, dtype=torch.int64, device="cpu")
     consumer = Consumer(name, f"{name}.weight", None, None, none, groups)
     layer = Layer(work, consumer, site, "dense", new_bias=settings.may_create_bias(work, name), gone=gone)
-    collect(Feed(dense, work, calibration, [layer], cache_bytes=0), [layer])
+    collect(Feed(engine, [layer], cache_bytes=0), [layer])
     units = none[:, 0].to(layer.columns.device)
     before = layer.error(layer.weight, layer.shift)
     weight = layer.fit(units, settings.ridge)

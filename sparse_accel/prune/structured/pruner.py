@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import is_convolution
-from sparse_accel.calibration.data import Calibration, require_memory
+from sparse_accel.calibration.data import Calibration, check_bytes, require_memory
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
+from sparse_accel.calibration.replay.engine import Engine
+from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.widths import Width, grouped
@@ -22,23 +24,24 @@ from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
 from sparse_accel.prune.structured.kinds.norms import prunable
 from sparse_accel.prune.structured.layer import Settings
-from sparse_accel.prune.structured.report import StructuredReport, StructuredResult, WidthChange, left_stacks
+from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks
 from sparse_accel.prune.structured.request import (
     Request,
     as_patterns,
+    check_multiple,
     check_one_of,
     check_share,
+    check_tolerance,
     check_unvisited,
     look,
     matches,
 )
 from sparse_accel.prune.structured.sites import Site, find_sites
-from sparse_accel.prune.structured.stage import prune_width, state_bytes
+from sparse_accel.prune.structured.stage import prune_width, state_bytes, watched
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
-from sparse_accel.removal.configs import RELOAD, follow_biases
-from sparse_accel.removal.remove import find_widths, remove_units
-from sparse_accel.report import compare_models
+from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
+from sparse_accel.removal.verify import OutputMismatchError
 from sparse_accel.wrappers import bare_model
 
 logger = logging.getLogger("sparse_accel")
@@ -92,6 +95,8 @@ class ISpaSP:
         budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, or milliseconds on
             the example, ``dict(latency_ms=2.0)``; it is spread over the widths by marginal error. Replaces ``keep``.
         keep_per_layer: patterns of widths, each with a share (float) or a number (int) of units to keep.
+        round_to: sizes of layers that shares and ``budget`` lead to are rounded up to a multiple of it (of stacked
+            experts: of it and of 16 bytes), by keeping the best of what would go, but never above the dense size.
         only: patterns of the widths to prune.
         skip: patterns of widths to leave alone. Patterns (``fnmatch``) match the width's name, its kind (``"heads"``)
             or the name of a layer that produces it (``"*.intermediate.dense"``).
@@ -114,6 +119,9 @@ class ISpaSP:
         batch_first: whether layers' inputs are ``[batch, length, ...]`` or ``[length, batch, ...]``; None: as found.
         max_memory: bytes that the statistics may take; more is refused before the run.
         cache_memory: bytes of activations that may be kept for the ReLU-aware refit instead of running the model again.
+        tolerance: largest accepted difference, on the example, between the pruned model of full size and the smaller
+            one, as for :func:`sparse_accel.compact`: by default also whatever is rounding alone, judged in float64.
+        activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`, of the dense and the pruned model together.
         seed: of ``"random"``.
 
     Raises:
@@ -148,6 +156,7 @@ class ISpaSP:
         scope: str = "inner",
         budget: Mapping[str, float] | None = None,
         keep_per_layer: Mapping[str, float | int] | None = None,
+        round_to: int = 1,
         only: Sequence[str] | None = None,
         skip: Sequence[str] = (),
         refit_head: bool | None = None,
@@ -161,12 +170,15 @@ class ISpaSP:
         batch_first: bool | None = None,
         max_memory: int | None = None,
         cache_memory: int = 1 << 30,
+        activation_memory: int = ACTIVATION_MEMORY,
+        tolerance: float | None = None,
         seed: int = 0,
     ) -> None:
         check_one_of("method", method, METHODS)
         check_one_of("refit", refit, REFITS)
         check_one_of("scope", scope, ("inner", "all"))
         check_share("keep", keep)
+        check_multiple("round_to", round_to)
         if budget is not None and (len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "latency_ms")):
             raise ValueError(f"budget: expected one of flops, params and latency_ms, got {dict(budget)}")
         if budget is not None and "latency_ms" not in budget:
@@ -179,10 +191,12 @@ class ISpaSP:
         self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(self.model)
         self.budget = None if budget is None else dict(budget)
         patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
-        self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method)
+        self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method, round_to)
         self.refit_head = refit_head
         self.fine_tune = fine_tune
-        self.max_memory = max_memory
+        check_bytes("activation_memory", activation_memory)
+        check_tolerance("tolerance", tolerance)
+        self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
         self.mask, self.batch_first = mask, batch_first
         Padding(mask, batch_first, "mask")  # refuses what is none
         self.settings = Settings(
@@ -211,6 +225,8 @@ class ISpaSP:
         Raises:
             UnsupportedModelError: the model cannot be followed; the message names the module.
             PruneError: a width cannot be pruned as asked; the message names it.
+            OutputMismatchError: the smaller model differs from the pruned one of full size by more than ``tolerance``.
+                Its ``result`` is what would have been returned; so is that of an UnsupportedModelError at the end.
             ValueError: the data or ``max_memory`` do not fit.
         """
         start = time.perf_counter()
@@ -230,53 +246,72 @@ class ISpaSP:
         widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = self._state_memory(widths, work, sites)
-        keeps = self._keeps(widths, work, data, sites)
+        head = find_head(sites) if self._wants_head(widths, work) else None
         kept: dict[str, Tensor] = {}
         gone: dict[str, Tensor] = {}
         changes: list[WidthChange] = []
-        for width in widths:
-            if keeps[width.name] == width.units and not kept:
-                continue
-            kept[width.name], change = self._prune(
-                width, keeps[width.name], work, data, sites, gone, changed=bool(kept)
-            )
-            changes.append(change)
-            notes += [change.note] if change.note else []
-            if self.fine_tune is not None:
-                fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept)
-                work.eval()
-        head = find_head(sites) if self._wants_head(widths, work) else None
-        if head is not None and kept and not sites[head].routed:
-            before, after = refit_classifier(head, dense, work, data, sites[head], self.settings, gone.get(head))
-            notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
-        removed = remove_units(work, self.example_inputs, kept)
+        with Engine(dense, work, data, findings.order, self.activation_memory) as engine:
+            keeps = self._keeps(widths, engine, sites)
+            steps = [*map(watched, widths), [] if head is None else [head]]
+            engine.plan(steps)
+            for number, width in enumerate(widths):
+                if keeps[width.name] == width.units and not kept:
+                    continue
+                engine.advance(steps[number:])
+                kept[width.name], change = self._prune(
+                    width, keeps[width.name], engine, sites, gone, changed=bool(kept)
+                )
+                changes.append(change)
+                notes += [change.note] if change.note else []
+                if self.fine_tune is not None:
+                    fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept, self.tolerance)
+                    work.eval()
+                    engine.work.give_up("fine_tune changes all of it")
+            if head is not None and kept and not sites[head].routed:
+                engine.advance([[head]])
+                before, after = refit_classifier(head, engine, sites[head], self.settings, gone.get(head))
+                notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
+            notes += engine.notes()
+
+        def result(removed: RemovalResult) -> StructuredResult:
+            return finished(removed, dense, work, self.example_inputs, kept, changes, notes, nbytes=nbytes, start=start)
+
+        try:
+            removed = remove_units(work, self.example_inputs, kept, tolerance=self.tolerance)
+        except OutputMismatchError as error:
+            error.result = result(error.result)
+            raise
         if findings.unvisited and kept:
-            check_unvisited(removed.model, work, data, findings.unvisited)
-        return self._result(removed, work, kept, changes, notes, nbytes, start)
+            try:
+                check_unvisited(removed.model, work, data, findings.unvisited)
+            except UnsupportedModelError as error:
+                error.result = result(removed)
+                raise
+        return result(removed)
 
     def _prune(
         self,
         width: Width,
         keep: int,
-        work: nn.Module,
-        data: Batches,
+        engine: Engine,
         sites: dict[str, Site],
         gone: dict[str, Tensor],
         *,
         changed: bool,
     ) -> tuple[Tensor, WidthChange]:
         try:
-            return prune_width(width, keep, self.model, work, data, sites, self.settings, gone, changed=changed)
+            return prune_width(width, keep, engine, sites, self.settings, gone, changed=changed)
         except (ValueError, RuntimeError) as error:
             raise PruneError(f"{width.name}: {error}") from error
 
-    def _keeps(self, widths: list[Width], work: nn.Module, data: Batches, sites: dict[str, Site]) -> dict[str, int]:
+    def _keeps(self, widths: list[Width], engine: Engine, sites: dict[str, Site]) -> dict[str, int]:
         """Units to keep of each width."""
         if self.budget is None or not widths:
             return {width.name: self.request.count(width) for width in widths}
         given = [width for width in widths if any(matches(width, pattern) for pattern in self.request.keep_per_layer)]
         fixed = {width.name: self.request.count(width) for width in given}
-        return allocate(self.budget, widths, fixed, work, self.example_inputs, data, sites, self.settings)
+        steps = {width.name: self.request.step(width) for width in widths}
+        return allocate(self.budget, widths, fixed, steps, engine, self.example_inputs, sites, self.settings)
 
     def _wants_head(self, widths: list[Width], work: nn.Module) -> bool:
         if self.refit_head is not None:
@@ -292,31 +327,3 @@ class ISpaSP:
         largest = max(needed, key=lambda name: needed[name])
         require_memory(needed[largest], self.max_memory, f"the statistics of {largest}, the largest width")
         return needed[largest]
-
-    def _result(
-        self,
-        removed: Any,
-        work: nn.Module,
-        kept: Mapping[str, Tensor],
-        changes: list[WidthChange],
-        notes: list[str],
-        nbytes: int,
-        start: float,
-    ) -> StructuredResult:
-        small, plan = removed.model, removed.plan
-        for name, _ in work.named_parameters():  # biases that the refit made
-            path, _, key = name.rpartition(".")
-            if self.model.get_submodule(path)._parameters.get(key) is None:
-                shape = list(small.get_parameter(name).shape)
-                plan["tensors"].pop(name, None)
-                plan["created"][name] = {"shape": shape, "like": f"{path}.weight" if path else "weight"}
-        follow_biases(self.model, small, plan)
-        notes += [note for note in plan["notes"] if note.startswith(RELOAD)]
-        modes = {name: module.training for name, module in self.model.named_modules()}
-        for name, module in small.named_modules():
-            module.training = modes.get(name, self.model.training)
-        seconds = time.perf_counter() - start
-        totals = compare_models(self.model, small, self.example_inputs, removed.max_abs_diff)
-        report = StructuredReport(changes, totals, seconds, nbytes, notes + left_stacks(self.model, plan["tensors"]))
-        chosen = {name: units.tolist() for name, units in kept.items()}
-        return StructuredResult(small, plan, report, chosen, removed.max_abs_diff)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+import time
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_accel.removal.configs import RELOAD, follow_biases
+from sparse_accel.removal.remove import RemovalResult
 from sparse_accel.removal.surgery import Plan
-from sparse_accel.report import CompactReport, format_table, percent
+from sparse_accel.removal.verify import ROUNDED
+from sparse_accel.report import CompactReport, compare_models, format_table, percent
 
 
 @dataclass(frozen=True)
@@ -139,3 +143,51 @@ class StructuredResult:
     kept: dict[str, list[Any]]
     max_abs_diff: float
     optimizer: Optimizer | None = None
+
+
+def finished(
+    removed: RemovalResult,
+    dense: nn.Module,
+    work: nn.Module,
+    example_inputs: Any,
+    kept: Mapping[str, Tensor],
+    changes: Sequence[WidthChange],
+    notes: Sequence[str],
+    *,
+    nbytes: int,
+    start: float,
+) -> StructuredResult:
+    """The result of a run.
+
+    Args:
+        removed: the smaller model; gets the modes of the dense one, and its plan the biases that the refit made.
+        dense: the model as it was.
+        work: the one of full size with zeros in place of what is gone.
+        example_inputs: that costs are taken on.
+        kept: units by width.
+        changes: of the widths.
+        notes: of the report.
+        nbytes: stated before the run.
+        start: of the run, by ``time.perf_counter``.
+    """
+    small, plan = removed.model, removed.plan
+    for name, _ in work.named_parameters():
+        path, _, key = name.rpartition(".")
+        if dense.get_submodule(path)._parameters.get(key) is None:
+            shape = list(small.get_parameter(name).shape)
+            plan["tensors"].pop(name, None)
+            plan["created"][name] = {"shape": shape, "like": f"{path}.weight" if path else "weight"}
+    follow_biases(dense, small, plan)
+    notes = [
+        *notes,
+        *(note for note in plan["notes"] if note.startswith((RELOAD, ROUNDED))),
+        *left_stacks(dense, plan["tensors"]),
+    ]
+    modes = {name: module.training for name, module in dense.named_modules()}
+    for name, module in small.named_modules():
+        module.training = modes.get(name, dense.training)
+    seconds = time.perf_counter() - start
+    totals = compare_models(dense, small, example_inputs, removed.max_abs_diff)
+    report = StructuredReport(list(changes), totals, seconds, nbytes, notes)
+    chosen = {name: units.tolist() for name, units in kept.items()}
+    return StructuredResult(small, plan, report, chosen, removed.max_abs_diff)

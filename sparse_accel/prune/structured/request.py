@@ -35,6 +35,7 @@ class Request:
         only: patterns of the widths to prune; None for all.
         skip: patterns of widths to leave.
         method: how units are chosen.
+        round_to: sizes of layers that shares and budgets lead to are multiples of it, rounded up.
     """
 
     keep: float
@@ -43,6 +44,7 @@ class Request:
     only: list[str] | None
     skip: list[str]
     method: str
+    round_to: int = 1
 
     def chosen(self, widths: list[Width], notes: list[str]) -> list[Width]:
         """The widths to prune, front to back.
@@ -93,8 +95,23 @@ class Request:
                 raise ValueError(f"keep_per_layer: {width.name}: expected 1 to {width.units}{each}, got {keep}")
             return keep
         check_share(f"keep_per_layer: {width.name}", keep)
-        least = width.granule
-        return max(least, math.floor(keep * (width.units // number) + 1e-9) // least * least) * number
+        count = math.floor(keep * (width.units // number) + 1e-9)
+        if self.round_to == 1:
+            return max(width.granule, count // width.granule * width.granule) * number
+        step = self.step(width)
+        return min(width.units, -(-max(1, count) * number // step) * step)
+
+    def step(self, width: Width) -> int:
+        """The number of units of which a width keeps a multiple.
+
+        With it there are equally many of each set, whole granules, and ``round_to`` channels of every layer that makes
+        or reads them.
+        """
+        sets = unit_sets(width)
+        sizes = {rows.shape[1] for rows in width.rows.values()} or {1}  # a stack's neurons are entries themselves
+        sizes |= {consumer.channels.shape[1] for consumer in width.consumers}
+        steps = (self.round_to // math.gcd(self.round_to, size) for size in sizes)
+        return math.lcm(1 if sets is None else int(sets.max()) + 1, width.granule, *steps)
 
 
 def matches(width: Width, pattern: str) -> bool:
@@ -114,6 +131,18 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")
 
 
+def check_multiple(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def check_tolerance(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a number of at least 0 or None."""
+    if value is not None and not (isinstance(value, (int, float)) and value >= 0):
+        raise ValueError(f"{name}: expected a number of at least 0 or None, got {value!r}")
+
+
 def as_patterns(name: str, patterns: Sequence[str] | None) -> list[str] | None:
     """A list of patterns; TypeError for a single string."""
     if isinstance(patterns, str):
@@ -128,10 +157,12 @@ class Findings:
     Attributes:
         more: modules that batches call more often than the example does, with a reason to leave their widths.
         unvisited: modules with parameters that batches call and the example does not.
+        order: of the modules that every batch (of this rank) calls exactly once, when the first batch did.
     """
 
     more: dict[str, str]
     unvisited: list[str]
+    order: dict[nn.Module, list[int]]
 
     def safe(self, widths: list[Width], notes: list[str]) -> list[Width]:
         """The widths that the analysis of the example holds for; the others are noted."""
@@ -206,7 +237,7 @@ def look(work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str
         site.calls = every.pop() if len(every) == 1 else 0
         site.routed = any(name in rank[1] for rank in ranks)
     joined = {name: reason for rank in reversed(ranks) for name, reason in rank[2].items()}
-    return Findings(joined, sorted({name for rank in ranks for name in rank[3]}))
+    return Findings(joined, sorted({name for rank in ranks for name in rank[3]}), found.once())
 
 
 def check_unvisited(small: nn.Module, work: nn.Module, data: Batches, unvisited: Sequence[str]) -> None:

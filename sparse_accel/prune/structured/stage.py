@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import weight_matrix
+from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.channels.widths import ExpertWidth, Width
 from sparse_accel.prune.structured.choose import choose, unit_sets
 from sparse_accel.prune.structured.feed import Feed, Solutions, UnpairedError, relu_aware
@@ -27,15 +27,27 @@ logger = logging.getLogger("sparse_accel")
 
 def collect(feed: Feed, layers: Sequence[Layer]) -> None:
     """One pass that fills the layers' moments."""
-    for layer in layers:
-        layer.start()
+
+    def start() -> None:
+        for layer in layers:
+            layer.start()
 
     def visit(layer: Layer, piece: Piece) -> None:
         layer.add(*piece)
 
-    feed.run(visit)
+    start()
+    feed.run(visit, start)
     for layer in layers:
         layer.finish()
+
+
+def watched(width: Width) -> list[str]:
+    """Names of the modules that pruning a width watches and changes."""
+    names = [name for pair in width.watched().items() for name in pair if name is not None]
+    if width.norms:  # what makes the units changes, too
+        owners = (norm.weight.rpartition(".")[0] for norm in width.norms)
+        names += [*width.producers, *(norm.module for norm in width.norms), *owners]
+    return list(dict.fromkeys(names))
 
 
 def make_layers(
@@ -67,9 +79,7 @@ def state_bytes(width: Width, work: nn.Module, sites: Mapping[str, Site], settin
 def prune_width(
     width: Width,
     keep: int,
-    dense: nn.Module,
-    work: nn.Module,
-    calibration: Batches,
+    engine: Engine,
     sites: Mapping[str, Site],
     settings: Settings,
     gone: dict[str, Tensor],
@@ -79,28 +89,28 @@ def prune_width(
     """Choose the units of a width, zero what reads the others, and refit.
 
     Args:
-        width: in ``work``.
+        width: in the model that is being pruned.
         keep: number of units to keep.
-        dense: the model as it was.
-        work: in eval mode; its consumers of the width are rewritten.
-        calibration: the data.
+        engine: the dense model, the one that is being pruned (in eval mode; its consumers of the width are rewritten),
+            and the data.
         sites: of all consumers.
         settings: see there.
         gone: columns that the consumers have lost by now, by consumer; what goes is added.
-        changed: whether ``work`` computes anything else than ``dense`` by now.
+        changed: whether the model that is being pruned computes anything else than the dense one by now.
 
     Returns:
         The units kept, ascending (of stacked experts ``[experts, keep]``), and what to report.
     """
     if isinstance(width, ExpertWidth):
-        return prune_experts(width, keep, work, calibration, sites, settings)
+        return prune_experts(width, keep, engine, sites, settings)
     start = time.perf_counter()
+    work = engine.work.model
     moments = settings.refit is not None or settings.method not in ("magnitude", "random", "ispasp")
     while True:
         layers = make_layers(width, work, sites, settings, gone)
         relu = [layer for layer in layers if layer.site.relu and layer.target in ("dense", "skip")]
         relu = relu if settings.relu_iterations and settings.refit is not None else []
-        feed = Feed(dense, work, calibration, layers, cache_bytes=settings.cache_bytes if relu else 0)
+        feed = Feed(engine, layers, cache_bytes=settings.cache_bytes if relu else 0)
         try:
             if moments:
                 collect(feed, layers)
@@ -112,7 +122,7 @@ def prune_width(
     if keep == width.units:
         kept = torch.arange(width.units, device=layers[0].columns.device)
     elif settings.method == "ispasp":
-        kept = ispasp_choose(width, keep, work, calibration, layers, settings)
+        kept = ispasp_choose(width, keep, engine, layers, settings)
     else:
         generator = torch.Generator().manual_seed(settings.seed + width.order)
         kept = choose(
@@ -127,13 +137,13 @@ def prune_width(
     targets, note = {layer.name: layer.target for layer in layers}, ""
     if width.norms and keep < width.units:
         local = "local" in targets.values()
-        before = copy_model(work) if local and moments else dense
-        note = settle_norms(width, kept, work, calibration)
+        before = engine.against(copy_model(work)) if local and moments else engine
+        note = settle_norms(width, kept, engine)
         layers = make_layers(width, work, sites, settings, gone)
         for layer in layers:  # the units are other ones by now: what the consumers made of the old ones is the target
             layer.target = "dense" if layer.target == "local" else layer.target
         relu = [layer for layer in layers if layer.name in {other.name for other in relu}]
-        feed = Feed(before, work, calibration, layers, cache_bytes=settings.cache_bytes if relu else 0)
+        feed = Feed(before, layers, cache_bytes=settings.cache_bytes if relu else 0)
         if moments:
             collect(feed, layers)
     errors = []
@@ -142,7 +152,7 @@ def prune_width(
         own = [layer for layer, number in zip(layers, at, strict=True) if number == stage]
         again = [layer for layer in relu if layer in own]
         if stage > min(at):  # behind a gate whose own readers have just been refit
-            feed = Feed(dense, work, calibration, own, cache_bytes=settings.cache_bytes if again else 0)
+            feed = Feed(engine, own, cache_bytes=settings.cache_bytes if again else 0)
             collect(feed, own)
         errors += _refit(feed, own, again, kept, settings, moments=moments, changed=changed)
     error = (sum(e[0] for e in errors) / len(errors), sum(e[1] for e in errors) / len(errors)) if errors else None

@@ -8,21 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import is_convolution, spread
-from sparse_accel.calibration.data import all_reduce_, stream
+from sparse_accel.calibration.data import all_reduce_
+from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.channels.widths import Width
 from sparse_accel.prune.select.ispasp import ispasp_select
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.layer import Layer, Settings
 
 
-def hidden_sum(model: nn.Module, calibration: Batches, layer: Layer) -> tuple[Tensor, int, torch.Size]:
+def hidden_sum(engine: Engine, layer: Layer) -> tuple[Tensor, int, torch.Size]:
     """The consumer's input summed over the samples, float64, their number, and the spatial size of its result.
 
     The sum is ``[in_features]`` for a linear consumer, ``[in_channels, *spatial]`` for a convolution, over all ranks.
     """
     total: Tensor | None = None
+    calibration = engine.batches
     count = torch.zeros(1, dtype=torch.float64, device=layer.weight.device)
     size = torch.Size()
 
@@ -40,7 +41,12 @@ def hidden_sum(model: nn.Module, calibration: Batches, layer: Layer) -> tuple[Te
         total = part if total is None else total + part
         count.add_(x.shape[0])
 
-    stream(model, calibration, {layer.name: layer.module}, visit, stop=layer.site.calls == 1, required=False)
+    def restart() -> None:
+        nonlocal total
+        total = None
+        count.zero_()
+
+    engine.work.stream(calibration, {layer.name: layer.module}, visit, restart, calls=layer.site.calls)
     if total is None:
         if isinstance(layer.module, nn.modules.conv._ConvNd):
             raise ValueError(f"{layer.name}: no batch reaches it in the pruned model: its inputs' size is not known")
@@ -49,9 +55,7 @@ def hidden_sum(model: nn.Module, calibration: Batches, layer: Layer) -> tuple[Te
     return total, int(count), size
 
 
-def ispasp_choose(
-    width: Width, keep: int, work: nn.Module, calibration: Batches, layers: Sequence[Layer], settings: Settings
-) -> Tensor:
+def ispasp_choose(width: Width, keep: int, engine: Engine, layers: Sequence[Layer], settings: Settings) -> Tensor:
     """The units that i-SpaSP keeps, ascending.
 
     The width has one consumer. With ``settings.fresh_batches`` every iteration takes the sums of another pass, as the
@@ -81,7 +85,7 @@ def ispasp_choose(
     sets = unit_sets(width)
     kept: Tensor | None = None
     for _ in range(settings.iterations if settings.fresh_batches else 1):
-        total, count, size = hidden_sum(work, calibration, layer)
+        total, count, size = hidden_sum(engine, layer)
         if transposed:
             total = spread(module, total[None], size)[0]
         kept = ispasp_select(

@@ -19,6 +19,7 @@ def fine_tune_small(
     work: nn.Module,
     example_inputs: Any,
     kept: Mapping[str, Tensor],
+    tolerance: float | None = None,
 ) -> None:
     """Hand the model, as small as it is by now, to a function, and take over what it made of it.
 
@@ -28,11 +29,12 @@ def fine_tune_small(
         work: the full-size model whose consumers hold zeros for removed units; gets the new values.
         example_inputs: see :func:`~sparse_accel.channels.call.run_model`.
         kept: units by width.
+        tolerance: see :func:`~sparse_accel.removal.remove.remove_units`.
 
     Raises:
         ValueError: the function changed shapes or names; the message says which.
     """
-    removed = remove_units(work, example_inputs, kept, configs=False)
+    removed = remove_units(work, example_inputs, kept, configs=False, tolerance=tolerance)
     small = removed.model
     shapes = {key: tensor.shape for key, tensor in tensors_of(small).items()}
     function(small, name)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.ranks import together
-from sparse_accel.calibration.replay import Front
+from sparse_accel.calibration.replay.front import Front
 from sparse_accel.prune.unstructured.layers import Step
 from sparse_accel.prune.unstructured.solve import SolverOptions, hessian_of, kept_count, solve_layer
 from sparse_accel.prune.unstructured.steps import modules_of

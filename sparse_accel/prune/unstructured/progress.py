@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sparse_accel.calibration.batches import fingerprint
 from sparse_accel.calibration.ranks import from_first, rank, together
+from sparse_accel.prune.unstructured.layers import Layer
 from sparse_accel.prune.unstructured.report import LayerReport
 from sparse_accel.removal.files import (
     CheckpointError,
@@ -31,6 +33,31 @@ FORMAT = "sparse_accel.curvature_iht.progress"
 VERSION = 1
 FILE = "progress.json"
 Found = tuple[dict[str, Tensor], Any]
+
+
+def record_of(settings: Any, layers: Sequence[Layer], first: Any) -> dict[str, Any]:
+    """What has to be the same for a run to go on.
+
+    Args:
+        settings: the :class:`~sparse_accel.prune.CurvatureIHT`.
+        layers: that it prunes.
+        first: batch of the data.
+    """
+    options, padding = settings.options, settings.padding
+    return {
+        "sparsity": repr(settings.sparsity),
+        "layers": {layer.name: [repr(layer.target), list(layer.weight.shape)] for layer in layers},
+        "allocation": settings.allocation,
+        "method": options.method,
+        "iterations": options.iterations,
+        "seed": options.seed,
+        "dtype": str(options.dtype),
+        "solver": {key: repr(value) for key, value in sorted(options.extra.items())},
+        "refine": settings.refine,
+        "padding": padding if isinstance(padding, (str, type(None))) else repr(padding),
+        "weights": fingerprint([layer.weight for layer in layers]),
+        "data": fingerprint(first),
+    }
 
 
 class Progress:

@@ -12,18 +12,21 @@ import torch
 from torch import nn
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.calibration.batches import Batches, fingerprint
+from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import Calibration, check_bytes, require_memory
 from sparse_accel.calibration.moments import Gram
 from sparse_accel.calibration.observations import Observations
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.ranks import broadcast_, together
-from sparse_accel.calibration.replay import Front, find_units
+from sparse_accel.calibration.replay.engine import whole_notes
+from sparse_accel.calibration.replay.front import Front
+from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY, Store
 from sparse_accel.calibration.slice_moments import SliceGram
+from sparse_accel.calibration.survey import find_parts, find_units
 from sparse_accel.prune.unstructured.allocate import allocate
 from sparse_accel.prune.unstructured.layers import Step
 from sparse_accel.prune.unstructured.masks import Masks
-from sparse_accel.prune.unstructured.progress import Progress, notes_of, reports_of
+from sparse_accel.prune.unstructured.progress import Progress, notes_of, record_of, reports_of
 from sparse_accel.prune.unstructured.refine import Refinement
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport
 from sparse_accel.prune.unstructured.result import CurvatureIHTResult
@@ -79,7 +82,9 @@ class CurvatureIHT:
             ``{"encoder": "mask", "decoder": "target_mask"}``. What could be read in two ways is an error.
         batch_first: whether layers' inputs are ``[batch, length, ...]`` or ``[length, batch, ...]``; None: as found.
         max_memory: bytes that the run may take beyond the model and the data, or None.
-        activation_memory: bytes for outputs of finished blocks, so that the front need not run again; 0 for none.
+        activation_memory: bytes of outputs of finished blocks that are kept in host memory, so that the blocks need not
+            run again; beyond it they are in files of a temporary folder (``tempfile``), removed at the end. 0 keeps
+            none: every pass runs the model from its inputs.
         resume_dir: folder for the finished layers. A run with the same settings and data goes on where the last one
             stopped, to the same bits on CPUs.
         dtype: in which the Hessians are summed, float64 or float32.
@@ -117,7 +122,7 @@ class CurvatureIHT:
         padding: Keys = DEFAULT,
         batch_first: bool | None = None,
         max_memory: int | None = None,
-        activation_memory: int = 512 << 20,
+        activation_memory: int = ACTIVATION_MEMORY,
         resume_dir: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float64,
         **solver: Any,
@@ -161,7 +166,9 @@ class CurvatureIHT:
             RuntimeError: the solver fails.
             CheckpointError: ``resume_dir`` holds another run.
         """
-        return _Run(self, Calibration(calibration), None if held_out is None else Calibration(held_out)).result()
+        run = _Run(self, Calibration(calibration), None if held_out is None else Calibration(held_out))
+        with run.store:
+            return run.result()
 
 
 class _Run:
@@ -186,9 +193,11 @@ class _Run:
         self.train, self.held_out = self._split(batches, held_out)
         self.layers = [layer for step in self.steps for layer in step.layers]
         self.pruned = modules_of(self.layers)
-        self.front = Front(self.model, find_units(self.model, self.pruned, order), settings.activation_memory)
+        self.store = Store(settings.activation_memory)
+        units = find_units(self.model, self.pruned, order)
+        self.front = Front(self.model, units, self.store, find_parts(units, self.pruned, order))
         self.memory = self._require_memory()
-        self.progress = Progress(settings.resume_dir, self._record(first), device)
+        self.progress = Progress(settings.resume_dir, record_of(settings, self.layers, first), device)
         self.reports: list[LayerReport] = []
 
     def _split(self, data: Batches, held_out: Calibration | None) -> tuple[Batches, Batches]:
@@ -215,24 +224,6 @@ class _Run:
         )
         require_memory(total, self.settings.max_memory, what)
         return total
-
-    def _record(self, first: Any) -> dict[str, Any]:
-        """What has to be the same for a run to go on."""
-        settings, options = self.settings, self.settings.options
-        return {
-            "sparsity": repr(settings.sparsity),
-            "layers": {layer.name: [repr(layer.target), list(layer.weight.shape)] for layer in self.layers},
-            "allocation": settings.allocation,
-            "method": options.method,
-            "iterations": options.iterations,
-            "seed": options.seed,
-            "dtype": str(options.dtype),
-            "solver": {key: repr(value) for key, value in sorted(options.extra.items())},
-            "refine": settings.refine,
-            "padding": settings.padding if isinstance(settings.padding, (str, type(None))) else repr(settings.padding),
-            "weights": fingerprint([layer.weight for layer in self.layers]),
-            "data": fingerprint(first),
-        }
 
     def result(self) -> CurvatureIHTResult:
         """Do what is not done yet."""
@@ -263,6 +254,7 @@ class _Run:
             best,
             shares,
             weights,
+            whole_notes([self.front], len(self.steps)),
         )
         return CurvatureIHTResult(self.model, report, masks)
 
@@ -300,7 +292,7 @@ class _Run:
         device = step.layers[0].weight.device
         gram = self._moments(step, self.front)
         if not gram.count:  # what was pruned before sends all samples elsewhere
-            gram = self._moments(step, Front(self.dense, [], 0))
+            gram = self._moments(step, Front(self.dense, [], self.store))
             if gram.count:
                 logger.warning("%s: reached in the dense model only: solved on its inputs there", step.layers[0].where)
         hessian, columns = gram.hessian, gram.count

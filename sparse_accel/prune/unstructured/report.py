@@ -98,6 +98,7 @@ class CurvatureIHTReport:
             where it is not called ``weight``), with the reason. ``"skip"`` and ``"targets"``: as asked for.
         shares: of all weights, by the same names.
         weights: the number of all weights: of parameters of two or more dimensions, each once.
+        notes: fallbacks, with the reason: where every pass had to run the whole model.
         rounds: held-out error of the model's outputs, relative to the dense model's: after the first pass and after
             every further round (empty without ``refine``).
         best: which of ``rounds`` was kept.
@@ -112,6 +113,7 @@ class CurvatureIHTReport:
     best: int = 0
     shares: dict[str, float] = field(default_factory=dict)
     weights: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -157,6 +159,7 @@ class CurvatureIHTReport:
             best=field["best"].integer(0, max(0, len(rounds) - 1)),
             shares={name: entry.number(0) for name, entry in field["shares"].items()} if "shares" in field else {},
             weights=field["weights"].integer() if "weights" in field else 0,
+            notes=field["notes"].texts() if "notes" in field else [],
         )
 
     def __str__(self) -> str:
@@ -191,7 +194,8 @@ class CurvatureIHTReport:
             for layer in self.layers
             if layer.idle
         ]
-        return "\n".join(lines + left_lines(self.left, self.shares))
+        lines += left_lines(self.left, self.shares)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def left_lines(left: Mapping[str, str], shares: Mapping[str, float]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.moments import Gram, column_chunks
-from sparse_accel.calibration.replay import Front
+from sparse_accel.calibration.replay.front import Front
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.prune.layerwise.targets import BlockSparsity
 from sparse_accel.prune.unstructured.layers import Layer, StackedLayer, Step
@@ -51,7 +51,7 @@ def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -
     """``X Xᵀ`` of a step's inputs over all batches (of this rank), every call of them, summed in ``dtype``."""
     first = step.layers[0]
     if isinstance(first, StackedLayer):
-        return stacked_hessian(front, batches, first, dtype, stop=step.calls == 1)
+        return stacked_hessian(front, batches, first, dtype, calls=step.calls)
     groups, _, features = step.layers[0].shape
     device = step.layers[0].weight.device
     grams: list[Gram] = []
@@ -66,7 +66,7 @@ def hessian_of(front: Front, batches: Batches, step: Step, dtype: torch.dtype) -
 
     restart()
     modules = {name: front.model.get_submodule(name) for name in step.layers[0].modules}
-    front.stream(batches, modules, visit, restart, stop=step.calls == 1)
+    front.stream(batches, modules, visit, restart, calls=step.calls)
     return grams[0]
 
 

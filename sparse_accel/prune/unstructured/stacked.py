@@ -11,7 +11,7 @@ from torch import nn
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import Calibration
-from sparse_accel.calibration.replay import Front
+from sparse_accel.calibration.replay.front import Front
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.slices import SliceCall, watch_slices
 from sparse_accel.prune.unstructured.layers import Layer, StackedLayer
@@ -45,7 +45,7 @@ def watch_stacks(
 
 
 def stacked_hessian(
-    front: Front, batches: Batches, layer: StackedLayer, dtype: torch.dtype, *, stop: bool
+    front: Front, batches: Batches, layer: StackedLayer, dtype: torch.dtype, *, calls: int
 ) -> SliceGram:
     """``X Xᵀ`` of the inputs that each slice gets over all batches (of this rank).
 
@@ -60,7 +60,7 @@ def stacked_hessian(
 
     restart()
     with watch_stacks(front.model, [layer], lambda _, call: grams[0].update(call), batches):
-        front.stream(batches, layer.modules, lambda name, x, output: None, restart, stop=stop)
+        front.stream(batches, layer.modules, lambda name, x, output: None, restart, calls=calls)
     if layer.fault is not None:
         raise ValueError(f"{layer.where}: {layer.fault}: expected products with its matrices alone; name it in skip")
     return grams[0]

@@ -191,7 +191,7 @@ def test_bert(bert, sparsity):
 
 def test_bert_blocks_are_replayed(bert, caplog):
     from sparse_accel.calibration.data import Calibration
-    from sparse_accel.calibration.replay import find_units
+    from sparse_accel.calibration.survey import find_units
     from sparse_accel.prune.unstructured.selection import select_layers
     from sparse_accel.prune.unstructured.steps import find_steps, modules_of
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.batches import Batches
-from sparse_accel.calibration.data import stream
 from sparse_accel.calibration.ranks import of_all
+from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.slices import SliceCall, watch_slices
 from sparse_accel.channels.widths import ExpertWidth
@@ -56,28 +55,32 @@ class Readers:
         """Bytes that the moments take, and the largest of the matrices that are made of one expert's."""
         return 8 * self.stack.units**2 * (2 * self.stack.experts + 4)
 
-    def collect(self, calibration: Batches, site: Site) -> None:
-        """One pass over the data that takes the moments.
+    def collect(self, engine: Engine, site: Site) -> None:
+        """One pass over the data that takes the moments, behind the finished blocks.
 
         Raises:
             UnclearUseError: on all ranks alike.
         """
-        self.moments = SliceGram(
-            self.stack.experts,
-            self.stack.units,
-            dtype=torch.float64,
-            device=self.parameter.device,
-            centred=self.bias is not None,
-        )
         faults: list[str] = []
+
+        def start() -> None:
+            faults.clear()
+            self.moments = SliceGram(
+                self.stack.experts,
+                self.stack.units,
+                dtype=torch.float64,
+                device=self.parameter.device,
+                centred=self.bias is not None,
+            )
 
         def seen(call: SliceCall) -> None:
             self.moments.update(call)
 
+        start()
         modules = {self.stack.module: self.work.get_submodule(self.stack.module)}
         watched = {self.stack.reader: self.parameter}
-        with watch_slices(self.work, watched, seen, lambda _, why: faults.append(why), calibration.padded):
-            stream(self.work, calibration, modules, _nothing, stop=site.calls == 1, required=False)
+        with watch_slices(self.work, watched, seen, lambda _, why: faults.append(why), engine.batches.padded):
+            engine.work.stream(engine.batches, modules, _nothing, start, calls=site.calls)
         faults = [fault for rank in of_all(faults) for fault in rank]
         if faults:
             raise UnclearUseError(f"{self.stack.reader} {faults[0]}: its inputs cannot be told")
@@ -130,8 +133,7 @@ def _nothing(_name: str, _x: Tensor, _y: Any) -> None:
 def prune_experts(
     width: ExpertWidth,
     keep: int,
-    work: nn.Module,
-    calibration: Batches,
+    engine: Engine,
     sites: Mapping[str, Site],
     settings: Settings,
 ) -> tuple[Tensor, WidthChange]:
@@ -144,8 +146,7 @@ def prune_experts(
     Args:
         width: of ``work``.
         keep: neurons of each expert to keep.
-        work: in eval mode; its readers are rewritten.
-        calibration: the data.
+        engine: the model that is being pruned, in eval mode (its readers are rewritten), and the data.
         sites: with the module that owns the stack.
         settings: see there.
 
@@ -153,13 +154,13 @@ def prune_experts(
         The neurons kept, ascending, int64 [experts, keep], and what to report.
     """
     start = time.perf_counter()
-    readers = Readers(work, width)
+    readers = Readers(engine.work.model, width)
     kept = torch.arange(width.units, device="cpu").repeat(width.stack.experts, 1)
     note, error, target = "", None, ""
     moments = settings.refit is not None or settings.method not in ("magnitude", "random")
     try:
         if keep < width.units and moments:
-            readers.collect(calibration, sites[width.stack.module])
+            readers.collect(engine, sites[width.stack.module])
     except UnclearUseError as unclear:
         keep, note = width.units, f"{width.name}: left whole: {unclear}"
     if keep < width.units:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.batches import Batches
-from sparse_accel.calibration.data import all_reduce_, eval_mode, stream
+from sparse_accel.calibration.data import all_reduce_, eval_mode
+from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.channels.call import run_model
 from sparse_accel.channels.rules.response_norm import norms_of
 from sparse_accel.channels.runs import Examples
@@ -97,7 +97,7 @@ def _inputs_of(model: nn.Module, widths: Sequence[Width], visit: Any) -> Iterato
             handle.remove()
 
 
-def settle_norms(width: Width, kept: Tensor, work: nn.Module, calibration: Batches) -> str:
+def settle_norms(width: Width, kept: Tensor, engine: Engine) -> str:
     """Make the units that go zero in front of the width's response norms, and let these divide by the mean of the rest.
 
     With m the mean over all channels and n that over those kept, gamma is multiplied by the rho that makes
@@ -108,13 +108,12 @@ def settle_norms(width: Width, kept: Tensor, work: nn.Module, calibration: Batch
     Args:
         width: with norms.
         kept: units.
-        work: in eval mode; its producers and norms change in place.
-        calibration: the data.
+        engine: the model that is being pruned, in eval mode (its producers and norms change in place), and the data.
 
     Returns:
         What to report.
     """
-    lines = []
+    work, lines = engine.work.model, []
     for norm in width.norms:
         channels = norm.channels[kept.cpu()].flatten()
         sums = torch.zeros(3, dtype=torch.float64, device=work.get_parameter(norm.weight).device)
@@ -125,7 +124,11 @@ def settle_norms(width: Width, kept: Tensor, work: nn.Module, calibration: Batch
             ratio = (every / rest)[rest > 0]
             sums.add_(torch.stack([torch.ones_like(ratio).sum(), ratio.sum(), ratio.square().sum()]))
 
-        stream(work, calibration, {norm.module: work.get_submodule(norm.module)}, visit, required=False)
+        def start(sums: Tensor = sums) -> None:
+            sums.zero_()
+
+        module = work.get_submodule(norm.module)
+        engine.work.stream(engine.batches, {norm.module: module}, visit, start, calls=len(engine.order.get(module, ())))
         all_reduce_([sums])
         count, first, second = sums.tolist()
         rho = first / second if second else 1.0
