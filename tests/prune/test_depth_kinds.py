@@ -60,9 +60,16 @@ def assert_replayed(run: Any, tmp_path: Any, monkeypatch: Any, caplog: Any) -> A
     return came
 
 
-@pytest.mark.parametrize("implementation", ["grouped_mm", "eager", "batched_mm"])
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "ispasp", "only": ["*experts", "*self_attn"]}, {"refit": "dense"}, {"round_to": 8}]
+    "implementation, options",
+    [
+        ("grouped_mm", {}),
+        ("grouped_mm", {"method": "ispasp", "only": ["*experts", "*self_attn"]}),
+        ("grouped_mm", {"refit": "dense"}),
+        ("grouped_mm", {"round_to": 8}),
+        ("eager", {}),
+        ("batched_mm", {}),
+    ],
 )
 def test_neurons_experts_and_heads(implementation, options, tmp_path, monkeypatch, caplog):
     model = mixed(3, implementation)
