@@ -53,7 +53,7 @@ def aligned(name: str, tensor: Tensor, param: Tensor) -> Tensor:
         )
     if not is_sharded(param) or tensor.placements == param.placements:  # type: ignore[attr-defined]
         return tensor
-    return tensor.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined,no-any-return]
+    return tensor.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
 
 
 def shard_groups(param: Tensor, apart: Collection[int] = ()) -> tuple[Any, ...]:

@@ -19,8 +19,8 @@ void check_scalars(const char* name, const std::vector<at::Tensor>& scalars, con
   for (size_t i = 0; i < scalars.size(); ++i) {
     const at::Device device = scalars[i].device();
     TORCH_CHECK_VALUE(device == where && (device.is_cpu() || device == params[i].device()), kRmdaStep, ": ", name, "[",
-                      i, "]: expected all clocks on the CPU or all on ", params[i].device(), ", as the parameters, got ",
-                      device);
+                      i, "]: expected all clocks on the CPU or all on ", params[i].device(),
+                      ", as the parameters, got ", device);
     TORCH_CHECK_VALUE(scalars[i].numel() == 1 && scalars[i].scalar_type() == dtype, kRmdaStep, ": ", name, "[", i,
                       "]: expected one ", dtype, " element, got shape ", scalars[i].sizes(), " of ",
                       scalars[i].scalar_type());

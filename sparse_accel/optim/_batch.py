@@ -65,7 +65,8 @@ def read_parameter(optimizer: str, param: Tensor, grad: Tensor | None, grouping:
     elif not param.is_floating_point():
         raise RuntimeError(f"expected floating-point or complex parameters, got {param.dtype}")
     own = grouping if grouping is not None and penalized else _ELEMENT
-    here, processes = own, ()
+    here = own
+    processes: tuple[Any, ...] = ()
     if sharded:
         here = own.of_part(shard_dims(param))
         processes = shard_groups(param, own.group_dims(param.dim())) if penalized else ()

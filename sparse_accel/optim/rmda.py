@@ -162,8 +162,8 @@ class RMDA(ProximalOptimizer):
             state = self.state[param]
             if "step" not in state:
                 anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
-                tensors = {"point": sharded_as(anchor.clone(), param), "anchor": sharded_as(anchor, param)}
-                state.update(self._new_scalars(param), **tensors)
+                starts = {"point": sharded_as(anchor.clone(), param), "anchor": sharded_as(anchor, param)}
+                state.update(self._new_scalars(param), **starts)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         points, anchors, steps, alphas = self._tensor_lists(batch)
         if fresh and self._stands_still(group, steps):
