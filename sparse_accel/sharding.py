@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["aligned", "all_sums", "is_sharded", "local_part", "shard_dims", "shard_groups", "sharded_as"]
+__all__ = ["aligned", "all_sums", "is_flat", "is_sharded", "local_part", "shard_dims", "shard_groups", "sharded_as"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -22,6 +22,13 @@ def is_sharded(tensor: Any) -> bool:
     """
     module = sys.modules.get("torch.distributed.tensor")  # without it there is none
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_flat(param: Tensor) -> bool:
+    """Whether it is, or is a part of, parameters that an engine has flattened into one (FSDP1, DeepSpeed ZeRO-3)."""
+    return bool(
+        getattr(param, "_fsdp_flattened", False) or type(param).__name__ == "FlatParameter" or hasattr(param, "ds_id")
+    )
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_accel.groups import Grouping, GroupLayout
 from sparse_accel.penalties import cached_layout
-from sparse_accel.sharding import aligned, is_sharded, local_part, shard_dims, shard_groups
+from sparse_accel.sharding import aligned, is_flat, is_sharded, local_part, shard_dims, shard_groups
 
 _ELEMENT = Grouping("element")
 
@@ -39,7 +39,7 @@ def read_parameter(optimizer: str, param: Tensor, grad: Tensor | None, grouping:
 
     Raises:
         RuntimeError: the gradient is sparse, or sharded otherwise than the parameter and not to be brought in line; or
-            the parameter is no floating point, or complex under a penalty or sharded.
+            the parameter is no floating point, complex under a penalty or sharded, or flat under a penalty by groups.
         ValueError: the penalty's groups lie across the parts of a sharded grouped convolution.
     """
     sharded = is_sharded(param)
@@ -53,6 +53,12 @@ def read_parameter(optimizer: str, param: Tensor, grad: Tensor | None, grouping:
         if sharded or is_sharded(grad):
             grad = local_part(aligned("the gradient", grad, param))
     penalized = grouping is not None and grouping.applies_to(param)
+    if grouping is not None and not penalized and is_flat(param):
+        raise RuntimeError(
+            f"the penalty by {grouping.by!r} cannot see groups in the flat parameter of shape {tuple(param.shape)} "
+            "(FSDP1, DeepSpeed ZeRO-3): shard by torch.distributed.fsdp.fully_shard (accelerate: fsdp_version=2), or take "
+            "L1"
+        )
     if param.is_complex():
         if penalized or sharded:
             why = "a penalty on complex parameters is" if penalized else "steps of sharded complex parameters are"

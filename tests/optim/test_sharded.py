@@ -193,3 +193,32 @@ def test_two_processes_step_like_one(tmp_path: Path) -> None:
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
     one, two = (torch.load(tmp_path / f"after_{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_a_group_penalty_on_flat_parameters_is_refused(tmp_path: Path, use_orig_params: bool) -> None:
+    """FSDP1: 1-D shards, in which no group can be seen; silence would be training without a penalty."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = FullyShardedDataParallel(
+            nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)),
+            use_orig_params=use_orig_params,
+            device_id=torch.device("cpu"),
+        )
+        for penalty in (sa.GroupLasso(0.1), sa.L1(0.1)):
+            opt = sa.RMDA(model.parameters(), lr=0.1, penalty=penalty)
+            model(torch.randn(3, 4)).square().mean().backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            if penalty.by == "element":
+                opt.step()
+                continue
+            with pytest.raises(RuntimeError, match="fully_shard"):
+                opt.step()
+            assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+            assert not opt.state
+        with pytest.raises(ValueError, match="its parameters are flat"):
+            sa.param_groups(model, sa.GroupLasso(0.1))
+    finally:
+        dist.destroy_process_group()
