@@ -56,8 +56,8 @@ def read_parameter(optimizer: str, param: Tensor, grad: Tensor | None, grouping:
     if grouping is not None and not penalized and is_flat(param):
         raise RuntimeError(
             f"the penalty by {grouping.by!r} cannot see groups in the flat parameter of shape {tuple(param.shape)} "
-            "(FSDP1, DeepSpeed ZeRO-3): shard by torch.distributed.fsdp.fully_shard (accelerate: fsdp_version=2), or take "
-            "L1"
+            "(FSDP1, DeepSpeed ZeRO-3): shard by torch.distributed.fsdp.fully_shard (accelerate: fsdp_version=2), or "
+            "take L1"
         )
     if param.is_complex():
         if penalized or sharded:
