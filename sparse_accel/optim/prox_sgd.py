@@ -187,13 +187,11 @@ def prox_sgd(
     if grad_scale is not None:
         scaled = [grad / grad_scale.to(device, dtype) for grad in scaled]
     if found_inf is None:
-        for step in steps:
-            step += 1
+        torch._foreach_add_(steps, 1)
         _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho, prox, foreach, sizes, processes)
         return
     skip = found_inf.to(device).reshape(()) != 0
-    for step in steps:
-        step += (~skip).to(step)
+    torch._foreach_add_(steps, (~skip).to(steps[0]))
     scaled = [torch.where(skip, 0.0, grad) for grad in scaled]
     before = [param.detach().clone() for param in params]
     rho_or_zero = torch.where(skip, 0.0, rho).to(dtype)

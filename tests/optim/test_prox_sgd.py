@@ -9,6 +9,7 @@ import torch
 from optim_infos import make_model, set_grads
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparse_accel as sa
 
@@ -139,3 +140,27 @@ def test_differentiable_step(kind: Any) -> None:
     zeros = step(start, grad, buffer, lr)[0].eq(0).all(0).sum()
     assert 0 < zeros < 4
     assert torch.autograd.gradcheck(step, (start, grad, buffer, lr))
+
+
+def test_clocks_advance_by_one_call() -> None:
+    """On a GPU each call is a launch."""
+    calls: list[str] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    numbers = []
+    for size in (3, 30):
+        params = [Parameter(torch.ones(2, 2)) for _ in range(size)]
+        opt = sa.ProxSGD(params, penalty=sa.GroupLasso(0.1))
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.ones_like(param)
+            calls.clear()
+            with Count():
+                opt.step()
+        numbers.append(len(calls))
+        assert all(opt.state[param]["step"] == 2 for param in params)
+    assert numbers[1] - numbers[0] < 2 * 27, numbers  # conversions of a gradient's dtype that change nothing
