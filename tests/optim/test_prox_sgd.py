@@ -163,4 +163,4 @@ def test_clocks_advance_by_one_call() -> None:
                 opt.step()
         numbers.append(len(calls))
         assert all(opt.state[param]["step"] == 2 for param in params)
-    assert numbers[1] - numbers[0] < 2 * 27, numbers  # conversions of a gradient's dtype that change nothing
+    assert numbers[0] == numbers[1]
