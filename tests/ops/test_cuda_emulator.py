@@ -21,6 +21,10 @@ PROGRAMS = (
 )  # fmt: skip
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 RUNS = [(sanitizer, order) for sanitizer in ("plain", "asan", "tsan") for order in ORDERS]
+# Of correct kernels: every order once and more under either sanitizer.
+FEWER = [("plain", order) for order in ORDERS] + [
+    ("asan", "reverse"), ("asan", "random:2"), ("tsan", "forward"), ("tsan", "random:1")
+]  # fmt: skip
 CASES = re.findall(r'^    \{"(.+?)",', (FOLDER / "bugs.cpp").read_text(), re.MULTILINE)
 
 
@@ -63,7 +67,7 @@ def programs() -> Iterator[Programs]:
     built.close()
 
 
-@pytest.mark.parametrize("sanitizer, order", [*RUNS, ("ucontext", "random:3")])
+@pytest.mark.parametrize("sanitizer, order", [*FEWER, ("ucontext", "random:3")])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_kernels_match_plain_loops(programs: Programs, name: str, sanitizer: str, order: str) -> None:
     if sanitizer == "ucontext":

@@ -147,7 +147,7 @@ def test_converges_to_the_minimizer(by: str) -> None:
 
     best = weight.detach().clone()
     rate = 60 / torch.linalg.matrix_norm(data, 2).item() ** 2
-    for _ in range(20000):
+    for _ in range(6000):
         best = best - rate * gradient(best)
         reference.prox_([best], [layout], [rate * strength])
     assert 0 < best.eq(0).sum() < best.numel()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))  # as a script, it has not pytest's pythonpath
 from op_cases import DTYPES
 from torch import Tensor
 
