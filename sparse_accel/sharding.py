@@ -13,6 +13,9 @@ from torch import Tensor
 __all__ = ["aligned", "all_sums", "is_flat", "is_sharded", "local_part", "shard_dims", "shard_groups", "sharded_as"]
 
 
+_PLAIN = (torch.nn.Parameter, Tensor)  # most are: an optimizer asks of each in every step
+
+
 def is_sharded(tensor: Any) -> bool:
     """Whether it is a DTensor.
 
@@ -20,6 +23,8 @@ def is_sharded(tensor: Any) -> bool:
         >>> is_sharded(torch.zeros(2))
         False
     """
+    if type(tensor) in _PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")  # without it there is none
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -160,8 +160,9 @@ class ProximalOptimizer(Optimizer):
                     f"{grouping and grouping.by!r} of the parameter of shape {tuple(param.shape)} lie across several: "
                     "choose another by, or RMDA or ProxSGD"
                 )
+            shape = one.work.shape if param.is_complex() else param.shape
             for name in self._tensor_state:
-                if name in state and local_part(state[name]).shape != one.work.shape:
+                if name in state and state[name].shape != shape:
                     raise RuntimeError(
                         f"state {name!r} has shape {tuple(state[name].shape)}, its parameter {tuple(param.shape)}: "
                         "prune with compact(..., optimizer=optimizer), or make a new optimizer"
@@ -197,6 +198,7 @@ class ProximalOptimizer(Optimizer):
     def _tensor_lists(self, batch: Batch) -> list[list[Tensor]]:
         """The batch's state, one list per name in ``_tensor_state`` and then per name in ``_scalar_state``."""
         lists: list[list[Tensor]] = [[] for _ in (*self._tensor_state, *self._scalar_state)]
+        device = self._scalar_device(batch.params[0])
         for param, work in zip(batch.params, batch.work, strict=True):
             state = self.state[param]
             for name, values in zip(self._tensor_state, lists, strict=False):
@@ -205,7 +207,6 @@ class ProximalOptimizer(Optimizer):
                 if tensor is not held:
                     state[name] = sharded_as(tensor, param)
                 values.append(tensor)
-            device = self._scalar_device(param)
             for name, values in zip(self._scalar_state, lists[len(self._tensor_state) :], strict=True):
                 if state[name].device != device:  # the model was moved
                     state[name] = state[name].to(device)

@@ -77,13 +77,13 @@ def read_parameter(optimizer: str, param: Tensor, grad: Tensor | None, grouping:
         here = own.of_part(shard_dims(param))
         processes = shard_groups(param, own.group_dims(param.dim())) if penalized else ()
     layout, in_place = cached_layout(work.shape, work.stride(), here)
-    size = layout.group_size
+    size = 0
     if processes:
         apart = own.group_dims(param.dim())
         size = math.prod(length for dim, length in enumerate(param.shape) if dim not in apart)
     if not in_place:
         work = work.clone(memory_format=torch.contiguous_format)
-    if grad is not None:
+    if grad is not None and (grad.dtype != work.dtype or grad.is_neg()):
         grad = grad.resolve_neg().to(work.dtype)
     return Reading(home, work, grad, layout, size, processes, penalized)
 
@@ -98,7 +98,7 @@ class Batch:
     grads: list[Tensor] = dataclasses.field(default_factory=list)  # shape of work
     layouts: list[GroupLayout] = dataclasses.field(default_factory=list)  # of work's memory
     strengths: list[float] = dataclasses.field(default_factory=list)  # 0 where the penalty is not about the parameter
-    sizes: list[int] = dataclasses.field(default_factory=list)  # elements of a whole group
+    sizes: list[int] = dataclasses.field(default_factory=list)  # elements of a whole group, where there are processes
     processes: tuple[Any, ...] = ()  # process groups over which the groups lie, none where each is on one process
 
     def cuts(self) -> tuple[list[GroupLayout], list[float], list[int], tuple[Any, ...]]:
