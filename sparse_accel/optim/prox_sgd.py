@@ -191,7 +191,7 @@ def prox_sgd(
         _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho, prox, foreach, sizes, processes)
         return
     skip = found_inf.to(device).reshape(()) != 0
-    torch._foreach_add_(steps, (~skip).to(steps[0]))
+    torch._foreach_add_(steps, [(~skip).to(steps[0])] * len(steps))  # a list: one tensor may be read on the host
     scaled = [torch.where(skip, 0.0, grad) for grad in scaled]
     before = [param.detach().clone() for param in params]
     rho_or_zero = torch.where(skip, 0.0, rho).to(dtype)
