@@ -90,10 +90,16 @@ class MultiStageLR(LRScheduler):
         if self.last_epoch not in self.milestones:
             return
         layers = list(_layers(self.optimizer))
-        if not any(hasattr(type(layer), "restart") for layer in layers):
+        staged = [layer for layer in layers if hasattr(type(layer), "restart")]
+        if not staged and hasattr(self.optimizer, "restart"):  # a wrapper that hands attributes on
+            staged = [self.optimizer]
+        for layer in staged:
+            layer.restart()  # type: ignore[attr-defined]
+        if not staged:
             return
         for group in {id(group): group for layer in layers for group in layer.param_groups}.values():
-            group["restart"] = True  # some wrappers have groups of their own, and copy their entries to the inner ones
+            if "restart" in group:  # some wrappers have groups of their own, and copy their entries to the inner ones
+                group["restart"] = True
             if "eps_scale" in group:  # RAMDA's eps follows the learning rate, from the restart on
                 group["eps_scale"] *= self.gamma
             if self.momentum == "divide":

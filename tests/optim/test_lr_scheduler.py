@@ -329,3 +329,43 @@ def test_zero_redundancy_optimizer() -> None:
     plain, opt = make()
     after_four_steps(opt, plain, MultiStageLR(opt, [2]))
     assert torch.equal(plain, weight)
+
+
+class Own(torch.optim.SGD):
+    """Somebody's optimizer with stages of its own."""
+
+    restarts = 0
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+
+def test_any_restart_is_called() -> None:
+    weight = Parameter(torch.ones(2, 2))
+    inner = Own([weight], lr=0.1, momentum=0.1)
+    for outer in (inner, Around(inner)):
+        inner.restarts = 0
+        sched = MultiStageLR(outer, [1], momentum="constant")
+        set_grads([weight])
+        outer.step()
+        sched.step()
+        assert inner.restarts == 1
+        assert "restart" not in inner.param_groups[0]
+
+
+def test_an_overridden_restart_is_called() -> None:
+    class Counted(sa.RMDA):
+        restarts = 0
+
+        def restart(self) -> None:
+            self.restarts += 1
+            super().restart()
+
+    weight = Parameter(torch.ones(2, 2))
+    opt = Counted([weight], lr=0.1, momentum=0.1)
+    sched = MultiStageLR(opt, [1])
+    set_grads([weight])
+    opt.step()
+    sched.step()
+    assert opt.restarts == 1
+    assert opt.param_groups[0]["restart"]
