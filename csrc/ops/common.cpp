@@ -72,6 +72,36 @@ void check_state(const char* op, const char* name, const std::vector<at::Tensor>
   }
 }
 
+void check_clocks(const char* op, const char* name, const std::vector<at::Tensor>& clocks,
+                  const std::vector<at::Tensor>& params, at::Device device, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(clocks.size() == params.size(), op, ": ", name, ": expected ", params.size(),
+                    " tensors, one per parameter, got ", clocks.size());
+  for (size_t i = 0; i < clocks.size(); ++i) {
+    const at::Device own = clocks[i].device();
+    TORCH_CHECK_VALUE(own == device && (own.is_cpu() || own == params[i].device()), op, ": ", name, "[", i,
+                      "]: expected all clocks on the CPU or all on ", params[i].device(), ", as the parameters, got ",
+                      own);
+    TORCH_CHECK_VALUE(clocks[i].numel() == 1 && clocks[i].scalar_type() == dtype, op, ": ", name, "[", i,
+                      "]: expected one ", dtype, " element, got shape ", clocks[i].sizes(), " of ",
+                      clocks[i].scalar_type());
+  }
+}
+
+void check_one_element(const char* op, const char* name, const std::optional<at::Tensor>& tensor) {
+  TORCH_CHECK_VALUE(!tensor || tensor->numel() == 1, op, ": ", name, ": expected one element, got shape ",
+                    tensor ? tensor->sizes() : at::IntArrayRef());
+}
+
+std::vector<at::Tensor> in_memory_order(const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& params) {
+  std::vector<at::Tensor> out = grads;
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (!same_memory_order(grads[i], params[i])) {
+      out[i] = grads[i].new_empty_strided(params[i].sizes(), params[i].strides()).copy_(grads[i]);
+    }
+  }
+  return out;
+}
+
 bool same_memory_order(const at::Tensor& a, const at::Tensor& b) {
   if (a.sizes() != b.sizes()) return false;
   if (a.numel() == 0 || a.strides() == b.strides()) return true;

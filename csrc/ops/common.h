@@ -2,6 +2,7 @@
 // What every op shares on the ATen side: names to enums, layouts to segments, checks.
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,18 @@ void check_tensors(const char* op, const char* name, const std::vector<at::Tenso
 void check_state(const char* op, const char* name, const std::vector<at::Tensor>& state,
                  const std::vector<at::Tensor>& params, at::ScalarType dtype);
 
+// Of an optimizer step: one element per parameter, all on the CPU or all on the parameters' device.
+void check_clocks(const char* op, const char* name, const std::vector<at::Tensor>& clocks,
+                  const std::vector<at::Tensor>& params, at::Device device, at::ScalarType dtype);
+
+// One element, where there is a tensor.
+void check_one_element(const char* op, const char* name, const std::optional<at::Tensor>& tensor);
+
 // Same shape and same strides, but for dimensions of size 1.
 bool same_memory_order(const at::Tensor& a, const at::Tensor& b);
+
+// The gradients in their parameters' memory order, copied where they have another.
+std::vector<at::Tensor> in_memory_order(const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& params);
 
 // layouts: outer, groups, inner, blocks of each tensor.
 std::vector<Segment> make_segments(const char* op, const std::vector<at::Tensor>& tensors,

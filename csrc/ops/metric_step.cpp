@@ -30,26 +30,6 @@ struct MetricCall {
   const std::optional<at::Tensor>& found_inf;
 };
 
-void check_clocks(const char* op, const char* name, const Tensors& clocks, const Tensors& params,
-                  at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(clocks.size() == params.size(), op, ": ", name, ": expected ", params.size(),
-                    " tensors, one per parameter, got ", clocks.size());
-  for (size_t i = 0; i < clocks.size(); ++i) {
-    TORCH_CHECK_VALUE(clocks[i].numel() == 1 && clocks[i].scalar_type() == dtype, op, ": ", name, "[", i,
-                      "]: expected one ", dtype, " element, got shape ", clocks[i].sizes(), " of ",
-                      clocks[i].scalar_type());
-    TORCH_CHECK_VALUE(
-        (clocks[i].is_cpu() || clocks[i].device() == params[i].device()) && clocks[i].device() == clocks[0].device(),
-        op, ": ", name, "[", i, "]: expected all on the CPU or all on the parameters' device ", params[i].device(),
-        ", got ", clocks[i].device());
-  }
-}
-
-void check_single(const char* op, const char* name, const std::optional<at::Tensor>& tensor) {
-  TORCH_CHECK_VALUE(!tensor || tensor->numel() == 1, op, ": ", name, ": expected one element, got shape ",
-                    tensor ? tensor->sizes() : at::IntArrayRef());
-}
-
 void check_strides(const MetricCall& c, const char* name, const Tensors& state, size_t i) {
   TORCH_CHECK_VALUE(same_memory_order(state[i], c.params[i]), c.op, ": ", name, "[", i,
                     "]: expected the strides of the parameter, ", c.params[i].strides(), ", got ", state[i].strides());
@@ -62,16 +42,12 @@ Tensors check_call(const MetricCall& c) {
   check_state(c.op, c.dual_name, c.duals, c.params, compute_type(dtype));
   check_state(c.op, c.square_name, c.squares, c.params, compute_type(dtype));
   if (c.anchors) check_state(c.op, "anchors", *c.anchors, c.params, compute_type(dtype));
-  check_clocks(c.op, "steps", c.steps, c.params, at::kFloat);
-  if (c.alphas) {
-    check_clocks(c.op, "alphas", *c.alphas, c.params, at::kDouble);
-    TORCH_CHECK_VALUE((*c.alphas)[0].device() == c.steps[0].device(), c.op,
-                      ": alphas[0]: expected the device of steps, ", c.steps[0].device(), ", got ",
-                      (*c.alphas)[0].device());
-  }
-  check_single(c.op, "lr", c.lr_tensor);
-  check_single(c.op, "grad_scale", c.grad_scale);
-  check_single(c.op, "found_inf", c.found_inf);
+  const at::Device clocks = c.steps.empty() ? c.params[0].device() : c.steps[0].device();
+  check_clocks(c.op, "steps", c.steps, c.params, clocks, at::kFloat);
+  if (c.alphas) check_clocks(c.op, "alphas", *c.alphas, c.params, clocks, at::kDouble);
+  check_one_element(c.op, "lr", c.lr_tensor);
+  check_one_element(c.op, "grad_scale", c.grad_scale);
+  check_one_element(c.op, "found_inf", c.found_inf);
   TORCH_CHECK_VALUE(c.strengths.size() == c.params.size(), c.op, ": strengths: expected one for each of ",
                     c.params.size(), " parameters, got ", c.strengths.size());
   for (size_t i = 0; i < c.params.size(); ++i) {
@@ -80,13 +56,7 @@ Tensors check_call(const MetricCall& c) {
     check_strides(c, c.square_name, c.squares, i);
     if (c.anchors) check_strides(c, "anchors", *c.anchors, i);
   }
-  Tensors aligned = c.grads;
-  for (size_t i = 0; i < c.params.size(); ++i) {
-    if (!same_memory_order(c.grads[i], c.params[i])) {
-      aligned[i] = c.grads[i].new_empty_strided(c.params[i].sizes(), c.params[i].strides()).copy_(c.grads[i]);
-    }
-  }
-  return aligned;
+  return in_memory_order(c.grads, c.params);
 }
 
 void check_number(const char* op, const char* name, double value, bool fits, const char* expected) {

@@ -12,26 +12,6 @@ namespace {
 
 constexpr const char* kRmdaStep = "rmda_step_";
 
-void check_scalars(const char* name, const std::vector<at::Tensor>& scalars, const std::vector<at::Tensor>& params,
-                   at::Device where, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(scalars.size() == params.size(), kRmdaStep, ": ", name, ": expected ", params.size(),
-                    " tensors, one per parameter, got ", scalars.size());
-  for (size_t i = 0; i < scalars.size(); ++i) {
-    const at::Device device = scalars[i].device();
-    TORCH_CHECK_VALUE(device == where && (device.is_cpu() || device == params[i].device()), kRmdaStep, ": ", name, "[",
-                      i, "]: expected all clocks on the CPU or all on ", params[i].device(),
-                      ", as the parameters, got ", device);
-    TORCH_CHECK_VALUE(scalars[i].numel() == 1 && scalars[i].scalar_type() == dtype, kRmdaStep, ": ", name, "[", i,
-                      "]: expected one ", dtype, " element, got shape ", scalars[i].sizes(), " of ",
-                      scalars[i].scalar_type());
-  }
-}
-
-void check_one_element(const char* name, const std::optional<at::Tensor>& tensor) {
-  TORCH_CHECK_VALUE(!tensor || tensor->numel() == 1, kRmdaStep, ": ", name, ": expected one element, got shape ",
-                    tensor ? tensor->sizes() : at::IntArrayRef());
-}
-
 void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
                    const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
                    const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
@@ -96,24 +76,21 @@ void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Ten
   check_state(kRmdaStep, "points", points, params, compute_type(dtype));
   check_state(kRmdaStep, "anchors", anchors, params, compute_type(dtype));
   const at::Device clocks = steps.empty() ? params[0].device() : steps[0].device();
-  check_scalars("steps", steps, params, clocks, at::kFloat);
-  check_scalars("alphas", alphas, params, clocks, at::kDouble);
-  check_one_element("lr", lr_tensor);
-  check_one_element("grad_scale", grad_scale);
-  check_one_element("found_inf", found_inf);
+  check_clocks(kRmdaStep, "steps", steps, params, clocks, at::kFloat);
+  check_clocks(kRmdaStep, "alphas", alphas, params, clocks, at::kDouble);
+  check_one_element(kRmdaStep, "lr", lr_tensor);
+  check_one_element(kRmdaStep, "grad_scale", grad_scale);
+  check_one_element(kRmdaStep, "found_inf", found_inf);
   TORCH_CHECK_VALUE(strengths.size() == params.size(), kRmdaStep, ": strengths: expected one for each of ",
                     params.size(), " parameters, got ", strengths.size());
   TORCH_CHECK_VALUE(momentum > 0 && momentum <= 1, kRmdaStep, ": momentum: expected 0 < momentum <= 1, got ", momentum);
-  std::vector<at::Tensor> aligned = grads;  // in their parameters' memory order
   for (size_t i = 0; i < params.size(); ++i) {
     TORCH_CHECK_VALUE(strengths[i] >= 0, kRmdaStep, ": strengths[", i, "]: expected a number >= 0, got ", strengths[i]);
     TORCH_CHECK_VALUE(same_memory_order(points[i], params[i]) && same_memory_order(anchors[i], params[i]), kRmdaStep,
                       ": points[", i, "], anchors[", i, "]: expected the strides of the parameter, ",
                       params[i].strides(), ", got ", points[i].strides(), " and ", anchors[i].strides());
-    if (!same_memory_order(grads[i], params[i])) {
-      aligned[i] = grads[i].new_empty_strided(params[i].sizes(), params[i].strides()).copy_(grads[i]);
-    }
   }
+  const std::vector<at::Tensor> aligned = in_memory_order(grads, params);
 #ifdef SPARSE_ACCEL_WITH_CUDA
   if (on_cuda(params[0])) {
     cuda::rmda_step_(params, aligned, points, anchors, steps, alphas, segments, prox, strengths, lr, lr_tensor,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel import _C
+from sparse_accel import _C, reference
 from sparse_accel.groups import GroupLayout
 
 LIBRARY = torch.library.Library("sparse_accel", "DEF")
@@ -44,6 +44,36 @@ def has_kernels(tensor: Tensor) -> bool:
 
 def _on_device(tensor: Tensor) -> bool:  # apart, so that tests can take the kernels away from all ops at once
     return tensor.is_cpu or (tensor.is_cuda and _C.has_cuda)
+
+
+def step_of(name: str, tensors: int, keys: Sequence[str]) -> Callable[..., None]:
+    """What runs an optimizer step that is an op: the kernel of its name, or the twin of its name without one.
+
+    Args:
+        name: of the op; its arguments are lists of tensors, layouts, prox, strengths, lr, lr_tensor, and the rest.
+        tensors: number of the lists of tensors.
+        keys: names of the rest, as the twin has them.
+    """
+
+    def run(*arguments: Any) -> None:
+        if has_kernels(arguments[0][0]):
+            getattr(kernels(), name)(*arguments)
+            return
+        layouts, prox, strengths, lr, lr_tensor, *rest = arguments[tensors:]
+        getattr(reference, name)(
+            *arguments[:tensors],
+            unflat(layouts),
+            prox=prox,
+            strengths=strengths,
+            lr=lr if lr_tensor is None else lr_tensor,
+            **dict(zip(keys, rest, strict=True)),
+        )
+
+    return run
+
+
+def fake_step(*arguments: Any) -> None:
+    """What tracing sees of a step: it returns nothing."""
 
 
 def call(name: str, *arguments: Any) -> Any:

@@ -9,14 +9,12 @@ with n the root of ``sum_i q_i^2 / (n P_i + tau_g)^2 = 1``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from sparse_accel import reference
 from sparse_accel.groups import GroupLayout
 
-from ._library import call, flat, has_kernels, kernels, register, unflat
+from ._library import call, fake_step, flat, register, step_of
 
 
 def ramda_step_(
@@ -144,65 +142,23 @@ def prox_adamw_step_(
     call("prox_adamw_step_", *map(list, tensors), flat(layouts), prox, list(strengths), *numbers, *scaling)
 
 
-def _ramda_step(*arguments: Any) -> None:
-    if has_kernels(arguments[0][0]):
-        kernels().ramda_step_(*arguments)
-        return
-    layouts, prox, strengths, lr, lr_tensor, momentum, eps, maximize, grad_scale, found_inf = arguments[7:]
-    twin: Any = reference.ramda_step_
-    twin(
-        *arguments[:7],
-        unflat(layouts),
-        prox=prox,
-        strengths=strengths,
-        lr=lr if lr_tensor is None else lr_tensor,
-        momentum=momentum,
-        eps=eps,
-        maximize=maximize,
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-    )
-
-
-def _prox_adamw_step(*arguments: Any) -> None:
-    if has_kernels(arguments[0][0]):
-        kernels().prox_adamw_step_(*arguments)
-        return
-    layouts, prox, strengths, lr, lr_tensor, beta1, beta2, eps, weight_decay, maximize, *scaling = arguments[5:]
-    twin: Any = reference.prox_adamw_step_
-    twin(
-        *arguments[:5],
-        unflat(layouts),
-        prox=prox,
-        strengths=strengths,
-        lr=lr if lr_tensor is None else lr_tensor,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        maximize=maximize,
-        grad_scale=scaling[0],
-        found_inf=scaling[1],
-    )
-
-
-def _fake(*arguments: Any) -> None:
-    return None
-
-
 register(
     "ramda_step_",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] squares, Tensor[] anchors, "
     "Tensor(d!)[] steps, Tensor(e!)[] alphas, int[] layouts, str prox, float[] strengths, float lr, "
     "Tensor? lr_tensor, float momentum, float eps, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
-    _ramda_step,
-    _fake,
+    step_of("ramda_step_", 7, ("momentum", "eps", "maximize", "grad_scale", "found_inf")),
+    fake_step,
 )
 register(
     "prox_adamw_step_",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
     "int[] layouts, str prox, float[] strengths, float lr, Tensor? lr_tensor, float beta1, float beta2, float eps, "
     "float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
-    _prox_adamw_step,
-    _fake,
+    step_of(
+        "prox_adamw_step_",
+        5,
+        ("beta1", "beta2", "eps", "weight_decay", "maximize", "grad_scale", "found_inf"),
+    ),
+    fake_step,
 )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from sparse_accel import reference
 from sparse_accel.groups import GroupLayout
 
-from ._library import call, flat, has_kernels, kernels, register, unflat
+from ._library import call, fake_step, flat, register, step_of
 
 
 def rmda_step_(
@@ -87,50 +85,11 @@ def rmda_step_(
     )
 
 
-def _rmda_step(
-    params: list[Tensor],
-    grads: list[Tensor],
-    points: list[Tensor],
-    anchors: list[Tensor],
-    steps: list[Tensor],
-    alphas: list[Tensor],
-    layouts: list[int],
-    prox: str,
-    strengths: list[float],
-    lr: float,
-    lr_tensor: Tensor | None,
-    momentum: float,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    state = (params, grads, points, anchors, steps, alphas)
-    if has_kernels(params[0]):
-        scaling = (grad_scale, found_inf)
-        kernels().rmda_step_(*state, layouts, prox, strengths, lr, lr_tensor, momentum, maximize, *scaling)
-        return
-    reference.rmda_step_(
-        *state,
-        unflat(layouts),
-        prox=prox,
-        strengths=strengths,
-        lr=lr if lr_tensor is None else lr_tensor,
-        momentum=momentum,
-        maximize=maximize,
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-    )
-
-
-def _rmda_step_fake(*arguments: Any) -> None:
-    return None
-
-
 register(
     "rmda_step_",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] points, Tensor[] anchors, Tensor(c!)[] steps, "
     "Tensor(d!)[] alphas, int[] layouts, str prox, float[] strengths, float lr, Tensor? lr_tensor, float momentum, "
     "bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
-    _rmda_step,
-    _rmda_step_fake,
+    step_of("rmda_step_", 6, ("momentum", "maximize", "grad_scale", "found_inf")),
+    fake_step,
 )

@@ -12,8 +12,6 @@ from optim_infos import make_model, set_grads
 from torch.nn import Parameter
 
 import sparse_accel as sa
-from sparse_accel import reference
-from sparse_accel.groups import group_layout
 
 FLAGS: list[dict[str, Any]] = [{}, {"foreach": True}, {"foreach": False}]
 each_flags = pytest.mark.parametrize("flags", FLAGS, ids=str)
@@ -128,37 +126,6 @@ def test_a_great_penalty_takes_all() -> None:
     opt.step()
     assert all(p.eq(0).all() for p in model.parameters() if p.dim() > 1)
     assert all(p.ne(0).any() for p in model.parameters() if p.dim() == 1)
-
-
-@pytest.mark.parametrize("by", ["input", "output", "element"])
-def test_converges_to_the_minimizer(by: str) -> None:
-    """Least squares under group lasso, by exact gradients; the minimizer by proximal gradient steps."""
-    generator = torch.Generator().manual_seed(0)
-    data = torch.randn(60, 12, generator=generator, dtype=torch.float64) * torch.logspace(-1, 0.3, 12)
-    targets = data @ (
-        torch.randn(12, 4, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 0.02, 1.5, 1.0])
-    )
-    strength = 0.15
-    weight = Parameter(torch.zeros(4, 12, dtype=torch.float64))
-    layout = group_layout(weight, by)
-
-    def gradient(w: torch.Tensor) -> torch.Tensor:
-        return (w @ data.T - targets.T) @ data / 60
-
-    best = weight.detach().clone()
-    rate = 60 / torch.linalg.matrix_norm(data, 2).item() ** 2
-    for _ in range(6000):
-        best = best - rate * gradient(best)
-        reference.prox_([best], [layout], [rate * strength])
-    assert 0 < best.eq(0).sum() < best.numel()
-    opt = sa.RAMDA([weight], lr=0.05, momentum=1.0, penalty=sa.GroupLasso(strength, by=by))
-    for _stage in range(8):
-        for _ in range(400):
-            weight.grad = gradient(weight.detach())
-            opt.step()
-        opt.restart()
-    torch.testing.assert_close(weight.detach(), best, rtol=1e-2, atol=5e-3)
-    assert torch.equal(weight == 0, best == 0)
 
 
 def seeded(seed: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,29 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def trajectories(mesh: Any, dim: int) -> None:
-    """Every optimizer, penalty and shape: parameters, proximal iterates and penalties of both ways are the same."""
+APART = {"input": {1}, "output": {0}, "kernel": {0, 1}, "element": {0, 1, 2, 3}}  # dimensions that number groups
+
+
+def trajectories(mesh: Any, *dims: int | None) -> None:
+    """Every optimizer, penalty and shape: parameters, proximal iterates and penalties of both ways are the same.
+
+    Args:
+        mesh: of processes.
+        dims: for each of its dimensions the one of the parameters that is sharded along it; None: replicated.
+    """
+    sharded = {dim for number, dim in enumerate(dims) if dim is not None and mesh.size(number) > 1}
     for (kind, options), penalty in itertools.product(OPTIMIZERS, PENALTIES):
-        case = f"{kind.__name__} {options} {penalty} dim {dim}"
-        across = penalty is not None and penalty.by not in ("element", "kernel", ("output", "input")[dim])
+        case = f"{kind.__name__} {options} {penalty} dims {dims}"
+        across = penalty is not None and not sharded <= APART[penalty.by]
         plain = [nn.Parameter(randn(shape, i)) for i, shape in enumerate(SHAPES)]
-        placed = [[Shard(min(dim, p.dim() - 1))] for p in plain]
+        placed = [[Replicate() if dim is None else Shard(min(dim, p.dim() - 1)) for dim in dims] for p in plain]
         parts = [nn.Parameter(distribute_tensor(p.detach(), mesh, at)) for p, at in zip(plain, placed, strict=True)]
         ones, twos = kind(plain, penalty=penalty, **options), kind(parts, penalty=penalty, **options)
         for step in range(4):
             for i, (p, part) in enumerate(zip(plain, parts, strict=True)):
                 p.grad = randn(p.shape, 100 * step + i)
                 # As autograd may leave it: sharded like the parameter, or sharded otherwise.
-                at = placed[i] if step % 2 else [Replicate()]
+                at = placed[i] if step % 2 else [Replicate()] * len(dims)
                 part.grad = distribute_tensor(p.grad, mesh, at)
             if across and kind in WHOLE:
                 with pytest.raises(RuntimeError, match="lie across several"):
@@ -147,6 +157,26 @@ def fully_sharded(mesh: Any, folder: str) -> None:
     torch.save([p.detach().full_tensor() for p in other.parameters()], f"{folder}/after_{dist.get_rank()}.pt")
 
 
+def tensor_parallel(mesh: Any) -> None:
+    """Columns of the first layer, rows of the second, by torch's own plan."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    inputs = randn((5, 6), 1)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    parts = parallelize_module(copy.deepcopy(plain), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    for penalty in (sa.GroupLasso(0.05, by="input"), sa.GroupLasso(0.05, by="output")):
+        opts = [sa.RMDA(sa.param_groups(model, penalty), lr=0.3, momentum=0.5) for model in (plain, parts)]
+        for _ in range(3):
+            for model, opt in zip((plain, parts), opts, strict=True):
+                opt.zero_grad()
+                model(inputs).square().mean().backward()
+                opt.step()
+        for p, q in zip(plain.parameters(), parts.parameters(), strict=True):
+            torch.testing.assert_close(whole(q.detach()), p.detach(), rtol=1e-12, atol=1e-13)
+        assert sa.sparsity(plain, by=penalty.by) == sa.sparsity(parts, by=penalty.by)
+
+
 def refusals(mesh: Any) -> None:
     weight = nn.Parameter(distribute_tensor(randn((4, 4), 0), mesh, [Shard(0)]))
     opt = sa.RMDA([weight])
@@ -183,6 +213,9 @@ def work(rank: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (2,))
     for dim in (0, 1):
         trajectories(mesh, dim)
+    for shape in ((2, 1), (1, 2)):  # HSDP
+        trajectories(init_device_mesh("cpu", shape), None, 0)
+    tensor_parallel(mesh)
     refusals(mesh)
     fully_sharded(mesh, folder)
     dist.barrier()

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 
+from .choice import take_step
 from .prox import metric_point
 
 __all__ = ["RamdaNumbers", "RamdaTensors", "ramda"]
@@ -93,34 +94,17 @@ def ramda(
         >>> w, t
         (tensor([0.7500, 0.7500]), tensor(1.))
     """
-    if not tensors.params:
-        return
-    if isinstance(numbers.lr, Tensor) and numbers.lr.is_cpu and not numbers.lr.requires_grad:
-        numbers = dataclasses.replace(numbers, lr=numbers.lr.item())
-    if fused if fused is not None else foreach is None:
-        device = tensors.params[0].device
-        ops.ramda_step_(
-            tensors.params,
-            tensors.grads,
-            tensors.duals,
-            tensors.squares,
-            tensors.anchors,
-            tensors.steps,
-            tensors.alphas,
-            tensors.layouts,
-            prox=numbers.prox,
-            strengths=tensors.strengths,
-            lr=numbers.lr,
-            momentum=numbers.momentum,
-            eps=numbers.eps,
-            maximize=numbers.maximize,
-            grad_scale=None if grad_scale is None else grad_scale.to(device),
-            found_inf=None if found_inf is None else found_inf.to(device),
-        )
-    elif grad_scale is not None or found_inf is not None:
-        raise RuntimeError("grad_scale and found_inf: expected fused=True")
-    else:
-        (_multi_tensor_ramda if foreach else _single_tensor_ramda)(tensors, numbers)
+    take_step(
+        tensors,
+        numbers,
+        lambda **arguments: ops.ramda_step_(**arguments),
+        _multi_tensor_ramda,
+        _single_tensor_ramda,
+        foreach=foreach,
+        fused=fused,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )
 
 
 def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 
+from .choice import take_step
 from .prox import proximal_parts, proximal_point
 
 __all__ = ["StepNumbers", "StepTensors", "rmda"]
@@ -82,6 +83,9 @@ def rmda(
         grad_scale: ``[]``, gradients are divided by it; fused only.
         found_inf: ``[]``, nothing changes where it is not zero; fused only.
 
+    Raises:
+        RuntimeError: ``grad_scale`` or ``found_inf`` without the native op.
+
     Example:
         >>> w, g, x, w0 = torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(2)
         >>> t, alpha = torch.zeros(()), torch.zeros((), dtype=torch.float64)
@@ -90,42 +94,24 @@ def rmda(
         >>> w, t
         (tensor([0.5000, 0.5000]), tensor(1.))
     """
-    if not tensors.params:
-        return
-    if isinstance(numbers.lr, Tensor) and numbers.lr.is_cpu and not numbers.lr.requires_grad:
-        numbers = dataclasses.replace(numbers, lr=numbers.lr.item())
-    if tensors.processes:
-        if grad_scale is not None or found_inf is not None:
-            raise RuntimeError("grad_scale and found_inf: expected groups that lie on one process each")
-        _multi_tensor_rmda(tensors, numbers)
-    elif fused if fused is not None else foreach is None:
-        _fused_rmda(tensors, numbers, grad_scale, found_inf)
-    elif grad_scale is not None or found_inf is not None:
-        raise RuntimeError("grad_scale and found_inf: expected fused=True")
-    else:
-        (_multi_tensor_rmda if foreach else _single_tensor_rmda)(tensors, numbers)
-
-
-def _fused_rmda(
-    tensors: StepTensors, numbers: StepNumbers, grad_scale: Tensor | None, found_inf: Tensor | None
-) -> None:
-    device = tensors.params[0].device
-    ops.rmda_step_(
-        tensors.params,
-        tensors.grads,
-        tensors.points,
-        tensors.anchors,
-        tensors.steps,
-        tensors.alphas,
-        tensors.layouts,
-        prox=numbers.prox,
-        strengths=tensors.strengths,
-        lr=numbers.lr,
-        momentum=numbers.momentum,
-        maximize=numbers.maximize,
-        grad_scale=None if grad_scale is None else grad_scale.to(device),
-        found_inf=None if found_inf is None else found_inf.to(device),
+    if tensors.processes and (grad_scale is not None or found_inf is not None):
+        raise RuntimeError("grad_scale and found_inf: expected groups that lie on one process each")
+    across = bool(tensors.processes)
+    take_step(
+        tensors,
+        numbers,
+        _native,
+        _multi_tensor_rmda,
+        _single_tensor_rmda,
+        foreach=foreach or across,
+        fused=False if across else fused,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
     )
+
+
+def _native(*, sizes: Sequence[int], processes: Sequence[Any], **arguments: Any) -> None:
+    ops.rmda_step_(**arguments)
 
 
 def _advance(step: Tensor, alpha: Tensor, numbers: StepNumbers) -> tuple[Tensor, Tensor, Tensor]:
