@@ -224,6 +224,8 @@ def _explains(
 ) -> bool:
     """Whether the module without half of each expert's neurons computes what it does with the reader blind to them.
 
+    What reads them is linear; a matrix that makes neurons can be blind to some with the same effect, but is not.
+
     Args:
         module: with the experts.
         inputs: of it.
@@ -246,6 +248,8 @@ def _explains(
     try:
         expected = outputs_with(module, inputs, {**own, reader: blind})
         came = outputs_with(module, inputs, {**own, **small}, **dict.fromkeys(attributes, count))
+        scaled = outputs_with(module, inputs, {**own, reader: -2 * own[reader]})
+        without = outputs_with(module, inputs, {**own, reader: torch.zeros_like(own[reader])})
     except Exception:  # shapes that do not go together, in any operation
         return False
     if [t.shape for t in came] != [t.shape for t in expected]:
@@ -255,7 +259,13 @@ def _explains(
         return False
     tolerance = max(1e-4, 16 * torch.finfo(own[reader].dtype).eps)
     changed = max(_difference(old, new) for old, new, _ in tensors)
-    return changed > 2 * tolerance and all(_difference(one, other) <= tolerance for _, one, other in tensors)
+    same = all(_difference(one, other) <= tolerance for _, one, other in tensors)
+    linear = all(
+        _difference(2 * (old - none), none - other) <= tolerance
+        for old, none, other in zip(base, without, scaled, strict=True)
+        if old.is_floating_point() and old.numel()
+    )
+    return changed > 2 * tolerance and same and linear
 
 
 def spread(indices: Tensor, dim: int, like: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sparse_accel.channels.runs import Examples
 from sparse_accel.channels.stacks import find_stacks
-from sparse_accel.prune import find_widths
-from sparse_accel.removal.compact import UnsupportedModelError
+from sparse_accel.prune import ISpaSP, find_widths
+from sparse_accel.removal.compact import UnsupportedModelError, compact
 
 E, IN, N = 3, 8, 12
 
@@ -173,3 +173,26 @@ def test_transformers(name):
     assert gate[1].tolist() == ([2, 3] if name == "gpt_oss" else [1, units + 1])
     assert (width.units, width.granule) == (units, 4)
     assert (width.stack.bias is not None) == (name == "gpt_oss")
+
+
+class Normed(Layers):
+    """Divides the neurons by their norm: zeros in what makes some have the effect of taking them off, but no reader."""
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        y = torch.zeros_like(x)
+        for e in range(E):
+            h = torch.relu(x @ self.one[e].T) * (x @ self.other[e].T)
+            y = y + scale * (h / (h.norm(dim=-1, keepdim=True) + 1e-3)) @ self.reads[e].T
+        return y
+
+
+def test_a_matrix_that_makes_neurons_is_no_reader():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, IN), Normed("apart"), nn.Linear(IN, 2)).eval()
+    x = torch.randn(20, 4)
+    assert stacks(model, x) == []
+    with pytest.raises(UnsupportedModelError, match=r"1\.reads \(Normed\): left whole: .* % of the weights"):
+        ISpaSP(model, x, 0.5).run(x)
+    model[1].one.data[:, 0] = 0
+    notes = compact(model, x).plan["notes"]
+    assert any("1.one (Normed): 3 rows of zeros stay" in note for note in notes), notes

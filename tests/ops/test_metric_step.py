@@ -407,6 +407,11 @@ def test_errors_change_nothing(backend: Any, kind: Any) -> None:
     broken.clocks[0] = [broken.clocks[0][0].double()]
     with pytest.raises(ValueError, match=r"steps\[0\]: expected one Float element"):
         broken.step(ops, grads, layouts)
+    for place in range(len(state.clocks)):  # a device pointer is not to be read here
+        broken = kind(tensors)
+        broken.clocks[place] = [broken.clocks[place][0].to("meta")]
+        with pytest.raises(ValueError, match=r"\[0\]: expected all clocks on the CPU or all on .*, got "):
+            broken.step(ops, grads, layouts)
     assert_same(state, kind(tensors), 0.0)
 
 

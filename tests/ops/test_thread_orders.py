@@ -12,7 +12,7 @@ from op_cases import like, randn
 from torch import Tensor
 
 from sparse_accel import ops
-from sparse_accel.groups import BY, Grouping, group_layout
+from sparse_accel.groups import BY, Grouping, GroupLayout, group_layout
 
 CPU = torch.device("cpu")
 SHAPES = [(40, 70), (12, 6, 3, 3), (3, 5, 9, 11), (700, 3)]
@@ -32,7 +32,28 @@ def results(by: str) -> list[Tensor]:
     alphas = [torch.zeros((), dtype=torch.float64) for _ in weights]
     state = (params, [randn(shape, torch.float32, CPU, 9) for shape in SHAPES], points, weights, steps, alphas)
     ops.rmda_step_(*state, layouts, prox="soft", strengths=[0.3] * len(weights), lr=0.5, momentum=0.4)
-    return [*scores, *masks, *shrunk, values, *params, *points, *steps, *alphas]
+    return [*scores, *masks, *shrunk, values, *params, *points, *steps, *alphas, *in_a_metric(weights, layouts)]
+
+
+def in_a_metric(weights: list[Tensor], layouts: list[GroupLayout]) -> list[Tensor]:
+    """What the steps of RAMDA and ProxAdamW make of them."""
+    out: list[Tensor] = []
+    for rule in ("ramda", "adamw"):
+        grads = [randn(tuple(weight.shape), torch.float32, CPU, 9) for weight in weights]
+        params, means, squares = ([like(weight) for weight in weights] for _ in range(3))
+        for mean, square in zip(means, squares, strict=True):
+            mean.mul_(0.1)
+            square.square_().add_(0.1)
+        steps = [torch.full((), 3.0) for _ in weights]
+        state, options = (params, grads, means, squares), {"prox": "soft", "strengths": [0.3] * len(weights)}
+        if rule == "ramda":
+            alphas = [torch.ones((), dtype=torch.float64) for _ in weights]
+            ops.ramda_step_(*state, weights, steps, alphas, layouts, lr=0.1, momentum=0.4, eps=1e-6, **options)
+        else:
+            numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01}
+            ops.prox_adamw_step_(*state, steps, layouts, **numbers, **options)
+        out += [*params, *means, *squares, *steps]
+    return out
 
 
 @functools.cache
