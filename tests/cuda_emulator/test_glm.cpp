@@ -153,6 +153,7 @@ void test_epoch(const Rows<T>& data, Family family, double beta) {
 
 template <class T>
 void test() {
+  if (!tested<T>()) return;
   for (const bool sparse : {false, true}) {
     const Rows<T> data(Rows<T>::make(3, 300), 3, 300, sparse);
     for (const Family family : {Family::gaussian, Family::binomial, Family::poisson, Family::huber}) {

@@ -9,6 +9,7 @@ namespace {
 
 template <class A>
 void test(std::int64_t rows, std::int64_t columns) {
+  if (!tested<A>()) return;
   const std::size_t size = std::size_t(rows * columns);
   const std::vector<A> w = normal<A>(rows * columns), r = normal<A>(rows * columns), x = normal<A>(rows * columns);
   std::vector<A> diagonal, inverse;

@@ -177,6 +177,7 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
 
 template <class T>
 void test(const std::vector<GroupLayout>& shapes, const Options& options) {
+  if (!tested<T>()) return;
   using A = Compute<T>;
   State<T> before;
   for (const GroupLayout& shape : shapes) {

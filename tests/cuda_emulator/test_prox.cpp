@@ -35,6 +35,7 @@ Result<T> prox(const std::vector<std::vector<T>>& tensors, const std::vector<Gro
 
 template <class T>
 void test(const std::vector<GroupLayout>& shapes, Prox kind, double threshold, std::size_t shift, bool with_value) {
+  if (!tested<T>()) return;
   std::vector<std::vector<T>> tensors;
   for (const GroupLayout& shape : shapes) tensors.push_back(normal<T>(numel(shape)));
   const std::vector<double> thresholds(shapes.size(), threshold);

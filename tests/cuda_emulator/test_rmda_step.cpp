@@ -113,6 +113,7 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
 
 template <class T>
 void test(const std::vector<GroupLayout>& shapes, const Options& options) {
+  if (!tested<T>()) return;
   State<T> before;
   for (const GroupLayout& shape : shapes) {
     before.params.push_back(normal<T>(numel(shape)));

@@ -28,6 +28,6 @@ facts = {
     "with_cuda": True,
     "cuda_version": torch.version.cuda,
     "cuda_architectures": f"{major}{minor}-real",
-    "compiler": "torch.utils.cpp_extension -O3",
+    "compiler": "torch.utils.cpp_extension -O2",
 }
 (folder / "_build_info.py").write_text("".join(f"{name} = {value!r}\n" for name, value in facts.items()))

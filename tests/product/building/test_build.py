@@ -52,11 +52,11 @@ def test_source_archive_has_what_a_build_needs_and_nothing_built(unpacked):
 
 @pytest.mark.slow
 def test_wheel_from_source_archive_in_a_clean_environment(unpacked, tmp_path):
-    # -O0: what is tested is the packaging, not the code that the compiler makes.
-    fast = ["-Ccmake.build-type=Debug", "-Ccmake.define.CMAKE_CXX_FLAGS_DEBUG=-O0"]
+    # What is tested is the packaging, not the code that the compiler makes.
+    fast = ["cmake.build-type=Debug", "cmake.define.CMAKE_CXX_FLAGS_DEBUG=-O0", "cmake.define.SPARSE_ACCEL_PORTABLE=ON"]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     env = {**TOOLS, "SPARSE_ACCEL_CUDA": "OFF"}
-    run(*pip, "wheel", "--no-build-isolation", "--no-deps", *fast, "-w", tmp_path, unpacked, env=env)
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", *(f"-C{word}" for word in fast), "-w", tmp_path, unpacked, env=env)
     (wheel,) = tmp_path.glob("*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
@@ -84,7 +84,7 @@ print(len(_jit.sources(True)), _jit.source_dir())
 def test_load_jit_builds_the_same_sources(tmp_path):
     code = f"""
 import torch, sparse_accel
-module = sparse_accel.load_jit(with_cuda=False, extra_cflags=["-O0"])
+module = sparse_accel.load_jit(with_cuda=False, extra_cflags=["-O0", "-DSPARSE_ACCEL_PORTABLE"])
 assert set(dir(module)) >= {{name for name in dir(sparse_accel._C) if not name.startswith("_")}}, dir(module)
 print(module.{SCORE}, module.__file__)
 """
@@ -140,7 +140,7 @@ def test_build_info():
     assert info.cpu_capability in ("AVX512", "AVX2", "DEFAULT")
     assert info.threads == torch.get_num_threads()
     assert re.fullmatch(r"([0-9a-f]{7,}(-dirty)?)?", info.commit)
-    assert "-O3" in info.compiler
+    assert "-O2" in info.compiler
     assert bool(info.cuda_architectures) == info.with_cuda
     assert "cpu capability" in str(info)
 
