@@ -84,7 +84,7 @@ def accelerate(
     examples = copy.deepcopy(example_inputs)
     if isinstance(examples, Examples):
         examples.check(new)
-    expected = record_inputs(new, found, examples)
+    expected = as_tensors(output_leaves(record_inputs(new, found, examples)))
     layers: list[LayerSpeed] = []
     chosen: dict[str, SparseLayer] = {}
     for candidate in found:
@@ -187,7 +187,7 @@ def _judge(
     chosen: Mapping[str, SparseLayer],
     report: AccelerateReport,
     examples: Any,
-    expected: Any,
+    expected: list[Tensor],
     modes: Mapping[str, bool],
 ) -> AccelerateResult:
     """Put the chosen layers in, and take them out again unless the model as a whole is faster."""
@@ -236,8 +236,8 @@ def _dense_again(speed: LayerSpeed) -> LayerSpeed:
     return LayerSpeed(**{**vars(speed), "chosen": "dense", "bytes": (speed.bytes[0], speed.bytes[0])})
 
 
-def _difference(expected: Any, found: Any) -> float:
-    pairs = zip(as_tensors(output_leaves(expected)), as_tensors(output_leaves(found)), strict=True)
+def _difference(expected: list[Tensor], found: Any) -> float:
+    pairs = zip(expected, as_tensors(output_leaves(found)), strict=True)
     apart = [(a.double() - b.double()).nan_to_num().abs().max().item() for a, b in pairs if a.numel()]
     return max(apart, default=0.0)
 

@@ -100,10 +100,11 @@ def _parts(name: str, entry: Field, tensors: dict[str, Tensor]) -> Bitmask | tup
         if form == "bitmask":
             scales = parts.pop("scales", None)
             return Bitmask(**parts, scales=scales, rows=rows, columns=columns).check()
-        torch.sparse_csr_tensor(parts["crow"], parts["col"], parts["values"], (rows, columns), check_invariants=True)
+        crow, col, values = parts["crow"], parts["col"], parts["values"]
+        torch.sparse_csr_tensor(crow, col, values, (rows, columns), device=values.device, check_invariants=True)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{entry.where}: {name}: {error}") from error
-    return parts["values"], parts["crow"], parts["col"]
+    return values, crow, col
 
 
 register(FORMAT, lambda result: isinstance(result, AccelerateResult), _contents, _read)

@@ -31,7 +31,7 @@ def csr_linear(x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tenso
 
 
 def _matrix(crow: Tensor, col: Tensor, values: Tensor, rows: int, columns: int) -> Tensor:
-    return torch.sparse_csr_tensor(crow, col, values, (rows, columns), check_invariants=False)
+    return torch.sparse_csr_tensor(crow, col, values, (rows, columns), device=values.device, check_invariants=False)
 
 
 def _run(x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tensor | None, rows: int) -> Tensor:
