@@ -97,11 +97,11 @@ bool runs_on_cuda(const char* op, const at::Tensor& values) {
   return native_cuda;
 }
 
-// Inputs from which on a dense product of unpacked weights is faster than one of the kept alone. On a CPU, where more
-// than this share is kept: a BLAS kernel does twice as much in a cycle, and unpacking costs as much as some twenty
-// inputs. On a GPU whatever is kept: dense products have tensor cores.
-constexpr double kDenseShare = 0.75;
-constexpr int64_t kDenseBatch = 96;
+// When a dense product of unpacked weights is faster than one of the kept alone. On a CPU a product of kept weights
+// takes about twice as long for each, and unpacking as long as some 25 inputs of the dense one (measured, AVX2, 2048 x
+// 2048). On a GPU from some number of inputs on, whatever is kept: dense products have tensor cores.
+constexpr double kDenseShare = 0.5;
+constexpr double kUnpackInputs = 25;
 constexpr int64_t kDenseBatchCuda = 16;
 constexpr int64_t kUnpackTiles = 64;  // row tiles that are unpacked at a time
 
@@ -175,7 +175,7 @@ at::Tensor sparse_linear(const at::Tensor& x_given, const at::Tensor& values, co
   const double share = double(w.offsets[w.row_tiles * w.column_tiles]) * kValueAlign /
                        double(values.element_size() * std::max<int64_t>(1, rows * columns));
   at::Tensor y;
-  if (batch >= kDenseBatch && share > kDenseShare) {
+  if (double(batch) * (share - kDenseShare) >= kUnpackInputs) {
     y = by_unpacking(w, values, x, false);
     cpu::sparse_finish(y.mutable_data_ptr<float>(), batch, rows, bias_data, activation);
   } else {

@@ -133,10 +133,10 @@ def _choose(
             forms[form] = layer
         else:
             notes.append(f"{form} is not used: its output differs by {apart:.2g} of the largest, {allowed:.2g} may be")
-    us, gains = layer_times(forms, inputs, budget_s)
-    best = max((form for form in forms if form != "dense"), key=lambda form: gains[form], default="dense")
-    if best != "dense" and gains[best] < min_gain:
-        notes.append(f"{best}, the fastest, would gain {gains[best]:.2f}×")
+    us = layer_times(forms, inputs, budget_s)
+    best = min((form for form in forms if form != "dense"), key=us.__getitem__, default="dense")
+    if best != "dense" and us["dense"] < min_gain * us[best]:
+        notes.append(f"{best}, the fastest, would gain {us['dense'] / us[best]:.2f}×")
         best = "dense"
     weight: Tensor = dense.weight  # type: ignore[assignment]
     winner = forms[best]

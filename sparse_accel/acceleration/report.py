@@ -19,7 +19,8 @@ class LayerSpeed:
         sparsity: share of its weights that are zero.
         calls: how often one run of the example calls it.
         inputs: rows of the inputs of its largest call.
-        us: median microseconds in one run of the example, by form; ``"dense"`` is always there.
+        us: median microseconds in one run of the example, by form; ``"dense"`` is always there. Of the others by
+            their median share of the dense time of the same round.
         chosen: the form that it has now.
         bytes: of the weight, dense and now.
         note: why it stayed dense, or what could not be tried.

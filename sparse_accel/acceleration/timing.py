@@ -43,27 +43,23 @@ def times_in_turns(
 
 def layer_times(
     layers: Mapping[str, nn.Module], inputs: Sequence[tuple[Tensor, int]], budget_s: float
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Of layers that compute the same.
+) -> dict[str, float]:
+    """Microseconds of layers that compute the same, for all inputs together.
+
+    Of the dense layer the median; of each other the median over the rounds of its time over the dense layer's in the
+    same round, times the dense layer's: a load on the machine that comes and goes changes that least.
 
     Args:
         layers: by name, ``"dense"`` among them.
         inputs: with how often each comes.
         budget_s: for all of them.
-
-    Returns:
-        Median microseconds of all inputs together; the median over the rounds of how many times faster each was than
-        the dense one was in the same round, which a load on the machine that comes and goes changes least.
     """
     total = dict.fromkeys(layers, 0.0)
-    paired = dict.fromkeys(layers, 0.0)
     with torch.no_grad():
         for x, count in inputs:
             runs = {name: (lambda layer=layer, x=x: layer(x)) for name, layer in layers.items()}
             times = times_in_turns(runs, cuda=x.is_cuda, budget_s=budget_s / len(inputs))
+            dense = times["dense"]
             for name, own in times.items():
-                total[name] += count * median(own)
-                # what it would take, were the dense layer as fast as its median in every round
-                shares = [mine / dense for mine, dense in zip(own, times["dense"], strict=True)]
-                paired[name] += count * median(times["dense"]) * median(shares)
-    return total, {name: total["dense"] / took if took else 1.0 for name, took in paired.items()}
+                total[name] += count * median(dense) * median(mine / its for mine, its in zip(own, dense, strict=True))
+    return total

@@ -48,8 +48,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def choose(form: str, whole: float = 2.0) -> None:
         def layers(forms: Mapping[str, nn.Module], *_: Any) -> Any:
-            us = {name: 5.0 if name == form else 10.0 for name in forms}
-            return us, {name: 10.0 / took for name, took in us.items()}
+            return {name: 5.0 if name == form else 10.0 for name in forms}
 
         def turns(runs: Mapping[str, Any], **_: Any) -> dict[str, list[float]]:
             for run in runs.values():
@@ -190,7 +189,7 @@ def test_never_slower_by_the_clock() -> None:
     net = thin(nn.Sequential(nn.Linear(64, 64)), 0.06)
     result = sa.accelerate(net, torch.randn(2048, 64), budget_s=0.05)
     layer = result.report.layers[0]
-    assert layer.chosen == "dense" or layer.gain > 1
+    assert layer.chosen == "dense" or layer.gain >= 1.1
     assert set(layer.us) == {"dense", "bitmask", "csr"}
 
 
