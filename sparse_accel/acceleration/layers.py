@@ -224,17 +224,17 @@ class BitmaskLayer(SparseLayer):
             key: own if parts[key] is None else parts[key] for key, own in self.packed._asdict().items() if key in parts
         }
         try:
+            if given["values"].dtype != self.values.dtype:  # whose offsets are others
+                raise ValueError(f"values: expected {self.values.dtype} as the layer has, got {given['values'].dtype}")
             Bitmask(**given, rows=self.rows, columns=self.columns).check()
         except ValueError as error:
             errors.append(f"{prefix.rstrip('.')}: {error}")
             return
         if parts["values"] is not None and parts["values"].shape != self.values.shape:
             with torch.no_grad():  # another number of kept weights
-                if isinstance(self.values, nn.Parameter):
-                    self.values = nn.Parameter(torch.empty_like(parts["values"], device=self.values.device),
-                                               requires_grad=self.values.requires_grad)  # fmt: skip
-                else:
-                    self.values = torch.empty_like(parts["values"], device=self.values.device)
+                fresh = torch.empty_like(parts["values"], device=self.values.device)
+                trained = isinstance(self.values, nn.Parameter)
+                self.values = nn.Parameter(fresh, requires_grad=self.values.requires_grad) if trained else fresh
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

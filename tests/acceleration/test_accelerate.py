@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import sparse_accel as sa
+from sparse_accel._modes import layer_by_layer
 from sparse_accel.acceleration import accelerate as module_under_test
 from sparse_accel.acceleration.layers import BitmaskLayer, CSRLayer, SparseLayer
 
@@ -298,6 +299,9 @@ def test_broken_state_is_refused(chosen: Any) -> None:
     with pytest.raises(RuntimeError, match="0: offsets: expected those of the bits, got others"):
         model.load_state_dict(state)
     assert torch.equal(model(x), before)
+    half = copy.deepcopy(model).bfloat16()
+    with pytest.raises(RuntimeError, match=r"values: expected torch\.float32 as the layer has, got torch\.bfloat16"):
+        model.load_state_dict(half.state_dict())
     other = sa.accelerate(thin(nn.Sequential(nn.Linear(20, 16)), 0.3, 5), x).model
     model.load_state_dict(other.state_dict())  # another number of kept weights
     assert torch.equal(model(x), other(x))
@@ -317,3 +321,19 @@ def test_errors() -> None:
     with pytest.raises(TypeError, match="model: expected"):
         sa.densify(None)
     assert not net[0]._forward_pre_hooks
+
+
+def test_in_a_transformer(chosen: Any) -> None:
+    """Torch's fast path reads ``weight`` itself."""
+    chosen("bitmask")
+    torch.manual_seed(0)
+    net = thin(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)).train()
+    x = torch.randn(2, 5, 16)
+    with layer_by_layer():
+        result = sa.accelerate(net, x)
+    assert {layer.name for layer in result.report.layers} == {"layers.0.linear1", "layers.0.linear2"}
+    net.eval()
+    result.model.eval()
+    torch.testing.assert_close(result.model(x), net(x), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(x), net(x), rtol=1e-4, atol=1e-5)
