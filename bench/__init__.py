@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench_ispasp,
         bench_optim,
         bench_prox,
+        bench_sparse_linear,
         bench_topk,
         harness,
     )
@@ -35,5 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "glm": bench_glm.cases,
         "gram_obs": bench_gram_obs.cases,
         "ispasp": bench_ispasp.cases,
+        "sparse_linear": bench_sparse_linear.cases,
     }
     return harness.bench_main(benches, argv, "Run every bench of sparse_accel.")[0]

@@ -13,6 +13,7 @@
 #include "ops/metric_step.h"
 #include "ops/prox.h"
 #include "ops/rmda_step.h"
+#include "ops/sparse_linear.h"
 #include "ops/topk_threshold.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -34,5 +35,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("ramda_step_", &sparse_accel::ramda_step_, release_gil());
   m.def("prox_adamw_step_", &sparse_accel::prox_adamw_step_, release_gil());
   m.def("masked_cg", &sparse_accel::masked_cg, release_gil());
+  m.def("sparse_linear", &sparse_accel::sparse_linear, release_gil());
+  m.def("sparse_unpack", &sparse_accel::sparse_unpack, release_gil());
+  m.def("sparse_collect", &sparse_accel::sparse_collect, release_gil());
   m.def("topk_threshold_", &sparse_accel::topk_threshold_, release_gil());
 }

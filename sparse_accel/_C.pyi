@@ -97,3 +97,17 @@ def topk_threshold_(
     x: Tensor, scores: Tensor | None, k: Sequence[int], by: str, layout: Sequence[int], scale: Tensor | None
 ) -> Tensor: ...
 def masked_cg(w: Tensor, mask: Tensor, h: Tensor, iters: int, start: Tensor | None) -> Tensor: ...
+def sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    offsets: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    activation: str,
+) -> Tensor: ...
+def sparse_unpack(
+    values: Tensor, bits: Tensor, offsets: Tensor, scales: Tensor | None, rows: int, columns: int
+) -> Tensor: ...
+def sparse_collect(dense: Tensor, bits: Tensor, offsets: Tensor, length: int) -> Tensor: ...

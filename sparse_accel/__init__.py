@@ -7,6 +7,7 @@ _compat.check()
 from . import _build_info, ops, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
+from .acceleration.accelerate import AccelerateResult, accelerate, densify
 from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
@@ -25,6 +26,7 @@ __all__ = [
     "RAMDA",
     "RMDA",
     "SPPAM",
+    "AccelerateResult",
     "BlockSparsity",
     "BuildInfo",
     "CheckpointError",
@@ -44,8 +46,10 @@ __all__ = [
     "SparsityReport",
     "UnsupportedModelError",
     "__version__",
+    "accelerate",
     "build_info",
     "compact",
+    "densify",
     "glm_epoch",
     "glm_prox",
     "group_layout",

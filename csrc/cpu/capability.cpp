@@ -37,4 +37,9 @@ const TopkKernels& topk_kernels() {
   return chosen;
 }
 
+const SparseKernels& sparse_kernels() {
+  static const SparseKernels& chosen = choose(sparse_kernels_default, sparse_kernels_avx2, sparse_kernels_avx512);
+  return chosen;
+}
+
 }  // namespace sparse_accel::cpu

@@ -4,6 +4,7 @@ Imports: ``_C``, :mod:`~sparse_accel.reference` (the fallback on devices without
 """
 
 from ._library import cpu_capability
+from .bitmask import Bitmask
 from .glm import glm_epoch, glm_prox
 from .gram_obs import gram_obs
 from .group_score import group_score
@@ -12,9 +13,11 @@ from .masked_cg import masked_cg
 from .metric_step import prox_adamw_step_, ramda_step_
 from .prox import prox_
 from .rmda_step import rmda_step_
+from .sparse_linear import sparse_linear
 from .topk_threshold import topk_threshold_
 
 __all__ = [
+    "Bitmask",
     "cpu_capability",
     "glm_epoch",
     "glm_prox",
@@ -26,5 +29,6 @@ __all__ = [
     "prox_adamw_step_",
     "ramda_step_",
     "rmda_step_",
+    "sparse_linear",
     "topk_threshold_",
 ]

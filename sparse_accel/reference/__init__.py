@@ -11,9 +11,11 @@ from .masked_cg import masked_cg
 from .metric_step import metric_prox, prox_adamw_step_, ramda_step_
 from .prox import prox_
 from .rmda_step import rmda_step_
+from .sparse_linear import ACTIVATIONS, sparse_collect, sparse_linear, sparse_unpack
 from .topk_threshold import topk_threshold_
 
 __all__ = [
+    "ACTIVATIONS",
     "compute_type",
     "glm_epoch_",
     "glm_prox",
@@ -28,5 +30,8 @@ __all__ = [
     "prox_adamw_step_",
     "ramda_step_",
     "rmda_step_",
+    "sparse_collect",
+    "sparse_linear",
+    "sparse_unpack",
     "topk_threshold_",
 ]

@@ -94,7 +94,8 @@ def save(result: Any, directory: str | os.PathLike[str], *, optimizer: bool = Tr
 
     Args:
         result: of :func:`sparse_accel.compact`, :func:`sparse_accel.prune.remove_units`,
-            :meth:`sparse_accel.prune.ISpaSP.run` or :meth:`sparse_accel.prune.CurvatureIHT.run`.
+            :meth:`sparse_accel.prune.ISpaSP.run`, :meth:`sparse_accel.prune.CurvatureIHT.run` or
+            :func:`sparse_accel.accelerate`.
         directory: created if need be; the files of a checkpoint that it holds are replaced or, such as those of another
             optimizer, removed. An interrupted save leaves the old checkpoint, or one that is refused.
         optimizer: save the result's optimizer too, for :func:`load_optimizer`.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"group_score", "group_topk", "prox", "optim", "glm", "gram_obs", "ispasp", "topk"}
+NAMES = {"group_score", "group_topk", "prox", "optim", "glm", "gram_obs", "ispasp", "sparse_linear", "topk"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,6 +112,14 @@ def test_contenders_of_ispasp_agree(monkeypatch):
     monkeypatch.setattr(bench_ispasp, "ours", lambda block: wrong)
     with pytest.raises(RuntimeError, match="iteration 1: other sets, or"):
         bench_ispasp.compare(block)
+
+
+def test_contenders_of_sparse_linear_agree(settings):
+    from bench import bench_sparse_linear
+
+    for case in bench_sparse_linear.cases(settings):
+        torch.testing.assert_close(case.run(), case.peer(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(case.twin(), case.peer(), rtol=1e-5, atol=1e-5)
 
 
 def test_contenders_of_gram_obs_agree(settings):

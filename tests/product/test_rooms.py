@@ -28,6 +28,7 @@ BELOW: dict[str, set[str]] = {
     "report": {"channels", "wrappers"},
     "diagnostics": {"report", "groups", "sharding"},
     "removal": {"report", "channels", "penalties", "groups", "wrappers", "_build_info", "_modes"},
+    "acceleration": {"removal", "report", "channels", "ops", "wrappers", "_modes"},
     "calibration": {"channels", "ops"},
     "prune": {"removal", "calibration", "report", "channels", "ops", "groups", "wrappers", "_modes"},
     "sparse_recovery": {"ops", "_modes"},

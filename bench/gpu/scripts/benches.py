@@ -20,6 +20,7 @@ BENCHES = [
     ("optim", "bfloat16"), ("prox", "bfloat16"), ("group_score", "bfloat16"),
     ("topk", "float32"), ("group_topk", "float32"),
     ("gram_obs", "float32"), ("ispasp", "float32"), ("glm", "float32"),
+    ("sparse_linear", "bfloat16"), ("sparse_linear", "float32"),
 ]  # fmt: skip
 MOST_IN_A_ROW = 3  # failures, before a bench is given up
 

@@ -5,6 +5,7 @@
 #include "../kernels.h"
 #include "../masked_cg/masked_cg_kernels.h"
 #include "../metric_step/metric_step_kernels.h"
+#include "../sparse_linear/sparse_linear_kernels.h"
 #include "../topk_threshold/topk_threshold_kernels.h"
 
 namespace sparse_accel {
@@ -25,12 +26,16 @@ extern const KernelSet* const kernel_set_avx512;
 extern const TopkKernels* const topk_kernels_default;
 extern const TopkKernels* const topk_kernels_avx2;
 extern const TopkKernels* const topk_kernels_avx512;
+extern const SparseKernels* const sparse_kernels_default;
+extern const SparseKernels* const sparse_kernels_avx2;
+extern const SparseKernels* const sparse_kernels_avx512;
 
 namespace cpu {
 
 // Those for this machine (honours ATEN_CPU_CAPABILITY).
 const KernelSet& kernel_set();
 const TopkKernels& topk_kernels();
+const SparseKernels& sparse_kernels();
 
 }  // namespace cpu
 }  // namespace sparse_accel

@@ -1,0 +1,2 @@
+// The kernels of sparse_linear, for any processor.
+#include "sparse_linear_set.h"
