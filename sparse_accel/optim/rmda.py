@@ -113,6 +113,10 @@ class RMDA(ProximalOptimizer):
         check_fraction("momentum", group["momentum"])
         check_finite("weight_decay", group["weight_decay"], 0)
 
+    @staticmethod
+    def _is_apart(state: dict[str, Any]) -> bool:
+        return "anchor" in state
+
     def restart(self) -> None:
         """End the stage: the next step starts a new one at the weights as they are then (V, alpha and t zero).
 

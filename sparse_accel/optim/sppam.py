@@ -165,9 +165,10 @@ class SPPAM(ProximalOptimizer):
         Raises:
             ValueError: there is no closure.
             RuntimeError: a gradient is sparse; a complex parameter is under a penalty; called inside
-                :meth:`proximal_parameters`. Parameters and state are then as they were, also when the closure raises.
+                :meth:`proximal_parameters` or in eval mode. Parameters and state are then as they were, also when the
+                closure raises.
         """
-        self._refuse_swapped("step()")
+        self._refuse_eval("step()")
         for group in self.param_groups:
             self._check_group(group)
         if closure is None:
@@ -312,6 +313,10 @@ class SPPAM(ProximalOptimizer):
             warn_unfinished(solution, group["tolerance"])
 
     # ------------------------------------------------------------------ the mean of the iterates
+
+    @staticmethod
+    def _is_apart(state: dict[str, Any]) -> bool:
+        return "average" in state
 
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         for group in self.param_groups:

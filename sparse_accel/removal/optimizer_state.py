@@ -18,7 +18,7 @@ from sparse_accel.removal.surgery import Plan, cut
 
 PENALTY_SCALE = "penalty_scale"
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
-_COPIES = ("anchor", "point")  # state tensors that hold weights, which a folded constant moves
+_COPIES = ("anchor", "point", "iterate")  # state tensors that hold weights, which a folded constant moves
 
 
 def bare_optimizer(optimizer: Any, error: type[Exception] = CompactError) -> Optimizer:
