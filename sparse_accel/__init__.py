@@ -11,7 +11,7 @@ from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
-from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler
+from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
 from .penalties import L1, GroupL0, GroupLasso, Penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from .removal.checkpoint import load, save
@@ -54,6 +54,7 @@ __all__ = [
     "load_optimizer",
     "lr_scheduler",
     "masked_cg",
+    "max_strength",
     "ops",
     "param_groups",
     "prune",

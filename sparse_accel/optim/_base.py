@@ -10,11 +10,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
+from sparse_accel import ops
 from sparse_accel.penalties import Penalty, penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
-from ._batch import Batch, Kept, check_lr, check_momentum_is_own, grouping_of, read_parameter, state_dtype
+from ._batch import Batch, Kept, check_lr, check_momentum_is_own, check_target, grouping_of, read_parameter, state_dtype
 from .common.swap import ITERATE, MODE, SwapsIterates
+from .common.target import CLOCK, COSTS, Critical, follow_targets
 
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
 _health_check = (
@@ -41,7 +43,9 @@ class ProximalOptimizer(SwapsIterates):
         "capturable": False,
         "differentiable": False,
         MODE: True,
+        CLOCK: 0,
     }
+    _groups_follow: ClassVar[bool] = False  # whether groups become zero, or not, with the penalty's strength at once
     _scalar_state: ClassVar[dict[str, torch.dtype]] = {"step": torch.float32}  # [] tensors
     _tensor_state: ClassVar[tuple[str, ...]] = ()  # tensors of the parameter's shape
     _spans_processes: ClassVar[bool] = False  # whether a group may lie across processes
@@ -89,6 +93,7 @@ class ProximalOptimizer(SwapsIterates):
         """Raise ValueError if an option of a group is out of its range."""
         check_lr(group["lr"])
         grouping_of(group, "element").check()
+        check_target(group)
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
         if group["differentiable"] and (group["fused"] or group["foreach"]):
@@ -137,7 +142,42 @@ class ProximalOptimizer(SwapsIterates):
                 for batch in batches:
                     self._update(group, batch)
                     batch.write_back()
+        self._follow_targets()
         return loss
+
+    def _follow_targets(self) -> None:
+        with torch.no_grad():
+            follow_targets(self.param_groups, self._critical, self._groups_follow)
+
+    def _penalized(self, group: dict[str, Any]) -> list[Tensor]:
+        """The parameters that the group's penalty is about."""
+        penalty = penalty_from_plain(group["penalty"])
+        grouping = grouping_of(group, penalty.by) if penalty else None
+        return [param for param in dict.fromkeys(group["params"]) if grouping and grouping.applies_to(param)]
+
+    def _critical(self, group: dict[str, Any], at_zero: bool = False) -> list[Critical]:
+        """The critical strengths of a parameter group's groups, as far as they have been stepped; ``at_zero``: those
+        of weights that are zero, by their gradients."""
+        penalized = set(self._penalized(group))
+        costs = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
+        found = []
+        for batch in self._gather(group, need_grad=at_zero):
+            if at_zero:
+                points = [torch.empty_like(w).copy_(grad) for w, grad in zip(batch.work, batch.grads, strict=True)]
+                scales = [torch.ones((), device=work.device) for work in batch.work]
+            else:
+                points, scales = self._before_prox(group, batch)
+            norms = ops.group_score(points, batch.layouts, "l2")
+            for param, layout, norm, scale in zip(batch.params, batch.layouts, norms, scales, strict=True):
+                if param in penalized:
+                    factor = layout.group_size**0.5 * self.state.get(param, {}).get("penalty_scale", 1.0)
+                    found.append(Critical(norm.to(scale) / (scale * factor), layout.group_size, costs[param]))
+        return found
+
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """What the proximal operator is taken of, in the strides of ``batch.work`` (in a metric: times the metric),
+        and by how much it multiplies the strength, ``[]``, of each tensor."""
+        raise NotImplementedError(f"{type(self).__name__} does not tell critical strengths")
 
     def _begin(self, group: dict[str, Any]) -> None:
         """Called for each group at the start of its part of the step."""
@@ -155,6 +195,11 @@ class ProximalOptimizer(SwapsIterates):
             state = self.state.get(param, {})
             if param.grad is None if need_grad else "step" not in state or not param.requires_grad:
                 continue
+            if getattr(penalty, "target", None) is not None and is_sharded(param):
+                raise RuntimeError(
+                    f"target: expected parameters that are not sharded, got a DTensor of shape {tuple(param.shape)}: "
+                    "give the penalty a strength"
+                )
             one = read_parameter(type(self).__name__, param, param.grad if need_grad else None, grouping)
             if one.processes and not self._spans_processes:
                 raise RuntimeError(

@@ -145,6 +145,11 @@ class RAMDA(RMDA):
             found_inf=getattr(self, "found_inf", None),
         )
 
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        duals, squares, anchors, _, alphas = self._tensor_lists(batch)
+        metrics = torch._foreach_add(torch._foreach_pow(squares, 1 / 3), group["eps"])
+        return list(torch._foreach_sub(torch._foreach_mul(metrics, anchors), duals)), alphas
+
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step with lr = 0, no gradient and momentum 1 leaves V, U and alpha: it gives the proximal iterate of the
         # last step by the code of the step, bit by bit.

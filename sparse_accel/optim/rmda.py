@@ -77,6 +77,7 @@ class RMDA(ProximalOptimizer):
         "weight_decay": 0.0,
     }
     _spans_processes: ClassVar = True
+    _groups_follow: ClassVar = True
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
     _tensor_state: ClassVar[tuple[str, ...]] = ("point", "anchor")
     _weights: ClassVar[tuple[str, ...]] = ("point", "anchor")  # state that a stage starts at the weights, not at zero
@@ -181,6 +182,10 @@ class RMDA(ProximalOptimizer):
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )
+
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        points, _, steps, alphas = self._tensor_lists(batch)
+        return points, [alpha / step.to(alpha).sqrt() for alpha, step in zip(alphas, steps, strict=True)]
 
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step from t - 1 with lr = 0, momentum 1 and the anchor at X leaves X and alpha, and has the beta of the last

@@ -139,6 +139,8 @@ class SPPAM(ProximalOptimizer):
         for name in ("fused", "capturable", "differentiable"):
             if group[name]:
                 raise ValueError(f"{name}=True is not supported by SPPAM: its inner solver decides on the host")
+        if group["penalty"] and "target" in group["penalty"]:
+            raise ValueError("target is not supported by SPPAM: give the penalty a strength")
         check_finite("momentum", group["momentum"])
         check_finite("weight_decay", group["weight_decay"], least=0.0)
         if group["averaging"] is not None:
@@ -165,8 +167,7 @@ class SPPAM(ProximalOptimizer):
         Raises:
             ValueError: there is no closure.
             RuntimeError: a gradient is sparse; a complex parameter is under a penalty; called inside
-                :meth:`proximal_parameters` or in eval mode. Parameters and state are then as they were, also when the
-                closure raises.
+                :meth:`proximal_parameters` or in eval mode. All is then as it was, also when the closure raises.
         """
         self._refuse_eval("step()")
         for group in self.param_groups:

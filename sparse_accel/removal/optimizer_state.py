@@ -101,6 +101,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
             part = {"params": [new_params[index] for index in indices], **copy.deepcopy(options)}
             if "param_names" in group:
                 part["param_names"] = [group["param_names"][index] for index in indices]
+            if "costs" in group:  # multiplications by a weight, of each parameter
+                part["costs"] = [group["costs"][index] for index in indices]
             if conv_groups is not None:
                 part["conv_groups"] = conv_groups
             param_groups.append(part)
@@ -175,7 +177,7 @@ def _add_created(param_groups: list[dict[str, Any]], small: nn.Module, plan: Pla
                 if "param_names" in group:
                     group["param_names"].append(name)
             else:
-                extra = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+                extra = {key: value for key, value in group.items() if key not in ("params", "param_names", "costs")}
                 extra["penalty"] = None
                 extra["params"] = [bias]
                 if "param_names" in group:
