@@ -4,7 +4,7 @@ from . import _compat
 
 _compat.check()
 
-from . import _build_info, ops, prune, sparse_recovery, sppam
+from . import _build_info, callbacks, ops, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
 from .channels.runs import Examples
@@ -45,6 +45,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "build_info",
+    "callbacks",
     "compact",
     "glm_epoch",
     "glm_prox",

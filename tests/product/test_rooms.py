@@ -27,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "optim": {"penalties", "ops", "groups", "sharding"},
     "report": {"channels", "wrappers"},
     "diagnostics": {"report", "groups", "sharding"},
+    "callbacks": {"diagnostics"},
     "removal": {"report", "channels", "penalties", "groups", "wrappers", "_build_info", "_modes"},
     "calibration": {"channels", "ops"},
     "prune": {"removal", "calibration", "report", "channels", "ops", "groups", "wrappers", "_modes"},
