@@ -146,6 +146,8 @@ class ProximalOptimizer(SwapsIterates):
         return loss
 
     def _follow_targets(self) -> None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return  # the graph has the strength as it is, and may not wait for the device
         with torch.no_grad():
             follow_targets(self.param_groups, self._critical, self._groups_follow)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -64,7 +65,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
     n elements by sqrt(n) (the hard threshold by n): where a cut shrinks the groups of a penalized parameter,
     ``state["penalty_scale"]`` holds the factor by which its strength must be multiplied. The next steps are then those
     of the dense model with zeros in the place of what was removed. (Where it holds other numbers, in filters that
-    nobody reads, these count in the dense norms of the groups they share with kept weights.)
+    nobody reads, these count in the dense norms of the groups they share with kept weights.) A penalty with a target
+    keeps the strength found for it, and has no target any more.
 
     Args:
         optimizer: of the dense model; it stays as it is. Parameters that are not the model's are shared.
@@ -81,6 +83,7 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
     param_groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         options = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
+        _drop_target(options)
         parts: dict[int | None, list[int]] = {}
         new_params: list[nn.Parameter] = []
         for index, old in enumerate(group["params"]):
@@ -101,8 +104,6 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
             part = {"params": [new_params[index] for index in indices], **copy.deepcopy(options)}
             if "param_names" in group:
                 part["param_names"] = [group["param_names"][index] for index in indices]
-            if "costs" in group:  # multiplications by a weight, of each parameter
-                part["costs"] = [group["costs"][index] for index in indices]
             if conv_groups is not None:
                 part["conv_groups"] = conv_groups
             param_groups.append(part)
@@ -113,6 +114,15 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
         if isinstance(value, (bool, int, float, str, type(None))) and not key.startswith("_")
     }
     return rebuild(type(optimizer), copy.deepcopy(optimizer.defaults), state, param_groups, plain)
+
+
+def _drop_target(options: dict[str, Any]) -> None:
+    """A share that was to be zero is reached by removal: the penalty keeps the strength that was found for it, or the
+    same share of what is left would have to go, too."""
+    penalty = penalty_from_plain(options.get("penalty"))
+    if penalty is not None and getattr(penalty, "target", None) is not None:
+        options["penalty"] = dataclasses.replace(penalty, target=None, of="groups").to_plain()  # type: ignore[call-arg]
+        options.pop("costs", None)
 
 
 def _conv_groups(model: nn.Module) -> dict[int, int]:
@@ -177,7 +187,7 @@ def _add_created(param_groups: list[dict[str, Any]], small: nn.Module, plan: Pla
                 if "param_names" in group:
                     group["param_names"].append(name)
             else:
-                extra = {key: value for key, value in group.items() if key not in ("params", "param_names", "costs")}
+                extra = {key: value for key, value in group.items() if key not in ("params", "param_names")}
                 extra["penalty"] = None
                 extra["params"] = [bias]
                 if "param_names" in group:

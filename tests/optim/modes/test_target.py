@@ -270,11 +270,14 @@ def test_frozen_layers_and_layers_without_gradients_do_not_take_part() -> None:
     assert sum(layer.zero_groups for layer in layers[1:]) == 52  # of 64 + 40
 
 
-def test_compact_takes_the_target_along() -> None:
+def test_compact_keeps_the_strength_and_drops_the_target() -> None:
+    # Of what is left nothing more has to go.
     model = net()
     opt = make("RMDA", model, sa.GroupLasso(target=0.5, ramp=20, of="flops"), example=torch.zeros(1, 32))
     train(model, opt, 0, 60)
     opt.finalize_()
     small = sa.compact(model, torch.zeros(2, 32), optimizer=opt)
-    assert strength(small.optimizer) == strength(opt)
+    penalties = [group["penalty"] for group in small.optimizer.param_groups if group["penalty"]]
+    assert penalties == [sa.GroupLasso(strength(opt)).to_plain()]
+    assert not any("costs" in group for group in small.optimizer.param_groups)
     train(small.model, small.optimizer, 60, 75)
