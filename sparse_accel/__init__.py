@@ -12,6 +12,7 @@ from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
+from .optim.common.constraints import Binary, Box, NonNegative
 from .penalties import L1, GroupL0, GroupLasso, Penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from .removal.checkpoint import load, save
@@ -25,7 +26,9 @@ __all__ = [
     "RAMDA",
     "RMDA",
     "SPPAM",
+    "Binary",
     "BlockSparsity",
+    "Box",
     "BuildInfo",
     "CheckpointError",
     "CompactError",
@@ -36,6 +39,7 @@ __all__ = [
     "GroupLayout",
     "GroupSparsity",
     "Grouping",
+    "NonNegative",
     "OutputMismatchError",
     "Penalty",
     "ProxAdamW",

@@ -45,6 +45,7 @@ class Penalty:
 
     name: ClassVar[str]
     prox_name: ClassVar[str]
+    projects: ClassVar[bool] = False  # whether it is a constraint: projects every weight on its own
 
     def __post_init__(self) -> None:
         if type(self) is Penalty:
@@ -268,6 +269,11 @@ class GroupL0(Penalty):
 
 
 _BY_NAME: dict[str, type[Penalty]] = {kind.name: kind for kind in (GroupLasso, L1, GroupL0)}
+
+
+def register(kind: type[Penalty]) -> None:
+    """Have :func:`penalty_from_plain` know a kind of penalty by its name."""
+    _BY_NAME[kind.name] = kind
 
 
 def penalty_from_plain(penalty: Penalty | Mapping[str, Any] | None) -> Penalty | None:

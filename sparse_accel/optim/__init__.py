@@ -4,7 +4,7 @@ Imports: :mod:`~sparse_accel.penalties`, :mod:`~sparse_accel.ops`, :mod:`~sparse
 """
 
 from . import lr_scheduler
-from .common.target import max_strength
+from .common.critical import max_strength
 from .prox_adamw import ProxAdamW
 from .prox_sgd import ProxSGD
 from .ramda import RAMDA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,13 +11,14 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from sparse_accel import ops
 from sparse_accel.penalties import Penalty, penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
 from ._batch import Batch, Kept, check_lr, check_momentum_is_own, check_target, grouping_of, read_parameter, state_dtype
+from .common.critical import critical_strengths
+from .common.projection import constraint_of, take_constraint, update_held
 from .common.swap import ITERATE, MODE, SwapsIterates
-from .common.target import CLOCK, COSTS, Critical, follow_targets
+from .common.target import CLOCK, follow_targets
 
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
 _health_check = (
@@ -94,6 +96,8 @@ class ProximalOptimizer(SwapsIterates):
         check_lr(group["lr"])
         grouping_of(group, "element").check()
         check_target(group)
+        if group["differentiable"] and constraint_of(group):
+            raise ValueError("differentiable=True: expected a penalty, got a constraint")
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
         if group["differentiable"] and (group["fused"] or group["foreach"]):
@@ -140,7 +144,11 @@ class ProximalOptimizer(SwapsIterates):
             for group, batches in zip(self.param_groups, gathered, strict=True):
                 self._begin(group)
                 for batch in batches:
-                    self._update(group, batch)
+                    held = take_constraint(group, batch)
+                    if held is None:
+                        self._update(group, batch)
+                    else:
+                        update_held(self, group, batch, held)
                     batch.write_back()
         self._follow_targets()
         return loss
@@ -149,32 +157,7 @@ class ProximalOptimizer(SwapsIterates):
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return  # the graph has the strength as it is, and may not wait for the device
         with torch.no_grad():
-            follow_targets(self.param_groups, self._critical, self._groups_follow)
-
-    def _penalized(self, group: dict[str, Any]) -> list[Tensor]:
-        """The parameters that the group's penalty is about."""
-        penalty = penalty_from_plain(group["penalty"])
-        grouping = grouping_of(group, penalty.by) if penalty else None
-        return [param for param in dict.fromkeys(group["params"]) if grouping and grouping.applies_to(param)]
-
-    def _critical(self, group: dict[str, Any], at_zero: bool = False) -> list[Critical]:
-        """The critical strengths of a parameter group's groups, as far as they have been stepped; ``at_zero``: those
-        of weights that are zero, by their gradients."""
-        penalized = set(self._penalized(group))
-        costs = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
-        found = []
-        for batch in self._gather(group, need_grad=at_zero):
-            if at_zero:
-                points = [torch.empty_like(w).copy_(grad) for w, grad in zip(batch.work, batch.grads, strict=True)]
-                scales = [torch.ones((), device=work.device) for work in batch.work]
-            else:
-                points, scales = self._before_prox(group, batch)
-            norms = ops.group_score(points, batch.layouts, "l2")
-            for param, layout, norm, scale in zip(batch.params, batch.layouts, norms, scales, strict=True):
-                if param in penalized:
-                    factor = layout.group_size**0.5 * self.state.get(param, {}).get("penalty_scale", 1.0)
-                    found.append(Critical(norm.to(scale) / (scale * factor), layout.group_size, costs[param]))
-        return found
+            follow_targets(self.param_groups, functools.partial(critical_strengths, self), self._groups_follow)
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """What the proximal operator is taken of, in the strides of ``batch.work`` (in a metric: times the metric),
@@ -224,7 +207,12 @@ class ProximalOptimizer(SwapsIterates):
     @staticmethod
     def _prox_name(group: dict[str, Any]) -> str:
         penalty = penalty_from_plain(group["penalty"])
-        return penalty.prox_name if penalty else "soft"
+        return penalty.prox_name if penalty and not penalty.projects else "soft"
+
+    @staticmethod
+    def _share(group: dict[str, Any]) -> float:
+        """The share of the new point in a step."""
+        return 1.0
 
     # ------------------------------------------------------------------ state
 

@@ -15,6 +15,7 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer
 from ._batch import Batch, state_dtype
 from ._docs import CAPTURABLE, shared_docs
+from .common.projection import take_constraint
 from .rmda import RMDA
 from .steps.ramda import RamdaNumbers, RamdaTensors, ramda
 
@@ -155,6 +156,7 @@ class RAMDA(RMDA):
         # last step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
+                held = take_constraint(group, batch)
                 duals, squares, anchors, steps, alphas = self._tensor_lists(batch)
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
@@ -172,4 +174,6 @@ class RAMDA(RMDA):
                 )
                 numbers = RamdaNumbers(0.0, 1.0, group["eps"], self._prox_name(group))
                 ramda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
+                if held is not None:
+                    held.project(batch.work)
                 batch.write_back()

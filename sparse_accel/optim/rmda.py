@@ -14,6 +14,7 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import CAPTURABLE, shared_docs
+from .common.projection import constraint_of, take_constraint
 from .steps.rmda import StepNumbers, StepTensors, rmda
 
 __all__ = ["RMDA", "StepNumbers", "StepTensors", "rmda"]
@@ -141,8 +142,13 @@ class RMDA(ProximalOptimizer):
         if group["momentum_ramp"] is not None:
             group["momentum_ramp"] += 1
 
+    @classmethod
+    def _momentum(cls, group: dict[str, Any]) -> float:
+        """c of the step's op: under a constraint the mixture comes after the projection."""
+        return 1.0 if constraint_of(group) else cls._share(group)
+
     @staticmethod
-    def _momentum(group: dict[str, Any]) -> float:
+    def _share(group: dict[str, Any]) -> float:
         """c of this step, on the ramp after the last stage if there is one."""
         ramp = group["momentum_ramp"]
         return float(group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0))
@@ -192,6 +198,7 @@ class RMDA(ProximalOptimizer):
         # step: it gives the proximal iterate of that step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
+                held = take_constraint(group, batch)
                 points, _, steps, alphas = self._tensor_lists(batch)
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
@@ -201,4 +208,6 @@ class RMDA(ProximalOptimizer):
                 tensors = StepTensors(batch.work, grads, at, points, before, alphas, *batch.cuts())
                 numbers = StepNumbers(0.0, 1.0, self._prox_name(group))
                 rmda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
+                if held is not None:
+                    held.project(batch.work)
                 batch.write_back()

@@ -1,4 +1,4 @@
-"""What the proximal optimizers have in common beside the step: the swap of iterates, strengths found for a target.
+"""What the proximal optimizers have in common: the swap of iterates, strengths found for a target, constraints.
 
-Imports: :mod:`~sparse_accel.sharding`.
+Imports: :mod:`~sparse_accel.sharding`, :mod:`~sparse_accel.penalties`, :mod:`~sparse_accel.ops`.
 """

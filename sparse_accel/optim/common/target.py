@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
 
 CLOCK = "target_step"  # entry of a parameter group: steps taken under a target
 COSTS = "costs"  # entry of a parameter group: multiplications by one weight of each parameter, in a forward pass
@@ -36,73 +35,6 @@ class Critical(NamedTuple):
     strengths: Tensor  # [groups], least strength at which each is zero
     size: int  # elements of each
     cost: float  # of each element
-
-
-def max_strength(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> float:
-    """The least strength of the penalties at which every group is zero: from there on there is nothing to learn.
-
-    Args:
-        optimizer: of this package, with group lasso or L1 penalties, whatever their strength.
-        closure: computes the loss and its gradients (clearing those before). With it the answer is about the weights at
-            zero: the largest ``||gradient_g|| / sqrt(|g|)`` there, with the parameters that are not penalized as they
-            are. For linear models that is the end of the regularization path; in a deep network all inner gradients
-            vanish with the weights. Without it the answer is about the training so far: the strength at which the
-            proximal step of this moment (RMDA, RAMDA: the proximal iterate) is zero throughout.
-
-    Returns:
-        The strength; choose a fraction of it. Parameters, gradients and state are as before.
-
-    Raises:
-        TypeError: the optimizer is none that has critical strengths.
-        ValueError: it has no such penalty; or, without a closure, it has not taken a step.
-
-    Example:
-        >>> import sparse_accel as sa
-        >>> weight = torch.nn.Parameter(torch.ones(1, 2))
-        >>> opt = sa.RMDA([weight], penalty=sa.L1(0.0))
-        >>> def closure():
-        ...     opt.zero_grad()
-        ...     loss = (weight * torch.tensor([[3.0, -4.0]])).sum()
-        ...     loss.backward()
-        >>> max_strength(opt, closure)
-        4.0
-    """
-    inner: Any = optimizer
-    while isinstance(getattr(inner, "optimizer", None), Optimizer):
-        inner = inner.optimizer
-    if not hasattr(inner, "_critical"):
-        raise TypeError(f"optimizer: expected one of this package, got {type(optimizer).__name__}")
-    groups = [group for group in inner.param_groups if group["penalty"] is not None]
-    if not groups or any(inner._prox_name(group) != "soft" for group in groups):
-        raise ValueError("optimizer: expected penalties GroupLasso or L1, for one parameter group at least")
-    with torch.no_grad():
-        if closure is None:
-            found = [one for group in groups for one in inner._critical(group)]
-        else:
-            found = _at_zero(inner, groups, closure)
-        largest = [one.strengths.amax().cpu() for one in found if one.strengths.numel()]
-    if not largest:
-        raise ValueError("optimizer: expected penalized parameters with a gradient (without a closure: after a step)")
-    return float(torch.stack(largest).amax())
-
-
-def _at_zero(optimizer: Any, groups: Sequence[dict[str, Any]], closure: Callable[[], Any]) -> list[Critical]:
-    """The critical strengths of weights that are zero: the norms of their gradients."""
-    parameters = [param for group in optimizer.param_groups for param in dict.fromkeys(group["params"])]
-    grads = [param.grad for param in parameters]
-    kept = [None if grad is None else grad.clone() for grad in grads]
-    weights = {param: param.detach().clone() for group in groups for param in optimizer._penalized(group)}
-    try:
-        for param in weights:
-            param.zero_()
-        with torch.enable_grad():
-            closure()
-        return [one for group in groups for one in optimizer._critical(group, at_zero=True)]
-    finally:
-        for param, value in weights.items():
-            param.copy_(value)
-        for param, grad, value in zip(parameters, grads, kept, strict=True):
-            param.grad = None if grad is None else grad.copy_(value)
 
 
 def is_due(step: int) -> bool:

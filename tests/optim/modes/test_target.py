@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sparse_accel as sa
 from sparse_accel.groups.costs import multiplications
+from sparse_accel.optim.common.critical import critical_strengths
 from sparse_accel.optim.common.target import Critical, bracket, eased, is_due, moved, scheduled_share
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -141,7 +142,11 @@ def test_the_critical_strengths_are_those_of_the_step() -> None:
         model = net()
         opt = make(kind, model, sa.GroupLasso(1e-3))
         train(model, opt, 0, 30)
-        values = torch.cat([one.strengths for group in opt.param_groups for one in opt._critical(group)]).sort().values
+        values = (
+            torch.cat([one.strengths for group in opt.param_groups for one in critical_strengths(opt, group)])
+            .sort()
+            .values
+        )
         for k in (1, 20, 77, len(values)):
             for factor, expected in ((1 - 1e-5, k - 1), (1 + 1e-5, k)):
                 for group in opt.param_groups[:1]:
@@ -215,7 +220,7 @@ def test_refusals() -> None:
     for penalty in (None, sa.GroupL0(1.0)):
         with pytest.raises(ValueError, match="expected penalties GroupLasso or L1"):
             sa.max_strength(sa.RMDA([weight], penalty=penalty))
-    with pytest.raises(ValueError, match="target is not supported by SPPAM"):
+    with pytest.raises(ValueError, match="target and constraints are not supported by SPPAM"):
         sa.SPPAM([weight], penalty=sa.GroupLasso(target=0.5))
     with pytest.raises(ValueError, match=r"of='flops': expected an entry 'costs'.*param_groups\(\.\.\., example"):
         sa.RMDA([weight], penalty=sa.GroupLasso(target=0.5, of="flops"))
