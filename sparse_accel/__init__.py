@@ -4,7 +4,7 @@ from . import _compat
 
 _compat.check()
 
-from . import _build_info, ops, prune, sparse_recovery, sppam
+from . import _build_info, callbacks, ops, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
 from .acceleration.accelerate import AccelerateResult, accelerate, densify
@@ -12,7 +12,8 @@ from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
-from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler
+from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
+from .optim.common.constraints import Binary, Box, NonNegative
 from .penalties import L1, GroupL0, GroupLasso, Penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from .removal.checkpoint import load, save
@@ -27,7 +28,9 @@ __all__ = [
     "RMDA",
     "SPPAM",
     "AccelerateResult",
+    "Binary",
     "BlockSparsity",
+    "Box",
     "BuildInfo",
     "CheckpointError",
     "CompactError",
@@ -38,6 +41,7 @@ __all__ = [
     "GroupLayout",
     "GroupSparsity",
     "Grouping",
+    "NonNegative",
     "OutputMismatchError",
     "Penalty",
     "ProxAdamW",
@@ -48,6 +52,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "build_info",
+    "callbacks",
     "compact",
     "densify",
     "glm_epoch",
@@ -58,6 +63,7 @@ __all__ = [
     "load_optimizer",
     "lr_scheduler",
     "masked_cg",
+    "max_strength",
     "ops",
     "param_groups",
     "prune",

@@ -45,6 +45,7 @@ class Penalty:
 
     name: ClassVar[str]
     prox_name: ClassVar[str]
+    projects: ClassVar[bool] = False  # whether it is a constraint: projects every weight on its own
 
     def __post_init__(self) -> None:
         if type(self) is Penalty:
@@ -162,25 +163,67 @@ class Penalty:
 Groupings = Sequence[Grouping | None] | Grouping | None
 
 
-@dataclasses.dataclass(frozen=True)
+OF = ("groups", "params", "flops")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class GroupLasso(Penalty):
     """Group lasso, ``strength * sum_g sqrt(|g|) * ||x_g||``: drives whole groups to zero.
 
     Source: Yuan & Lin, "Model selection and estimation in regression with grouped variables", JRSS B 2006.
 
+    With ``target`` the optimizer finds the strength while it trains (:mod:`sparse_accel.optim.common.target`): the
+    share of zero groups follows ``target * x^2 * (3 - 2 x)``, ``x = step / ramp``, for ``ramp`` steps, then it is held.
+    RMDA and RAMDA set it exactly, in the proximal iterate, by the order of the groups' dual averages; ProxSGD and
+    ProxAdamW approach it. The strength found so far is that of the penalty in the optimizer's ``param_groups`` and
+    ``state_dict()``; parameter groups with the same target have one strength, and share the target.
+
     Args:
-        strength: weight of the penalty, finite, >= 0.
+        strength: weight of the penalty, finite, >= 0; not needed with a target, where it is the first.
         by: ``"input"`` (all weights that read one input channel), ``"output"`` (one filter or row), ``"kernel"``
             (one spatial kernel), ``"element"`` (every weight on its own: the same as :class:`L1`).
+        target: share in [0, 1) that is to be zero at the end, or None.
+        of: what it is a share of: ``"groups"``, ``"params"`` (the weights under the penalty), or ``"flops"`` (the
+            multiplications of these weights, which ``param_groups(..., example=...)`` counts).
+        ramp: optimizer steps until the target is wanted, >= 0. Train for several times as many. Too short a ramp has
+            the weights at the start decide, and may leave a layer next to nothing.
 
     Example:
         >>> GroupLasso(1e-4)
         GroupLasso(strength=0.0001, by='input')
+        >>> GroupLasso(target=0.6)
+        GroupLasso(strength=0.0, by='input', target=0.6, of='groups', ramp=1000)
     """
 
+    strength: float = math.nan
     by: str = "input"
+    target: float | None = None
+    of: str = "groups"
+    ramp: int = 1000
     name: ClassVar[str] = "group_lasso"
     prox_name: ClassVar[str] = "soft"
+
+    def __post_init__(self) -> None:
+        if self.target is not None:
+            number = isinstance(self.target, (int, float)) and not isinstance(self.target, bool)
+            if not number or not 0 <= self.target < 1:
+                raise ValueError(f"target: expected a number in [0, 1), or None, got {self.target!r}")
+            if self.of not in OF:
+                raise ValueError(f"of: expected one of {', '.join(map(repr, OF))}, got {self.of!r}")
+            if isinstance(self.ramp, bool) or not isinstance(self.ramp, int) or self.ramp < 0:
+                raise ValueError(f"ramp: expected a number of steps >= 0, got {self.ramp!r}")
+            if isinstance(self.strength, float) and math.isnan(self.strength):
+                object.__setattr__(self, "strength", 0.0)
+        super().__post_init__()
+
+    def __repr__(self) -> str:
+        shown = {key: value for key, value in self.to_plain().items() if key != "name"}
+        return f"GroupLasso({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
+
+    def to_plain(self) -> dict[str, Any]:
+        """As :meth:`Penalty.to_plain`, with the target if there is one."""
+        plain = super().to_plain()
+        return plain if self.target is None else {**plain, "target": self.target, "of": self.of, "ramp": self.ramp}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +269,11 @@ class GroupL0(Penalty):
 
 
 _BY_NAME: dict[str, type[Penalty]] = {kind.name: kind for kind in (GroupLasso, L1, GroupL0)}
+
+
+def register(kind: type[Penalty]) -> None:
+    """Have :func:`penalty_from_plain` know a kind of penalty by its name."""
+    _BY_NAME[kind.name] = kind
 
 
 def penalty_from_plain(penalty: Penalty | Mapping[str, Any] | None) -> Penalty | None:

@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["aligned", "all_sums", "is_flat", "is_sharded", "local_part", "shard_dims", "shard_groups", "sharded_as"]
+__all__ = [
+    "aligned",
+    "all_sums",
+    "is_flat",
+    "is_sharded",
+    "local_part",
+    "reshard",
+    "shard_dims",
+    "shard_groups",
+    "sharded_as",
+]
 
 
 _PLAIN = (torch.nn.Parameter, Tensor)  # most are: an optimizer asks of each in every step
@@ -49,6 +59,19 @@ def sharded_as(part: Tensor, param: Tensor) -> Tensor:
 
     mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=param.shape, stride=param.stride())
+
+
+def reshard(params: Iterable[Tensor]) -> None:
+    """Have FSDP2 drop what it has gathered, after parameters were written outside of a step: a root module keeps that
+    beyond its forward pass, and would compute with the values from before. Nothing happens where none is sharded."""
+    if not any(is_sharded(param) for param in params):
+        return
+    from torch.distributed._composable_state import _module_state_mapping
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in list(_module_state_mapping):
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def aligned(name: str, tensor: Tensor, param: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from sparse_accel.groups.costs import multiplications
 from sparse_accel.groups.layouts import Grouping
 from sparse_accel.wrappers import bare_model
 
@@ -175,7 +176,12 @@ def named_groupings(
 
 
 def param_groups(
-    model: nn.Module, penalty: Any, *, stacked: Mapping[str, str | None] | None = None, **options: Any
+    model: nn.Module,
+    penalty: Any,
+    *,
+    stacked: Mapping[str, str | None] | None = None,
+    example: Any = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer of this package: weights with the penalty, biases and norms without.
 
@@ -187,6 +193,8 @@ def param_groups(
             ``"output,input"`` or ``"input,output"``, by patterns of parameter names, where their modules do not tell
             (those of transformers do); each matrix has its own groups. Others of three dimensions are left without
             penalty, with a warning.
+        example: input of the model (a tensor, a tuple of arguments or a mapping of keyword arguments), for a penalty
+            with a target ``of="flops"``: the multiplications by each weight are counted in one forward pass.
         **options: further entries of every group, such as ``lr``.
 
     Returns:
@@ -194,19 +202,30 @@ def param_groups(
         their own) and one of everything else, with named parameters.
 
     Raises:
-        ValueError: parameters are flat (FSDP1) or hidden behind a hook; the message names the module.
+        ValueError: parameters are flat (FSDP1) or hidden behind a hook; the message names the module. Or the penalty's
+            target is of multiplications, and ``example`` is missing, or a weight is in no Linear, convolution or HF
+            Conv1D.
 
     Example:
         >>> from sparse_accel import GroupLasso
         >>> [g["penalty"] for g in param_groups(nn.Linear(3, 2), GroupLasso(1e-4))]
         [GroupLasso(strength=0.0001, by='input'), None]
     """
+    costs: dict[nn.Parameter, float] | None = None
+    if getattr(penalty, "of", None) == "flops":
+        if example is None:
+            raise ValueError("example: expected the model's input, to count the multiplications of of='flops'")
+        costs = multiplications(model, example)
     regularized: dict[tuple[bool, int, bool], list[tuple[str, nn.Parameter]]] = {}
     rest: list[tuple[str, nn.Parameter]] = []
     for name, parameter, grouping in named_groupings(model, "element" if penalty is None else penalty.by, stacked):
         if grouping is None or penalty is None:
             rest.append((name, parameter))
         else:
+            if costs is not None and parameter not in costs:
+                raise ValueError(
+                    f"{name}: of='flops' counts the multiplications of Linear, convolution and HF Conv1D layers alone"
+                )
             regularized.setdefault(grouping[1:], []).append((name, parameter))
     groups = [
         {
@@ -215,6 +234,7 @@ def param_groups(
             "transposed": transposed,
             "conv_groups": conv_groups,
             "stacked": stack,
+            **({} if costs is None else {"costs": [costs[parameter] for _, parameter in named]}),
             **options,
         }
         for (transposed, conv_groups, stack), named in regularized.items()

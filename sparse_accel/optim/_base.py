@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,11 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from sparse_accel.penalties import Penalty, penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
-from ._batch import Batch, Kept, check_lr, check_momentum_is_own, grouping_of, read_parameter, state_dtype
+from ._batch import Batch, Kept, check_lr, check_momentum_is_own, check_target, grouping_of, read_parameter, state_dtype
+from .common.critical import critical_strengths
+from .common.projection import constraint_of, take_constraint, update_held
+from .common.swap import ITERATE, MODE, SwapsIterates
+from .common.target import CLOCK, follow_targets
 
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
 _health_check = (
@@ -27,7 +31,7 @@ def implementation_is_open(group: dict[str, Any]) -> bool:
     return group["foreach"] is None and group["fused"] is None
 
 
-class ProximalOptimizer(Optimizer):
+class ProximalOptimizer(SwapsIterates):
     """Base of RMDA and ProxSGD. Subclasses name their group entries and state, and write ``_update``."""
 
     _group_defaults: ClassVar[dict[str, Any]] = {  # of groups saved before the entry existed
@@ -40,7 +44,10 @@ class ProximalOptimizer(Optimizer):
         "fused": None,
         "capturable": False,
         "differentiable": False,
+        MODE: True,
+        CLOCK: 0,
     }
+    _groups_follow: ClassVar[bool] = False  # whether groups become zero, or not, with the penalty's strength at once
     _scalar_state: ClassVar[dict[str, torch.dtype]] = {"step": torch.float32}  # [] tensors
     _tensor_state: ClassVar[tuple[str, ...]] = ()  # tensors of the parameter's shape
     _spans_processes: ClassVar[bool] = False  # whether a group may lie across processes
@@ -49,12 +56,12 @@ class ProximalOptimizer(Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         penalty = penalty_from_plain(defaults["penalty"])
         defaults = {**self._group_defaults, **defaults, "penalty": penalty.to_plain() if penalty else None}
-        self._swapped = 0
+        self._versions = {}
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_swapped", 0)
+        self.__dict__.setdefault("_versions", {})
         for name, default in self._group_defaults.items():
             self.defaults.setdefault(name, default)
             for group in self.param_groups:
@@ -79,6 +86,7 @@ class ProximalOptimizer(Optimizer):
             penalty = penalty_from_plain(group["penalty"])
             group["penalty"] = penalty.to_plain() if penalty else None  # a copy: groups share nothing
             self._check_group(group)
+            group[MODE] = self.param_groups[0][MODE]  # of the optimizer as a whole
         except Exception:
             self.param_groups.pop()
             raise
@@ -87,6 +95,9 @@ class ProximalOptimizer(Optimizer):
         """Raise ValueError if an option of a group is out of its range."""
         check_lr(group["lr"])
         grouping_of(group, "element").check()
+        check_target(group)
+        if group["differentiable"] and constraint_of(group):
+            raise ValueError("differentiable=True: expected a penalty, got a constraint")
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
         if group["differentiable"] and (group["fused"] or group["foreach"]):
@@ -120,9 +131,9 @@ class ProximalOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse; a complex parameter is under a penalty; called inside
-                :meth:`proximal_parameters`.
+                :meth:`proximal_parameters` or in eval mode.
         """
-        self._refuse_swapped("step()")
+        self._refuse_eval("step()")
         _health_check(self)
         loss = None
         if closure is not None:
@@ -133,9 +144,25 @@ class ProximalOptimizer(Optimizer):
             for group, batches in zip(self.param_groups, gathered, strict=True):
                 self._begin(group)
                 for batch in batches:
-                    self._update(group, batch)
+                    held = take_constraint(group, batch)
+                    if held is None:
+                        self._update(group, batch)
+                    else:
+                        update_held(self, group, batch, held)
                     batch.write_back()
+        self._follow_targets()
         return loss
+
+    def _follow_targets(self) -> None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return  # the graph has the strength as it is, and may not wait for the device
+        with torch.no_grad():
+            follow_targets(self.param_groups, functools.partial(critical_strengths, self), self._groups_follow)
+
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """What the proximal operator is taken of, in the strides of ``batch.work`` (in a metric: times the metric),
+        and by how much it multiplies the strength, ``[]``, of each tensor."""
+        raise NotImplementedError(f"{type(self).__name__} does not tell critical strengths")
 
     def _begin(self, group: dict[str, Any]) -> None:
         """Called for each group at the start of its part of the step."""
@@ -153,6 +180,11 @@ class ProximalOptimizer(Optimizer):
             state = self.state.get(param, {})
             if param.grad is None if need_grad else "step" not in state or not param.requires_grad:
                 continue
+            if getattr(penalty, "target", None) is not None and is_sharded(param):
+                raise RuntimeError(
+                    f"target: expected parameters that are not sharded, got a DTensor of shape {tuple(param.shape)}: "
+                    "give the penalty a strength"
+                )
             one = read_parameter(type(self).__name__, param, param.grad if need_grad else None, grouping)
             if one.processes and not self._spans_processes:
                 raise RuntimeError(
@@ -175,7 +207,12 @@ class ProximalOptimizer(Optimizer):
     @staticmethod
     def _prox_name(group: dict[str, Any]) -> str:
         penalty = penalty_from_plain(group["penalty"])
-        return penalty.prox_name if penalty else "soft"
+        return penalty.prox_name if penalty and not penalty.projects else "soft"
+
+    @staticmethod
+    def _share(group: dict[str, Any]) -> float:
+        """The share of the new point in a step."""
+        return 1.0
 
     # ------------------------------------------------------------------ state
 
@@ -218,7 +255,7 @@ class ProximalOptimizer(Optimizer):
         if key in self._scalar_state:
             return torch.empty((), dtype=self._scalar_state[key], device=self._scalar_device(param)).copy_(value)
         value = aligned(f"state {key!r}", value, param)
-        dtype = state_dtype(param) if value.is_floating_point() else value.dtype
+        dtype = state_dtype(param) if value.is_floating_point() and key != ITERATE else value.dtype
         return value.detach().to(device=param.device, dtype=dtype, copy=True)
 
     @_disable_dynamo
@@ -235,10 +272,13 @@ class ProximalOptimizer(Optimizer):
         """Load a :meth:`state_dict`, copying it. Unlike torch's, float32 state of half-precision parameters stays
         float32: a resumed run gives the same bits as one that never stopped.
 
+        The mode comes along: after a state that was saved in eval mode the optimizer is in eval mode, and
+        :meth:`train` gives the parameters their training weights, whatever they hold until then.
+
         Raises:
             ValueError: the groups or their sizes do not match.
-            RuntimeError: called inside :meth:`proximal_parameters`; or state and parameters are not both sharded. The
-                optimizer stays as it was.
+            RuntimeError: called inside :meth:`proximal_parameters`; state and parameters are not both sharded; or the
+                state was saved in eval mode and lost the training weights. The optimizer stays as it was.
         """
         self._refuse_swapped("load_state_dict()")
 
@@ -253,58 +293,16 @@ class ProximalOptimizer(Optimizer):
 
         handle = self.register_load_state_dict_pre_hook(keep)  # after the user's own pre-hooks
         before = {"state": self.state, "param_groups": self.param_groups}
+        iterates = {param: state[ITERATE] for param, state in self.state.items() if ITERATE in state}
         try:
             super().load_state_dict(state_dict)
+            self._check_loaded_mode()
         except Exception:
             self.__dict__.update(before)
             raise
         finally:
             handle.remove()
-
-    # ------------------------------------------------------------------ the proximal iterate
-
-    def _refuse_swapped(self, what: str) -> None:
-        if self._swapped:
-            raise RuntimeError(f"{what} inside proximal_parameters(): leave the context first")
-
-    def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
-        """Put the proximal iterate into the parameters, each saved in ``backup`` before it changes."""
-
-    @contextlib.contextmanager
-    def proximal_parameters(self) -> Iterator[None]:
-        """Hold the proximal iterate, with its exact zeros, in the parameters; put the training iterate back, bit
-        by bit, on leaving (also by an exception).
-
-        Nested use is one use. What is written into the parameters inside is lost on leaving; ``step()``,
-        ``load_state_dict()`` and ``finalize_()`` are refused inside. Frozen parameters and those without a step stay.
-        """
-        self._swapped += 1
-        backup: dict[Tensor, Tensor] = {}
-        try:
-            if self._swapped == 1:
-                with torch.inference_mode(False), torch.no_grad():
-                    self._write_proximal(backup)
-            yield
-        finally:
-            self._swapped -= 1
-            with torch.inference_mode(False), torch.no_grad():
-                for param, saved in backup.items():
-                    param.copy_(saved)
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def finalize_(self) -> None:
-        """Set the parameters to the proximal iterate for good: exact zeros, ready for saving and removal.
-
-        Frozen parameters (``requires_grad=False``) and those without a step stay. The iterate is the optimizer's,
-        whatever the parameters hold: after ``model.load_state_dict(best)`` load the optimizer's state of that moment
-        too, or the last step's iterate is set. Weights saved inside :meth:`proximal_parameters` need no finalizing.
-
-        Raises:
-            RuntimeError: called inside :meth:`proximal_parameters`.
-        """
-        self._refuse_swapped("finalize_()")
-        self._write_proximal(None)
+        self._after_load(iterates, self._versions)
 
     @torch.no_grad()
     def penalty_value(self) -> float:

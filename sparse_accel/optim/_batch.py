@@ -184,6 +184,22 @@ def check_finite(name: str, value: float, least: float = -math.inf) -> None:
         raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
 
 
+def check_target(group: dict[str, Any]) -> None:
+    """Raise ValueError where a target is about multiplications, and those of the group's parameters are not known."""
+    penalty = group["penalty"]
+    if penalty is None or penalty.get("of") != "flops":
+        return
+    costs = group.get("costs")
+    if not isinstance(costs, (list, tuple)) or len(costs) != len(group["params"]):
+        raise ValueError(
+            "of='flops': expected an entry 'costs' of the parameter group, the multiplications per sample of one "
+            f"weight of each of its {len(group['params'])} parameters: make the groups by "
+            "param_groups(..., example=inputs)"
+        )
+    for cost in costs:
+        check_finite("costs", cost, 0)
+
+
 def check_count(name: str, value: float, expected: str, least: int) -> None:
     """Raise ValueError unless the value is a whole number, at least ``least``; ``expected`` says so in words."""
     if isinstance(value, bool) or int(value) != value or value < least:

@@ -137,3 +137,13 @@ class ProxAdamW(ProximalOptimizer):
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )
+
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        exp_avgs, exp_avg_sqs, steps = self._tensor_lists(batch)
+        lr, (beta1, beta2), dtype = float(group["lr"]), group["betas"], exp_avgs[0].dtype
+        points = []
+        for work, mean, square, step in zip(batch.work, exp_avgs, exp_avg_sqs, steps, strict=True):
+            metric = (square / (1 - beta2 ** step.to(square))).sqrt() + group["eps"]
+            decayed = work.to(dtype) * (1 - lr * group["weight_decay"])
+            points.append(metric * decayed - lr * mean / (1 - beta1 ** step.to(mean)))
+        return points, [torch.full((), lr, dtype=dtype, device=work.device) for work in batch.work]

@@ -134,6 +134,12 @@ class ProxSGD(ProximalOptimizer):
             processes=batch.processes,
         )
 
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        buffers, _ = self._tensor_lists(batch)
+        lr, dtype = float(group["lr"]), buffers[0].dtype
+        points = torch._foreach_add([work.to(dtype) for work in batch.work], buffers, alpha=-lr)
+        return list(points), [torch.full((), lr, dtype=dtype, device=work.device) for work in batch.work]
+
 
 def prox_sgd(
     params: list[Tensor],

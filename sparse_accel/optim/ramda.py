@@ -15,6 +15,7 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer
 from ._batch import Batch, state_dtype
 from ._docs import CAPTURABLE, shared_docs
+from .common.projection import take_constraint
 from .rmda import RMDA
 from .steps.ramda import RamdaNumbers, RamdaTensors, ramda
 
@@ -145,11 +146,17 @@ class RAMDA(RMDA):
             found_inf=getattr(self, "found_inf", None),
         )
 
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        duals, squares, anchors, _, alphas = self._tensor_lists(batch)
+        metrics = torch._foreach_add(torch._foreach_pow(squares, 1 / 3), group["eps"])
+        return list(torch._foreach_sub(torch._foreach_mul(metrics, anchors), duals)), alphas
+
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step with lr = 0, no gradient and momentum 1 leaves V, U and alpha: it gives the proximal iterate of the
         # last step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
+                held = take_constraint(group, batch)
                 duals, squares, anchors, steps, alphas = self._tensor_lists(batch)
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
@@ -167,4 +174,6 @@ class RAMDA(RMDA):
                 )
                 numbers = RamdaNumbers(0.0, 1.0, group["eps"], self._prox_name(group))
                 ramda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
+                if held is not None:
+                    held.project(batch.work)
                 batch.write_back()

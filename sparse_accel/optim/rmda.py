@@ -14,6 +14,7 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import CAPTURABLE, shared_docs
+from .common.projection import constraint_of, take_constraint
 from .steps.rmda import StepNumbers, StepTensors, rmda
 
 __all__ = ["RMDA", "StepNumbers", "StepTensors", "rmda"]
@@ -77,6 +78,7 @@ class RMDA(ProximalOptimizer):
         "weight_decay": 0.0,
     }
     _spans_processes: ClassVar = True
+    _groups_follow: ClassVar = True
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
     _tensor_state: ClassVar[tuple[str, ...]] = ("point", "anchor")
     _weights: ClassVar[tuple[str, ...]] = ("point", "anchor")  # state that a stage starts at the weights, not at zero
@@ -113,6 +115,10 @@ class RMDA(ProximalOptimizer):
         check_fraction("momentum", group["momentum"])
         check_finite("weight_decay", group["weight_decay"], 0)
 
+    @staticmethod
+    def _is_apart(state: dict[str, Any]) -> bool:
+        return "anchor" in state
+
     def restart(self) -> None:
         """End the stage: the next step starts a new one at the weights as they are then (V, alpha and t zero).
 
@@ -136,8 +142,13 @@ class RMDA(ProximalOptimizer):
         if group["momentum_ramp"] is not None:
             group["momentum_ramp"] += 1
 
+    @classmethod
+    def _momentum(cls, group: dict[str, Any]) -> float:
+        """c of the step's op: under a constraint the mixture comes after the projection."""
+        return 1.0 if constraint_of(group) else cls._share(group)
+
     @staticmethod
-    def _momentum(group: dict[str, Any]) -> float:
+    def _share(group: dict[str, Any]) -> float:
         """c of this step, on the ramp after the last stage if there is one."""
         ramp = group["momentum_ramp"]
         return float(group["momentum"] if ramp is None else min(group["momentum"] * ramp**0.5, 1.0))
@@ -178,11 +189,16 @@ class RMDA(ProximalOptimizer):
             found_inf=getattr(self, "found_inf", None),
         )
 
+    def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        points, _, steps, alphas = self._tensor_lists(batch)
+        return points, [alpha / step.to(alpha).sqrt() for alpha, step in zip(alphas, steps, strict=True)]
+
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step from t - 1 with lr = 0, momentum 1 and the anchor at X leaves X and alpha, and has the beta of the last
         # step: it gives the proximal iterate of that step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
+                held = take_constraint(group, batch)
                 points, _, steps, alphas = self._tensor_lists(batch)
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
@@ -192,4 +208,6 @@ class RMDA(ProximalOptimizer):
                 tensors = StepTensors(batch.work, grads, at, points, before, alphas, *batch.cuts())
                 numbers = StepNumbers(0.0, 1.0, self._prox_name(group))
                 rmda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
+                if held is not None:
+                    held.project(batch.work)
                 batch.write_back()

@@ -20,6 +20,7 @@ from ._closure import ClosureProblem, number, real, warn_unfinished
 from ._docs import shared_docs
 from ._exact import Block, GlmLoss, Quadratic, check_exact
 from ._iterates import advance, extrapolated
+from .common.projection import constraint_of
 
 __all__ = ["SPPAM"]
 
@@ -70,8 +71,7 @@ class SPPAM(ProximalOptimizer):
 
     Example:
         >>> import sparse_accel as sa
-        >>> layer = torch.nn.Linear(2, 1, bias=False)
-        >>> _ = torch.nn.init.zeros_(layer.weight)
+        >>> _ = torch.nn.init.zeros_((layer := torch.nn.Linear(2, 1, bias=False)).weight)
         >>> opt = sa.SPPAM(layer.parameters(), lr=1e6)
         >>> loss = opt.step_glm(torch.tensor([[3.0, 4.0]]), torch.tensor([10.0]), family="gaussian")
         >>> loss, layer.weight.detach()
@@ -139,6 +139,8 @@ class SPPAM(ProximalOptimizer):
         for name in ("fused", "capturable", "differentiable"):
             if group[name]:
                 raise ValueError(f"{name}=True is not supported by SPPAM: its inner solver decides on the host")
+        if group["penalty"] and ("target" in group["penalty"] or constraint_of(group)):
+            raise ValueError("target and constraints are not supported by SPPAM: give a strength")
         check_finite("momentum", group["momentum"])
         check_finite("weight_decay", group["weight_decay"], least=0.0)
         if group["averaging"] is not None:
@@ -165,9 +167,9 @@ class SPPAM(ProximalOptimizer):
         Raises:
             ValueError: there is no closure.
             RuntimeError: a gradient is sparse; a complex parameter is under a penalty; called inside
-                :meth:`proximal_parameters`. Parameters and state are then as they were, also when the closure raises.
+                :meth:`proximal_parameters` or in eval mode. All is then as it was, also when the closure raises.
         """
-        self._refuse_swapped("step()")
+        self._refuse_eval("step()")
         for group in self.param_groups:
             self._check_group(group)
         if closure is None:
@@ -312,6 +314,10 @@ class SPPAM(ProximalOptimizer):
             warn_unfinished(solution, group["tolerance"])
 
     # ------------------------------------------------------------------ the mean of the iterates
+
+    @staticmethod
+    def _is_apart(state: dict[str, Any]) -> bool:
+        return "average" in state
 
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         for group in self.param_groups:

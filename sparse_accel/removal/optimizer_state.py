@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from sparse_accel.removal.surgery import Plan, cut
 
 PENALTY_SCALE = "penalty_scale"
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
-_COPIES = ("anchor", "point")  # state tensors that hold weights, which a folded constant moves
+_COPIES = ("anchor", "point", "iterate")  # state tensors that hold weights, which a folded constant moves
 
 
 def bare_optimizer(optimizer: Any, error: type[Exception] = CompactError) -> Optimizer:
@@ -64,7 +65,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
     n elements by sqrt(n) (the hard threshold by n): where a cut shrinks the groups of a penalized parameter,
     ``state["penalty_scale"]`` holds the factor by which its strength must be multiplied. The next steps are then those
     of the dense model with zeros in the place of what was removed. (Where it holds other numbers, in filters that
-    nobody reads, these count in the dense norms of the groups they share with kept weights.)
+    nobody reads, these count in the dense norms of the groups they share with kept weights.) A penalty with a target
+    keeps the strength found for it, and has no target any more.
 
     Args:
         optimizer: of the dense model; it stays as it is. Parameters that are not the model's are shared.
@@ -81,6 +83,7 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
     param_groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         options = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
+        _drop_target(options)
         parts: dict[int | None, list[int]] = {}
         new_params: list[nn.Parameter] = []
         for index, old in enumerate(group["params"]):
@@ -111,6 +114,15 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
         if isinstance(value, (bool, int, float, str, type(None))) and not key.startswith("_")
     }
     return rebuild(type(optimizer), copy.deepcopy(optimizer.defaults), state, param_groups, plain)
+
+
+def _drop_target(options: dict[str, Any]) -> None:
+    """A share that was to be zero is reached by removal: the penalty keeps the strength that was found for it, or the
+    same share of what is left would have to go, too."""
+    penalty = penalty_from_plain(options.get("penalty"))
+    if penalty is not None and getattr(penalty, "target", None) is not None:
+        options["penalty"] = dataclasses.replace(penalty, target=None, of="groups").to_plain()  # type: ignore[call-arg]
+        options.pop("costs", None)
 
 
 def _conv_groups(model: nn.Module) -> dict[int, int]:

@@ -62,3 +62,85 @@ def test_groups_given_by_class_and_arguments(tmp_path: Path) -> None:
     assert model.out.weight.eq(0).all()
     assert model.embed.weight.ne(0).all()
     assert sa.sparsity(model, by="input").group_sparsity == 1.0
+
+
+class Watch(transformers.TrainerCallback):
+    """Zero rows of the output layer at each evaluation, and training weights at each start of a step."""
+
+    def __init__(self) -> None:
+        self.zeros: list[int] = []
+        self.training: list[Tensor] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.zeros.append(int(kwargs["model"].out.weight.eq(0).all(0).sum()))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.training.append(kwargs["model"].out.weight.detach().clone())
+
+
+def evaluated(folder: Path, model: Net, watch: Watch, resume: str | None = None, milestone: int = 4) -> Any:
+    rows = [{"tokens": torch.arange(i, i + 4) % 11, "labels": torch.tensor(i % 3)} for i in range(16)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        weight_decay=0.0,
+    )
+    opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.25, by="input")), lr=0.3, momentum=0.2)
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        optimizers=(opt, sa.lr_scheduler.MultiStageLR(opt, [milestone], momentum="constant")),
+        callbacks=[watch],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return opt
+
+
+def test_evaluation_and_the_best_checkpoint_have_exact_zeros(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model, plain = Net(), Net()
+    watch, unwatched = Watch(), Watch()
+    opt = evaluated(tmp_path / "a", model, watch, milestone=9)
+    assert len(watch.zeros) == 3
+    assert all(count > 0 for count in watch.zeros)
+    assert not any(weight.eq(0).all(0).any() for weight in watch.training)  # they are trained on meanwhile
+    stored = load_file(tmp_path / "a" / "checkpoint-4" / "model.safetensors")
+    assert stored["out.weight"].eq(0).all(0).sum() == watch.zeros[1]
+    assert sa.sparsity(model, by="input").zero_groups > 0  # the best was loaded
+    assert not opt.param_groups[0]["train_mode"]
+
+    # Evaluation does not disturb: the weights of training are those of a run that only trains.
+    trainer_free = sa.RMDA(sa.param_groups(plain, sa.GroupLasso(0.25, by="input")), lr=0.3, momentum=0.2)
+    trained(
+        tmp_path / "b",
+        plain,
+        optimizers=(trainer_free, sa.lr_scheduler.MultiStageLR(trainer_free, [9], momentum="constant")),
+        callbacks=[unwatched],
+    )
+    for one, two in zip(watch.training, unwatched.training, strict=False):
+        assert torch.equal(one, two)
+
+
+def test_resumed_from_a_checkpoint_of_eval_mode_to_the_same_bits(tmp_path: Path) -> None:
+    whole, rest = Watch(), Watch()
+    first, second = Net(), Net()
+    one = evaluated(tmp_path / "a", first, whole)
+    two = evaluated(tmp_path / "b", second, rest, resume=str(tmp_path / "a" / "checkpoint-2"))
+    assert rest.zeros == whole.zeros[1:]
+    for a, b in zip(whole.training[2:], rest.training, strict=True):
+        assert torch.equal(a, b)
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert all(torch.equal(one.state[p][key], two.state[q][key]) for key in one.state[p])

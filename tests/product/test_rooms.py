@@ -27,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "optim": {"penalties", "ops", "groups", "sharding"},
     "report": {"channels", "wrappers"},
     "diagnostics": {"report", "groups", "sharding"},
+    "callbacks": {"diagnostics"},
     "removal": {"report", "channels", "penalties", "groups", "wrappers", "_build_info", "_modes"},
     "acceleration": {"removal", "report", "channels", "ops", "wrappers", "_modes"},
     "calibration": {"channels", "ops"},

@@ -1,0 +1,116 @@
+"""At which strength of its penalty each group becomes zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from sparse_accel import ops
+from sparse_accel.optim._batch import grouping_of
+from sparse_accel.penalties import penalty_from_plain
+
+from .projection import constraint_of
+from .target import COSTS, Critical
+
+
+def penalized(group: dict[str, Any]) -> list[Tensor]:
+    """The parameters that the group's penalty is about."""
+    penalty = penalty_from_plain(group["penalty"])
+    grouping = grouping_of(group, penalty.by) if penalty else None
+    return [param for param in dict.fromkeys(group["params"]) if grouping and grouping.applies_to(param)]
+
+
+def critical_strengths(optimizer: Any, group: dict[str, Any], at_zero: bool = False) -> list[Critical]:
+    """The critical strengths of a parameter group's groups, as far as they have been stepped.
+
+    Args:
+        optimizer: of this package.
+        group: one of its parameter groups.
+        at_zero: of weights that are zero, by their gradients, instead.
+    """
+    concerned = set(penalized(group))
+    costs = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
+    found = []
+    for batch in optimizer._gather(group, need_grad=at_zero):
+        if at_zero:
+            points = [torch.empty_like(w).copy_(grad) for w, grad in zip(batch.work, batch.grads, strict=True)]
+            scales = [torch.ones((), device=work.device) for work in batch.work]
+        else:
+            points, scales = optimizer._before_prox(group, batch)
+        norms = ops.group_score(points, batch.layouts, "l2")
+        for param, layout, norm, scale in zip(batch.params, batch.layouts, norms, scales, strict=True):
+            if param in concerned:
+                factor = layout.group_size**0.5 * optimizer.state.get(param, {}).get("penalty_scale", 1.0)
+                found.append(Critical(norm.to(scale) / (scale * factor), layout.group_size, costs[param]))
+    return found
+
+
+def max_strength(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> float:
+    """The least strength of the penalties at which every group is zero: from there on there is nothing to learn.
+
+    Args:
+        optimizer: of this package, with group lasso or L1 penalties, whatever their strength.
+        closure: computes the loss and its gradients (clearing those before). With it the answer is about the weights at
+            zero: the largest ``||gradient_g|| / sqrt(|g|)`` there, with the parameters that are not penalized as they
+            are. For linear models that is the end of the regularization path; in a deep network all inner gradients
+            vanish with the weights. Without it the answer is about the training so far: the strength at which the
+            proximal step of this moment (RMDA, RAMDA: the proximal iterate) is zero throughout.
+
+    Returns:
+        The strength; choose a fraction of it. Parameters, gradients and state are as before.
+
+    Raises:
+        TypeError: the optimizer is none that has critical strengths.
+        ValueError: it has no such penalty; or, without a closure, it has not taken a step.
+
+    Example:
+        >>> import sparse_accel as sa
+        >>> weight = torch.nn.Parameter(torch.ones(1, 2))
+        >>> opt = sa.RMDA([weight], penalty=sa.L1(0.0))
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (weight * torch.tensor([[3.0, -4.0]])).sum()
+        ...     loss.backward()
+        >>> max_strength(opt, closure)
+        4.0
+    """
+    inner: Any = optimizer
+    while isinstance(getattr(inner, "optimizer", None), Optimizer):
+        inner = inner.optimizer
+    if not hasattr(inner, "_before_prox"):
+        raise TypeError(f"optimizer: expected one of this package, got {type(optimizer).__name__}")
+    groups = [group for group in inner.param_groups if group["penalty"] is not None]
+    if not groups or any(inner._prox_name(group) != "soft" or constraint_of(group) for group in groups):
+        raise ValueError("optimizer: expected penalties GroupLasso or L1, for one parameter group at least")
+    with torch.no_grad():
+        if closure is None:
+            found = [one for group in groups for one in critical_strengths(inner, group)]
+        else:
+            found = _at_zero(inner, groups, closure)
+        largest = [one.strengths.amax().cpu() for one in found if one.strengths.numel()]
+    if not largest:
+        raise ValueError("optimizer: expected penalized parameters with a gradient (without a closure: after a step)")
+    return float(torch.stack(largest).amax())
+
+
+def _at_zero(optimizer: Any, groups: Sequence[dict[str, Any]], closure: Callable[[], Any]) -> list[Critical]:
+    """The critical strengths of weights that are zero: the norms of their gradients."""
+    parameters = [param for group in optimizer.param_groups for param in dict.fromkeys(group["params"])]
+    grads = [param.grad for param in parameters]
+    kept = [None if grad is None else grad.clone() for grad in grads]
+    weights = {param: param.detach().clone() for group in groups for param in penalized(group)}
+    try:
+        for param in weights:
+            param.zero_()
+        with torch.enable_grad():
+            closure()
+        return [one for group in groups for one in critical_strengths(optimizer, group, at_zero=True)]
+    finally:
+        for param, value in weights.items():
+            param.copy_(value)
+        for param, grad, saved in zip(parameters, grads, kept, strict=True):
+            param.grad = None if grad is None or saved is None else grad.copy_(saved)
