@@ -24,9 +24,11 @@ from sparse_accel.prune.refinement.windows import Watch, paired
 logger = logging.getLogger("sparse_accel")
 
 STEPS, PASSES = 600, 40  # at most, unless asked for
-RATE_CONVOLUTIONS, RATE = 2e-3, 5e-4
+RATE_CONVOLUTIONS, RATE = 0.04, 0.01  # largest step size, relative to the size of a median weight
 WARM_UP = 0.1  # of the steps
 LOOKS = 6  # at the held-out error, besides the first
+FEW = 16  # samples of a mini-batch, below which its own statistics are too rough for the BatchNorms
+MOMENTUM = 0.1  # of running statistics while the weights move
 NORM_BATCHES = 32  # that statistics are taken anew on
 MARGIN = 0.98  # of the error with the statistics held: new ones have to be better by more than chance
 
@@ -66,7 +68,9 @@ class Distillation:
         steps = options.steps or min(STEPS, PASSES * samples.count)
         self.steps = steps if options.steps else fewest(steps, self.device)
         convolutions = any(isinstance(module, nn.modules.conv._ConvNd) for module in pruned.modules())
-        self.lr = options.lr or (RATE_CONVOLUTIONS if convolutions else RATE)
+        self.lr = options.lr or (RATE_CONVOLUTIONS if convolutions else RATE) * self.masters.size()
+        self.norms = self._norms()
+        self.live = False  # whether the BatchNorms take each mini-batch's own statistics
         self.scales: dict[Key, float] = {}
         self.notes: list[str] = []
 
@@ -77,27 +81,16 @@ class Distillation:
         with seeded(options.seed, self.device), self._in_eval(), self.masters.training(), self._or_as_before():
             self._measure()
             errors = {0: self.error()}
-            best, kept = 0, self._weights()
             self._tell(0, errors[0])
-            marks = {round(self.steps * look / LOOKS) for look in range(1, LOOKS + 1)}
-            done = 0
-            for step, batch in zip(range(1, self.steps + 1), self.samples.endless(), strict=False):
-                if errors[0] == 0:
-                    self.notes.append("the outputs are the dense ones: nothing to fit")
-                    break
-                if not self._step(step, batch):
-                    self.notes.append(f"ended at step {step}: a gradient is not finite")
-                    break
-                done = step
-                if step in marks:
-                    errors[step] = self.error()
-                    self._tell(step, errors[step])
-                    if errors[step] < errors[best]:
-                        best, kept = step, self._weights()
-            self._put(kept)
-            norms, after = self._settle_norms(errors[0], errors[best])
-        if norms == "" and after == errors[0]:
-            best = 0
+            self.live = bool(self.norms) and options.norms != "held" and self.samples.least >= FEW
+            best, done = self._train(errors)
+            if not best and self.live and errors[0] and options.norms == "auto":
+                self.notes.append("mini-batches' own BatchNorm statistics did not help: trained with those held")
+                self.live = False
+                self.masters.restart()
+                errors = {0: errors[0]}
+                best, done = self._train(errors)
+            norms, after = self._settle_norms(errors[0], errors[best], "reestimated" if best and self.live else "held")
         if not after < errors[0] and errors[0]:
             self.notes.append("no step lowered the held-out error: the model is as it came")
         windows = tuple(name for name in self.names if any(key[0] == name for key in self.scales))
@@ -115,6 +108,32 @@ class Distillation:
             options.seed,
             tuple(self.notes),
         )
+
+    def _train(self, errors: dict[int, float]) -> tuple[int, int]:
+        """The steps; the model then has the best weights. Returns which, and how many steps were taken.
+
+        Args:
+            errors: by step, with that of step 0; the others are added.
+        """
+        best, kept, done = 0, self._state(), 0
+        marks = {round(self.steps * look / LOOKS) for look in range(1, LOOKS + 1)}
+        for step, batch in zip(range(1, self.steps + 1), self.samples.endless(), strict=False):
+            if errors[0] == 0:
+                self.notes.append("the outputs are the dense ones: nothing to fit")
+                break
+            if not self._step(step, batch):
+                self.notes.append(f"ended at step {step}: a gradient is not finite")
+                break
+            done = step
+            if step in marks:
+                if self.live:
+                    self._average_norms()
+                errors[step] = self.error()
+                self._tell(step, errors[step])
+                if errors[step] < errors[best]:
+                    best, kept = step, self._state()
+        self._put(kept)
+        return best, done
 
     def error(self) -> float:
         """Mean squared error of the outputs on what is held out, relative to their variance; of several, the mean.
@@ -167,7 +186,7 @@ class Distillation:
                 batch = self.options.augment(batch)
             with torch.no_grad():
                 wanted = self.dense.run(batch)
-            with torch.enable_grad():
+            with torch.enable_grad(), self._live_norms():
                 pairs = paired(wanted, self.work.run(batch))
                 loss = self._loss(pairs)
                 if not loss.requires_grad:
@@ -192,31 +211,30 @@ class Distillation:
         if self.options.progress is not None:
             self.options.progress(step, self.steps, error)
 
-    def _weights(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.masters.parameters]
+    def _tensors(self) -> list[Tensor]:
+        """What a run changes: parameters and statistics."""
+        return [*self.masters.parameters, *(t for module in self.norms for t in _statistics(module))]
+
+    def _state(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._tensors()]
 
     @torch.no_grad()
-    def _put(self, weights: Sequence[Tensor]) -> None:
-        for parameter, weight in zip(self.masters.parameters, weights, strict=True):
-            parameter.copy_(broadcast_(weight))
+    def _put(self, state: Sequence[Tensor]) -> None:
+        for tensor, value in zip(self._tensors(), state, strict=True):
+            tensor.copy_(broadcast_(value))
+        self.masters.follow()
 
     @contextmanager
     def _or_as_before(self) -> Iterator[None]:
         """Where something fails, a user's function or another rank, the model is as it came."""
-        tensors = [*self.masters.parameters, *(t for module in self._norms() for t in _statistics(module, copy=False))]
-        before = [tensor.detach().clone() for tensor in tensors]
+        before = self._state()
         try:
             yield
         except BaseException:
             with torch.no_grad():
-                for tensor, value in zip(tensors, before, strict=True):
+                for tensor, value in zip(self._tensors(), before, strict=True):
                     tensor.copy_(value)
             raise
-
-    def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
-        """The BatchNorms with statistics of their own."""
-        kind = nn.modules.batchnorm._BatchNorm
-        return [m for m in self.pruned.modules() if isinstance(m, kind) and m.running_mean is not None]
 
     @contextmanager
     def _in_eval(self) -> Iterator[None]:
@@ -225,45 +243,54 @@ class Distillation:
 
     # ------------------------------------------------------------------ BatchNorm
 
+    def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        """The BatchNorms with statistics of their own."""
+        kind = nn.modules.batchnorm._BatchNorm
+        return [m for m in self.pruned.modules() if isinstance(m, kind) and m.running_mean is not None]
+
+    @contextmanager
+    def _live_norms(self, momentum: float | None = MOMENTUM) -> Iterator[None]:
+        """Mini-batches' own statistics, which the running ones follow; None: these are their plain mean."""
+        norms = self.norms if self.live else []
+        momenta = [module.momentum for module in norms]
+        try:
+            for module in norms:
+                module.momentum = momentum
+                module.train()
+            yield
+        finally:
+            for module, own in zip(norms, momenta, strict=True):
+                module.momentum = own
+                module.eval()
+
     @torch.no_grad()
-    def _settle_norms(self, before: float, after: float) -> tuple[str, float]:
+    def _settle_norms(self, before: float, after: float, as_trained: str) -> tuple[str, float]:
         """Which statistics the BatchNorms have in the end, and the error with them."""
-        modules = self._norms()
-        if not modules:
+        if not self.norms:
             return "", after
         if self.options.norms == "held" or not before:
             return "held", after
-        held = [_statistics(module) for module in modules]
-        self._reestimate(modules)
+        trained = self._state()
+        self.live = True
+        for module in self.norms:
+            module.reset_running_stats()
+        with together(self.device), self._live_norms(None):
+            for _, batch in zip(range(NORM_BATCHES), self.samples.one_pass(), strict=False):
+                run_model(self.pruned, to_device(batch, self.device))
+        self._average_norms()
         anew = self.error()
-        if anew < (MARGIN * after if self.options.norms == "auto" else before):
+        if anew < (MARGIN * after if self.options.norms == "auto" else min(before, after)):
             return "reestimated", anew
-        for module, values in zip(modules, held, strict=True):
-            for tensor, value in zip(_statistics(module, copy=False), values, strict=True):
-                tensor.copy_(value)
-        return "held", after
+        self._put(trained)
+        return as_trained, after
 
-    def _reestimate(self, modules: Sequence[nn.modules.batchnorm._BatchNorm]) -> None:
-        momenta = [module.momentum for module in modules]
-        try:
-            for module in modules:
-                module.reset_running_stats()
-                module.momentum = None  # the plain mean over the batches
-                module.train()
-            with together(self.device):
-                for _, batch in zip(range(NORM_BATCHES), self.samples.one_pass(), strict=False):
-                    run_model(self.pruned, to_device(batch, self.device))
-        finally:
-            for module, momentum in zip(modules, momenta, strict=True):
-                module.momentum = momentum
-                module.eval()
-        statistics = [t for module in modules for t in _statistics(module, copy=False) if t.is_floating_point()]
-        for tensor in statistics:
+    def _average_norms(self) -> None:
+        """The statistics of all ranks' samples."""
+        for tensor in (t for module in self.norms for t in _statistics(module) if t.is_floating_point()):
             ranks = torch.ones((), device=tensor.device)
             all_reduce_([tensor, ranks])
             tensor.div_(ranks)
 
 
-def _statistics(module: nn.modules.batchnorm._BatchNorm, *, copy: bool = True) -> list[Tensor]:
-    found = [t for t in (module.running_mean, module.running_var, module.num_batches_tracked) if t is not None]
-    return [tensor.clone() for tensor in found] if copy else found
+def _statistics(module: nn.modules.batchnorm._BatchNorm) -> list[Tensor]:
+    return [t for t in (module.running_mean, module.running_var, module.num_batches_tracked) if t is not None]

@@ -64,6 +64,30 @@ class Masters:
                 parameter.requires_grad_(required)
                 parameter.grad = grad
 
+    def size(self) -> float:
+        """The root mean square of the weights that are not zero, in a median parameter of two or more dimensions."""
+        sizes = []
+        for value in self.values:
+            if value.dim() >= 2:
+                kept = value[value != 0].double()
+                sizes.append(float(kept.square().mean().sqrt()) if kept.numel() else 0.0)
+        sizes = sorted(size for size in sizes if 0 < size < math.inf)
+        return sizes[len(sizes) // 2] if sizes else 1.0
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """The full-precision twins get the values that the parameters have."""
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            if value.data_ptr() != parameter.data_ptr():
+                value.copy_(parameter)
+
+    def restart(self) -> None:
+        """Adam begins anew."""
+        self.count = 0
+        for pair in self.moments:
+            for moment in pair:
+                moment.zero_()
+
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float) -> bool:
         """One step of Adam; False, and nothing has changed, where a gradient is not finite."""

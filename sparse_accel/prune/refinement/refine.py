@@ -80,14 +80,16 @@ def refine(
         masks: True for kept weights, by name of the parameter: the others stay zero. By default a result's own masks,
             or, of parameters of two or more dimensions, the weights that are not zero.
         steps: of Adam; None: 600, or 40 passes over the data if that is less.
-        lr: its largest step size, after a warm-up and before a cosine; None: 2e-3 for networks with convolutions, 5e-4
-            for others.
+        lr: its largest step size, after a warm-up and before a cosine; None: 0.04 times the size (root mean square)
+            of the weights in a median layer for networks with convolutions, 0.01 times for others.
         batch_size: of mini-batches. None: 64 samples of a tensor, and batches as they are of anything else. A number
             also cuts batches along the first dimension of their tensors: give it where the samples lie along that.
         windows: patterns (``fnmatch``) of modules whose outputs are fitted besides the model's; None: its blocks;
             ``[]``: none. Modules whose outputs are of another size in the pruned model have no say.
-        norms: ``"held"`` for the BatchNorm statistics that the model came with, ``"reestimated"`` for those of the
-            fitted model, ``"auto"`` for what has the smaller held-out error.
+        norms: ``"held"``: BatchNorms keep the statistics that they came with. ``"auto"``: they take those of each
+            mini-batch (of 16 samples or more), running ones follow; where that does not lower the held-out error, the
+            statistics are held after all, and new ones are taken at the end if these are better. ``"reestimated"``:
+            as ``"auto"``, but never trained with statistics held unless mini-batches are smaller.
         augment: takes a batch (on the device), returns another one that both models are run on: flips, crops. Torch's,
             NumPy's and Python's global random numbers are seeded around it.
         progress: called as ``progress(step, steps, held_out_error)`` at the start and at every look at the error.

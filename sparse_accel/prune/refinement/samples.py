@@ -34,6 +34,7 @@ class Samples:
         held: batches that are held out.
         told: what they are, in words.
         count: mini-batches in a pass; of a function, in the first one.
+        least: samples of the smallest mini-batch, as far as is known.
 
     Raises:
         ValueError: ``batch_size`` is given and the batches' samples do not lie along the first dimension of each of
@@ -79,6 +80,7 @@ class Samples:
             else:
                 self.told += ", the same that is learnt from"
         self.count = max(1, len(self.rows) // size)
+        self.least = min(size, len(self.rows))
 
     def _by_batch(self) -> None:
         if self.batches is not None:
@@ -93,6 +95,7 @@ class Samples:
                 else:
                     self.told += ", the same that is learnt from"
             self.count = len(self.batches)
+            self.least = min(map(_first, self.batches))
             return
         total = sum(1 for _ in self.data.batches())
         if not self.held:
@@ -103,6 +106,7 @@ class Samples:
                 self.held = list(self.data.batches())
             self.told = f"{len(self.held)} of {total} batches" + (", the same that is learnt from" * (total == 1))
         self.count = max(1, total - (total > 1) * len(range(1, total, EVERY)))
+        self.least = min(map(_first, self.held))
 
     def one_pass(self) -> Iterator[Any]:
         """The mini-batches of a pass, in a new order; rests that do not fill one wait for another pass."""
@@ -143,6 +147,11 @@ def _listed(data: Batches) -> list[Any] | None:
             return None
         found.append(batch)
     return found
+
+
+def _first(batch: Any) -> int:
+    """The first dimension of a batch's first tensor."""
+    return next((tensor.shape[0] for tensor in tree_tensors(batch) if tensor.dim()), 0)
 
 
 def _counts(batches: Sequence[Any]) -> list[int]:

@@ -153,6 +153,34 @@ def test_statistics_are_taken_anew_where_that_is_better(dense, result):
     assert auto.model[1][1].bn2.momentum == wrong[1][1].bn2.momentum
 
 
+def test_batches_own_statistics_unless_they_are_too_few(dense, result):
+    """Statistics move with the weights where mini-batches have enough samples, and stay where they have not."""
+    live = refine(result.model, dense, images(128), steps=20, batch_size=32)
+    few = refine(result.model, dense, images(128), steps=20, batch_size=8, lr=1e-3)
+    held = refine(result.model, dense, images(128), steps=20, batch_size=32, norms="held")
+    before = result.model[1][0].bn1.running_var
+    assert live.report.best > 0
+    assert few.report.best > 0
+    assert held.report.best > 0
+    assert live.report.norms == "reestimated"
+    assert not torch.equal(live.model[1][0].bn1.running_var, before)
+    assert torch.equal(held.model[1][0].bn1.running_var, before)
+    assert few.report.norms == "reestimated" or torch.equal(few.model[1][0].bn1.running_var, before)
+    assert all(module.momentum == 0.1 for module in live.model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_where_batches_own_statistics_mislead_they_are_held(dense):
+    """Samples that come one kind to a batch: no batch's statistics are like those of all."""
+    kinds = [images(16, seed=seed) * 0.2 + shift for seed, shift in ((1, -4.0), (2, 4.0), (3, -4.0), (4, 4.0))]
+    near = copy.deepcopy(dense)
+    near[3].bias.data += 0.05
+    refined = refine(near, dense, kinds, held_out=images(64), steps=6, lr=1e-3)
+    assert "did not help" in str(refined.report)
+    assert refined.report.norms == "held"
+    assert refined.report.error[1] < refined.report.error[0]
+    assert torch.equal(refined.model[1][0].bn1.running_var, dense[1][0].bn1.running_var)
+
+
 def test_channels_last_inputs(dense, result):
     x = images(96).to(memory_format=torch.channels_last)
     plain = refine(result.model, dense.eval(), images(96), steps=4, lr=1e-3)
@@ -282,8 +310,8 @@ def test_masks_are_kept_and_saved_along(dense, tmp_path):
 
 def test_curvature_iht_fits_the_kept_weights(dense):
     x = list(images(256).split(32))
-    once = CurvatureIHT(dense, 0.8).run(x)
-    more = CurvatureIHT(dense, 0.8, refine={"steps": 40, "lr": 1e-3}).run(x)
+    once = CurvatureIHT(dense, 0.8, method="magnitude").run(x)
+    more = CurvatureIHT(dense, 0.8, method="magnitude", refine={"steps": 40, "lr": 1e-3}).run(x)
     fresh = images(128, seed=7)
     assert all(torch.equal(more.masks[name], mask) for name, mask in once.masks.items())
     assert error(dense, more.model, fresh) < 0.9 * error(dense, once.model, fresh)
