@@ -67,6 +67,7 @@ class Distillation:
         self.device = self.masters.parameters[0].device
         steps = options.steps or min(STEPS, PASSES * samples.count)
         self.steps = steps if options.steps else fewest(steps, self.device)
+        self.least = fewest(samples.least, self.device)
         convolutions = any(isinstance(module, nn.modules.conv._ConvNd) for module in pruned.modules())
         self.lr = options.lr or (RATE_CONVOLUTIONS if convolutions else RATE) * self.masters.size()
         self.norms = self._norms()
@@ -82,7 +83,7 @@ class Distillation:
             self._measure()
             errors = {0: self.error()}
             self._tell(0, errors[0])
-            self.live = bool(self.norms) and options.norms != "held" and self.samples.least >= FEW
+            self.live = bool(self.norms) and options.norms != "held" and self.least >= FEW
             best, done = self._train(errors)
             if not best and self.live and errors[0] and options.norms == "auto":
                 self.notes.append("mini-batches' own BatchNorm statistics did not help: trained with those held")
@@ -280,6 +281,7 @@ class Distillation:
         self._average_norms()
         anew = self.error()
         if anew < (MARGIN * after if self.options.norms == "auto" else min(before, after)):
+            self._put(self._state())  # ranks count batches of their own
             return "reestimated", anew
         self._put(trained)
         return as_trained, after
