@@ -24,7 +24,7 @@ from sparse_accel.prune.refinement.windows import Watch, paired
 logger = logging.getLogger("sparse_accel")
 
 STEPS, PASSES = 600, 40  # at most, unless asked for
-RATE_CONVOLUTIONS, RATE = 0.04, 0.01  # largest step size, relative to the size of a median weight
+RATE_CONVOLUTIONS, RATE = 0.04, 0.002  # largest step size, relative to the size of a median weight
 WARM_UP = 0.1  # of the steps
 LOOKS = 6  # at the held-out error, besides the first
 FEW = 16  # samples of a mini-batch, below which its own statistics are too rough for the BatchNorms

@@ -81,7 +81,7 @@ def refine(
             or, of parameters of two or more dimensions, the weights that are not zero.
         steps: of Adam; None: 600, or 40 passes over the data if that is less.
         lr: its largest step size, after a warm-up and before a cosine; None: 0.04 times the size (root mean square)
-            of the weights in a median layer for networks with convolutions, 0.01 times for others.
+            of the weights in a median layer for networks with convolutions, 0.002 times for others.
         batch_size: of mini-batches. None: 64 samples of a tensor, and batches as they are of anything else. A number
             also cuts batches along the first dimension of their tensors: give it where the samples lie along that.
         windows: patterns (``fnmatch``) of modules whose outputs are fitted besides the model's; None: its blocks;
