@@ -1,13 +1,16 @@
 """Pruning of trained models on calibration data: ISpaSP (units), CurvatureIHT (weights), and their parts.
 
 Imports: :mod:`~sparse_accel.removal`, :mod:`~sparse_accel.calibration`, :mod:`~sparse_accel.report` and what lies below
-them. ``select`` works on plain arrays, ``layerwise`` on one layer, ``structured`` and ``unstructured`` on networks.
+them. ``select`` works on plain arrays, ``layerwise`` on one layer, ``structured`` and ``unstructured`` on networks,
+``refinement`` on what comes of these.
 """
 
 from sparse_accel.calibration.data import Calibration
 from sparse_accel.channels.widths import Consumer, Width, Widths
 from sparse_accel.prune.layerwise.solve import LayerInfo, layerwise_solve
 from sparse_accel.prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
+from sparse_accel.prune.refinement.options import RefineReport
+from sparse_accel.prune.refinement.refine import Refined, refine
 from sparse_accel.prune.select.gram import GramSelection, energy_select, gram_cosamp, gram_obs, refit
 from sparse_accel.prune.select.ispasp import ISpaSPSelection, batchnorm_affine, ispasp_select
 from sparse_accel.prune.structured.pruner import ISpaSP, PruneError
@@ -33,6 +36,8 @@ __all__ = [
     "LayerReport",
     "Masks",
     "PruneError",
+    "RefineReport",
+    "Refined",
     "RemovalResult",
     "Rows",
     "StructuredReport",
@@ -48,6 +53,7 @@ __all__ = [
     "ispasp_select",
     "layerwise_solve",
     "load_sparse",
+    "refine",
     "refit",
     "remove_units",
 ]

@@ -42,8 +42,14 @@ BELOW: dict[str, set[str]] = {
 }
 # What stands above all rooms.
 FRONT = {"", "cli", "__main__"}
-# Inside prune: plain arrays, one layer, whole networks.
-INSIDE_PRUNE = {"select": set(), "layerwise": {"select"}, "structured": {"select"}, "unstructured": {"layerwise"}}
+# Inside prune: plain arrays, one layer, whole networks; what these are fitted with afterwards.
+INSIDE_PRUNE = {
+    "select": set(),
+    "layerwise": {"select"},
+    "refinement": set(),
+    "structured": {"select", "refinement"},
+    "unstructured": {"layerwise", "refinement"},
+}
 
 
 def imports_of(name: str, path: Path) -> Iterator[str]:

@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.columns import is_convolution
-from sparse_accel.calibration.data import Calibration, check_bytes, require_memory
+from sparse_accel.calibration.data import Calibration, check_bytes
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.widths import Width, grouped
+from sparse_accel.prune.refinement.options import RefineOptions
 from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
 from sparse_accel.prune.structured.kinds.norms import prunable
 from sparse_accel.prune.structured.layer import Settings
-from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks
+from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks, refine_result
 from sparse_accel.prune.structured.request import (
     Request,
     as_patterns,
@@ -37,7 +38,7 @@ from sparse_accel.prune.structured.request import (
     matches,
 )
 from sparse_accel.prune.structured.sites import Site, find_sites
-from sparse_accel.prune.structured.stage import prune_width, state_bytes, watched
+from sparse_accel.prune.structured.stage import largest_state, prune_width, watched
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
 from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
@@ -122,6 +123,8 @@ class ISpaSP:
         tolerance: largest accepted difference, on the example, between the pruned model of full size and the smaller
             one, as for :func:`sparse_accel.compact`: by default also whatever is rounding alone, judged in float64.
         activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`, of the dense and the pruned model together.
+        refine: fit the smaller model to the dense one by gradients, without labels: ``"auto"``, or a dict of settings,
+            such as ``steps``, of :func:`sparse_accel.prune.refine`. None: the least squares above alone.
         seed: of ``"random"``.
 
     Raises:
@@ -172,6 +175,7 @@ class ISpaSP:
         cache_memory: int = 1 << 30,
         activation_memory: int = ACTIVATION_MEMORY,
         tolerance: float | None = None,
+        refine: Any = None,
         seed: int = 0,
     ) -> None:
         check_one_of("method", method, METHODS)
@@ -198,6 +202,7 @@ class ISpaSP:
         check_tolerance("tolerance", tolerance)
         self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
         self.mask, self.batch_first = mask, batch_first
+        self.refine = RefineOptions.of(refine)
         Padding(mask, batch_first, "mask")  # refuses what is none
         self.settings = Settings(
             method=method,
@@ -245,7 +250,7 @@ class ISpaSP:
         findings = look(work, data, self.example_inputs, sites)
         widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
-        nbytes = self._state_memory(widths, work, sites)
+        nbytes = largest_state(widths, work, sites, self.settings, self.max_memory)
         head = find_head(sites) if self._wants_head(widths, work) else None
         kept: dict[str, Tensor] = {}
         gone: dict[str, Tensor] = {}
@@ -287,7 +292,10 @@ class ISpaSP:
             except UnsupportedModelError as error:
                 error.result = result(removed)
                 raise
-        return result(removed)
+        out = result(removed)
+        if self.refine is not None and kept:
+            refine_result(out, dense, data, self.refine, self.max_memory)
+        return out
 
     def _prune(
         self,
@@ -318,12 +326,3 @@ class ISpaSP:
             return self.refit_head
         modules = [work.get_submodule(consumer.module) for width in widths for consumer in width.consumers]
         return self.settings.refit == "auto" and any(is_convolution(module) for module in modules)
-
-    def _state_memory(self, widths: list[Width], work: nn.Module, sites: dict[str, Site]) -> int:
-        """Bytes of the largest stage."""
-        needed = {width.name: state_bytes(width, work, sites, self.settings) for width in widths}
-        if not needed:
-            return 0
-        largest = max(needed, key=lambda name: needed[name])
-        require_memory(needed[largest], self.max_memory, f"the statistics of {largest}, the largest width")
-        return needed[largest]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_accel.calibration.batches import Batches
+from sparse_accel.prune.refinement.options import RefineOptions, RefineReport
+from sparse_accel.prune.refinement.refine import checked_masks, refine_
 from sparse_accel.removal.configs import RELOAD, follow_biases
 from sparse_accel.removal.remove import RemovalResult
 from sparse_accel.removal.surgery import Plan
@@ -53,6 +56,7 @@ class StructuredReport:
         seconds: of the whole run.
         nbytes: stated for the statistics before the run.
         notes: fallbacks, and widths that could not be pruned, with the reason.
+        refinement: what ``refine`` did; None without it.
     """
 
     widths: list[WidthChange]
@@ -60,6 +64,7 @@ class StructuredReport:
     seconds: float
     nbytes: int
     notes: list[str] = field(default_factory=list)
+    refinement: RefineReport | None = None
 
     @property
     def params(self) -> tuple[int, int]:
@@ -78,7 +83,8 @@ class StructuredReport:
 
     def to_plain(self) -> dict[str, Any]:
         """Everything as JSON-able data."""
-        return asdict(self)
+        refinement = None if self.refinement is None else self.refinement.to_plain()
+        return asdict(self) | {"refinement": refinement}
 
     def __str__(self) -> str:
         rows: list[list[Any]] = []
@@ -96,6 +102,7 @@ class StructuredReport:
         if self.latency_ms:
             lines.append(f"latency on the example: {self.latency_ms[0]:.3g} ms → {self.latency_ms[1]:.3g} ms")
         lines.append(f"{self.seconds:.1f} s; statistics {self.nbytes / 1e6:.1f} MB")
+        lines += [] if self.refinement is None else [str(self.refinement)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -191,3 +198,28 @@ def finished(
     report = StructuredReport(list(changes), totals, seconds, nbytes, notes)
     chosen = {name: units.tolist() for name, units in kept.items()}
     return StructuredResult(small, plan, report, chosen, removed.max_abs_diff)
+
+
+def refine_result(
+    result: StructuredResult, dense: nn.Module, data: Batches, options: RefineOptions, max_memory: int | None
+) -> None:
+    """Fit a result's model to the dense one, in place; its report says what came of it.
+
+    Args:
+        result: of a run.
+        dense: the model as it was.
+        data: that it was pruned on.
+        options: of the refinement.
+        max_memory: bytes that it may take.
+
+    Raises:
+        Exception: what the refinement raises; its ``result`` is the one that was to be refined.
+    """
+    start = time.perf_counter()
+    try:
+        refinement = refine_(result.model, dense, data, None, checked_masks(result.model, None), options, max_memory)
+    except Exception as error:
+        error.result = result  # type: ignore[attr-defined]
+        raise
+    seconds = result.report.seconds + time.perf_counter() - start
+    result.report = replace(result.report, seconds=seconds, refinement=refinement)

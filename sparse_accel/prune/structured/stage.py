@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.calibration.columns import weight_matrix
+from sparse_accel.calibration.data import require_memory
 from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.channels.widths import ExpertWidth, Width
 from sparse_accel.prune.structured.choose import choose, unit_sets
@@ -74,6 +75,22 @@ def state_bytes(width: Width, work: nn.Module, sites: Mapping[str, Site], settin
     layers = make_layers(width, work, sites, settings, {})
     columns = sum(layer.groups * layer.features for layer in layers)
     return sum(layer.nbytes for layer in layers) + 4 * 8 * columns**2
+
+
+def largest_state(
+    widths: Sequence[Width], work: nn.Module, sites: Mapping[str, Site], settings: Settings, max_memory: int | None
+) -> int:
+    """Bytes of the largest stage.
+
+    Raises:
+        ValueError: past ``max_memory``.
+    """
+    needed = {width.name: state_bytes(width, work, sites, settings) for width in widths}
+    if not needed:
+        return 0
+    largest = max(needed, key=lambda name: needed[name])
+    require_memory(needed[largest], max_memory, f"the statistics of {largest}, the largest width")
+    return needed[largest]
 
 
 def prune_width(

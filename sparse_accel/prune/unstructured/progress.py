@@ -53,7 +53,7 @@ def record_of(settings: Any, layers: Sequence[Layer], first: Any) -> dict[str, A
         "seed": options.seed,
         "dtype": str(options.dtype),
         "solver": {key: repr(value) for key, value in sorted(options.extra.items())},
-        "refine": settings.refine,
+        "refine": settings.refine if isinstance(settings.refine, int) else settings.refine.to_plain(),
         "padding": padding if isinstance(padding, (str, type(None))) else repr(padding),
         "weights": fingerprint([layer.weight for layer in layers]),
         "data": fingerprint(first),

@@ -23,6 +23,8 @@ from sparse_accel.calibration.replay.front import Front
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY, Store
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.survey import find_parts, find_units
+from sparse_accel.prune.refinement.masters import Masters
+from sparse_accel.prune.refinement.options import RefineOptions
 from sparse_accel.prune.unstructured.allocate import allocate
 from sparse_accel.prune.unstructured.layers import Step
 from sparse_accel.prune.unstructured.masks import Masks
@@ -71,9 +73,11 @@ class CurvatureIHT:
             total is exactly the one asked for. Global shares need plain numbers as sparsities.
         method: of the layer solver: ``"iht"``, or a baseline (``"magnitude"``, ``"sparsegpt"``, ``"obs"``, ``"admm"``).
         iterations: of the layer solver.
-        refine: further outer rounds on the whole model, see :mod:`sparse_accel.prune.unstructured.refine`: the kept
-            weights take Gauss-Newton steps on the error of the model's outputs, with gradients and curvature of
-            recomputed inputs. The round with the least error on held-out batches counts; the supports stay.
+        refine: a number of further outer rounds on the whole model, see :mod:`sparse_accel.prune.unstructured.refine`:
+            the kept weights take Gauss-Newton steps on the error of the model's outputs, with gradients and curvature
+            of recomputed inputs. The round with the least error on held-out batches counts; the supports stay. Or
+            ``"auto"`` or a dict of settings of :func:`sparse_accel.prune.refine`: all parameters are fitted to the
+            dense model's blocks and outputs by gradients, without labels; the supports stay.
         seed: of the solver.
         padding: key of the batches (mappings) whose tensor ``[batch, length]`` holds 0 for padded positions: their
             inputs do not count. Which layers have those positions is found (of several sequences, and where batch and
@@ -117,7 +121,7 @@ class CurvatureIHT:
         allocation: str = "uniform",
         method: str = "iht",
         iterations: int = 20,
-        refine: int = 0,
+        refine: Any = 0,
         seed: int = 0,
         padding: Keys = DEFAULT,
         batch_first: bool | None = None,
@@ -130,7 +134,7 @@ class CurvatureIHT:
         model = bare_model(model)
         if allocation not in ("uniform", "global"):
             raise ValueError(f"allocation: expected 'uniform' or 'global', got {allocation!r}")
-        if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+        if isinstance(refine, bool) or (isinstance(refine, int) and refine < 0):
             raise ValueError(f"refine: expected a number of rounds, got {refine!r}")
         if max_memory is not None:
             check_bytes("max_memory", max_memory)
@@ -140,7 +144,7 @@ class CurvatureIHT:
         self.targets = targets
         self.skip = skip
         self.allocation = allocation
-        self.refine = refine
+        self.refine = refine if isinstance(refine, int) else RefineOptions.of(refine) or 0
         self.padding = padding
         self.batch_first = batch_first
         self.max_memory = max_memory
@@ -185,7 +189,7 @@ class _Run:
         self.padding = Padding(settings.padding, settings.batch_first)
         batches = Batches(data, self.model, self.padding)
         modules = {name: module for layer in self.selection.layers for name, module in layer.modules.items()}
-        seen = Observations(self.padding, modules, outputs=settings.refine > 0)
+        seen = Observations(self.padding, modules, outputs=bool(settings.refine))
         self.steps, order = find_steps(self.model, batches, self.selection, seen)
         with together(device):
             self.padding.learn(self.model, seen)
@@ -204,7 +208,7 @@ class _Run:
         """What to learn from, and what to compare rounds on."""
         if held_out is not None:
             return data, Batches(held_out, self.model, self.padding)
-        if not self.settings.refine or len(data.prints) < 2:
+        if not isinstance(self.settings.refine, int) or not self.settings.refine or len(data.prints) < 2:
             return data, data
         train = data.part(lambda number: number % HELD_OUT_EVERY != 1)
         return train, data.part(lambda number: number % HELD_OUT_EVERY == 1)
@@ -215,7 +219,9 @@ class _Run:
         masks = sum(layer.weight.numel() for layer in self.layers)
         work = max(work_bytes(layer, self.settings.options.dtype) for layer in self.layers)
         kept = self.settings.activation_memory if self.front.units else 0
-        rounds = Refinement.bytes_needed(self.layers) if self.settings.refine else 0
+        refine = self.settings.refine
+        rounds = Refinement.bytes_needed(self.layers) if refine else 0
+        rounds = rounds if isinstance(refine, int) else Masters.bytes_needed(self.model)
         total = copied + masks + max(work, rounds) + 2 * CHUNK_BYTES + kept
         what = (
             f"CurvatureIHT: a copy of the model {copied / 1e6:.0f} MB, the largest Hessian and its solver "
@@ -231,16 +237,13 @@ class _Run:
             self._allocate()
         for number, step in enumerate(self.steps):
             self._step(number, step)
-        rounds: list[float] = []
-        best = 0
         solved = [layer for layer in self.layers if layer.name not in self.selection.left]
         if not solved:
             raise ValueError("calibration: none of the batches to learn from reaches a layer to prune")
         if self.settings.refine:
             self.front.clear()
-            refinement = Refinement(self.dense, self.model, solved, self.train, self.held_out)
-            rounds, best = refinement.run(self.settings.refine, self.progress)
-        nonzero = {layer.parameter_name: layer.weight.detach() != 0 for layer in solved}
+        refinement = Refinement(self.dense, self.model, solved, self.train, self.held_out)
+        rounds, best, distilled, nonzero = refinement.by(self.settings.refine, self.progress)
         masks = Masks(self.model, nonzero)
         shares, weights = shares_of(self.model, self.selection.left)
         warn_of_left(self.selection.left, shares)
@@ -255,6 +258,7 @@ class _Run:
             shares,
             weights,
             whole_notes([self.front], len(self.steps)),
+            distilled,
         )
         return CurvatureIHTResult(self.model, report, masks)
 

@@ -26,6 +26,8 @@ from sparse_accel.calibration.ranks import broadcast_, fewest, together
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.slices import SliceCall
 from sparse_accel.channels.call import run_model
+from sparse_accel.prune.refinement.options import RefineOptions, RefineReport
+from sparse_accel.prune.refinement.refine import checked_masks, refine_
 from sparse_accel.prune.unstructured.layers import Layer, StackedLayer
 from sparse_accel.prune.unstructured.progress import Progress
 from sparse_accel.prune.unstructured.solve import CHUNK_BYTES, columns_input
@@ -143,6 +145,22 @@ class Refinement:
             elif number:
                 best, kept = number, [layer.weight.detach().clone() for layer in self.layers]
         return errors, best
+
+    def by(
+        self, how: int | RefineOptions, progress: Progress
+    ) -> tuple[list[float], int, RefineReport | None, dict[str, Tensor]]:
+        """Rounds, or a fit of all parameters to the dense model's blocks and outputs, the supports kept.
+
+        Returns:
+            What :meth:`run` does, the report of a fit, and the supports by name of the parameter.
+        """
+        rounds, best = self.run(how, progress) if isinstance(how, int) and how else ([], 0)
+        nonzero = {layer.parameter_name: layer.weight.detach() != 0 for layer in self.layers}
+        if isinstance(how, int):
+            return rounds, best, None, nonzero
+        judge = None if self.held_out is self.train else self.held_out
+        kept = checked_masks(self.pruned, None) | nonzero
+        return rounds, best, refine_(self.pruned, self.dense, self.train, judge, kept, how), nonzero
 
     # ------------------------------------------------------------------ parts of a step
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sparse_accel.prune.refinement.options import RefineReport
 from sparse_accel.removal.fields import Field
 from sparse_accel.report import format_table, percent
 
@@ -102,6 +103,7 @@ class CurvatureIHTReport:
         rounds: held-out error of the model's outputs, relative to the dense model's: after the first pass and after
             every further round (empty without ``refine``).
         best: which of ``rounds`` was kept.
+        refinement: what ``refine`` did where it was not a number of rounds; None else.
     """
 
     layers: list[LayerReport] = field(default_factory=list)
@@ -114,6 +116,7 @@ class CurvatureIHTReport:
     shares: dict[str, float] = field(default_factory=dict)
     weights: int = 0
     notes: list[str] = field(default_factory=list)
+    refinement: RefineReport | None = None
 
     @property
     def sparsity(self) -> float:
@@ -139,7 +142,8 @@ class CurvatureIHTReport:
 
     def to_plain(self) -> dict[str, Any]:
         """Everything as JSON-able data."""
-        return asdict(self)
+        refinement = None if self.refinement is None else self.refinement.to_plain()
+        return asdict(self) | {"refinement": refinement}
 
     @staticmethod
     def from_field(field: Field) -> CurvatureIHTReport:
@@ -160,6 +164,7 @@ class CurvatureIHTReport:
             shares={name: entry.number(0) for name, entry in field["shares"].items()} if "shares" in field else {},
             weights=field["weights"].integer() if "weights" in field else 0,
             notes=field["notes"].texts() if "notes" in field else [],
+            refinement=None if _missing(field, "refinement") else RefineReport.from_field(field["refinement"]),
         )
 
     def __str__(self) -> str:
@@ -183,6 +188,7 @@ class CurvatureIHTReport:
         if self.rounds:
             errors = ", ".join(f"{error:.4g}" for error in self.rounds)
             lines.append(f"held-out error of the outputs, first pass and further rounds: {errors}; kept: {self.best}")
+        lines += [] if self.refinement is None else [str(self.refinement)]
         lines += [f"{at.name or 'model'}: {at.dead} of its inputs are always zero" for at in self.layers if at.dead]
         if self.weights:
             lines.append(
@@ -196,6 +202,11 @@ class CurvatureIHTReport:
         ]
         lines += left_lines(self.left, self.shares)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _missing(field: Field, key: str) -> bool:
+    """Whether an object of a file has no such entry, as in older files, or null there."""
+    return key not in field or field[key].value is None
 
 
 def left_lines(left: Mapping[str, str], shares: Mapping[str, float]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -45,6 +46,34 @@ def cifar(tmp_path: Path) -> Path:
     state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "resnet20-12fca82f.th")
     return tmp_path
+
+
+def test_compare_structured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load("compare_structured")
+    monkeypatch.setattr(module, "refine", functools.partial(module.refine, steps=24))
+    main(module, monkeypatch, "--keep", 0.25, "--epochs", 3, "--out-dir", tmp_path)
+    found = json.loads((tmp_path / "compare_structured.json").read_text())
+    rows = {row["method"]: row for row in found["rows"]}
+    plain, refined = rows["ISpaSP"], rows["ISpaSP, refine"]
+    assert refined["accuracy"] >= plain["accuracy"] - 1
+    assert plain["macs"] == refined["macs"] < 0.4 * found["dense"][1]
+    shown = capsys.readouterr().out
+    if importlib.util.find_spec("torch_pruning") is None:
+        assert "Torch-Pruning is not installed" in shown
+    else:
+        assert rows["Torch-Pruning, magnitude"]["macs"] == plain["macs"]
+    assert (tmp_path / "compare_structured.png").stat().st_size > 10_000
+
+
+def test_compare_structured_on_resnet20(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("compare_structured")
+    monkeypatch.setattr(module, "refine", functools.partial(module.refine, steps=2))
+    options = ["--rows", "refine", "--keep", 0.5, "--augment", "crop", "--out-dir", cifar]
+    main(module, monkeypatch, "--data-dir", cifar, *options)
+    (row,) = json.loads((cifar / "compare_structured.json").read_text())["rows"]
+    assert row["macs"] == 20_497_024
 
 
 def test_resnet20(cifar: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
