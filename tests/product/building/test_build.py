@@ -56,7 +56,17 @@ def test_wheel_from_source_archive_in_a_clean_environment(unpacked, tmp_path):
     fast = ["cmake.build-type=Debug", "cmake.define.CMAKE_CXX_FLAGS_DEBUG=-O0", "cmake.define.SPARSE_ACCEL_PORTABLE=ON"]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     env = {**TOOLS, "SPARSE_ACCEL_CUDA": "OFF"}
-    run(*pip, "wheel", "--no-build-isolation", "--no-deps", *(f"-C{word}" for word in fast), "-w", tmp_path, unpacked, env=env)
+    run(
+        *pip,
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        *(f"-C{word}" for word in fast),
+        "-w",
+        tmp_path,
+        unpacked,
+        env=env,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
