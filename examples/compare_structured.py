@@ -48,6 +48,7 @@ class Task(NamedTuple):
         images, labels: to test on.
         block: class of the blocks, whose first convolution's outputs are pruned.
         augment: of the refinement; None for none.
+        steps: of the refinement; None for its default.
     """
 
     net: nn.Module
@@ -57,6 +58,7 @@ class Task(NamedTuple):
     labels: Tensor
     block: type[nn.Module]
     augment: Callable[[Tensor], Tensor] | None
+    steps: int | None
 
 
 class Block(nn.Module):
@@ -73,7 +75,7 @@ class Block(nn.Module):
         return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
-def resnet20(directory: Path, images: int, refine_images: int, augment: str) -> Task:
+def resnet20(directory: Path, images: int, refine_images: int, augment: str, steps: int | None) -> Task:
     """The pretrained ResNet-20 on CIFAR-10."""
     example = load_example("resnet20_cifar")
     places = [directory / "resnet20-12fca82f.th", directory / "weights" / "resnet20-12fca82f.th"]
@@ -85,7 +87,7 @@ def resnet20(directory: Path, images: int, refine_images: int, augment: str) -> 
     test, labels = example.read_batch(directory, "test_batch")
     change = {"none": None, "flip": flipped, "crop": cropped}[augment]
     net = example.load_net(weights)
-    return Task(net, train[:images], train[:refine_images], test, labels, example.BasicBlock, change)
+    return Task(net, train[:images], train[:refine_images], test, labels, example.BasicBlock, change, steps)
 
 
 def load_example(name: str) -> ModuleType:
@@ -99,7 +101,7 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
-def digits(epochs: int, seed: int) -> Task:
+def digits(epochs: int, seed: int, steps: int | None) -> Task:
     """A residual network trained on scikit-learn's digits, 8 x 8."""
     from sklearn.datasets import load_digits
 
@@ -118,7 +120,7 @@ def digits(epochs: int, seed: int) -> Task:
             optimizer.zero_grad()
             F.cross_entropy(net(images[part]), labels[part]).backward()
             optimizer.step()
-    return Task(net.eval(), images[:512], images[:count], images[count:], labels[count:], Block, None)
+    return Task(net.eval(), images[:512], images[:count], images[count:], labels[count:], Block, None, steps)
 
 
 def flipped(x: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ def ispasp(task: Task, keep: float) -> nn.Module:
 
 def ispasp_refined(task: Task, keep: float) -> nn.Module:
     """Our default, refined without labels."""
-    return refine(ispasp(task, keep), task.net, task.more, augment=task.augment).model
+    return refine(ispasp(task, keep), task.net, task.more, augment=task.augment, steps=task.steps).model
 
 
 ROWS: list[tuple[str, Pruner]] = [
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="to prune on")
     parser.add_argument("--refine-images", type=int, help="to refine on; by default those")
     parser.add_argument("--augment", choices=["none", "flip", "crop"], default="none", help="of the refinement")
+    parser.add_argument("--steps", type=int, help="of the refinement")
     parser.add_argument("--epochs", type=int, default=8, help="of training on the digits")
     parser.add_argument("--seed", type=int, default=0, help="of the digits")
     parser.add_argument("--threads", type=int)
@@ -228,9 +231,9 @@ def main() -> None:
         print("Torch-Pruning is not installed: its row is left out (pip install torch-pruning)")
         chosen = [(name, how) for name, how in chosen if how is not torch_pruning_magnitude]
     if args.data_dir is None:
-        task = digits(args.epochs, args.seed)
+        task = digits(args.epochs, args.seed, args.steps)
     else:
-        task = resnet20(args.data_dir, args.images, args.refine_images or args.images, args.augment)
+        task = resnet20(args.data_dir, args.images, args.refine_images or args.images, args.augment, args.steps)
     example = task.images[:1]
     dense = accuracy(task.net, task.images, task.labels), macs(task.net, example)
     print(f"dense: {dense[0]:.2f} %, {dense[1] / 1e6:.2f} MMAC", flush=True)

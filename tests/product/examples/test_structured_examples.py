@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
@@ -52,8 +51,7 @@ def test_compare_structured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = load("compare_structured")
-    monkeypatch.setattr(module, "refine", functools.partial(module.refine, steps=24))
-    main(module, monkeypatch, "--keep", 0.25, "--epochs", 3, "--out-dir", tmp_path)
+    main(module, monkeypatch, "--keep", 0.25, "--epochs", 3, "--steps", 24, "--out-dir", tmp_path)
     found = json.loads((tmp_path / "compare_structured.json").read_text())
     rows = {row["method"]: row for row in found["rows"]}
     plain, refined = rows["ISpaSP"], rows["ISpaSP, refine"]
@@ -69,8 +67,7 @@ def test_compare_structured(
 
 def test_compare_structured_on_resnet20(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("compare_structured")
-    monkeypatch.setattr(module, "refine", functools.partial(module.refine, steps=2))
-    options = ["--rows", "refine", "--keep", 0.5, "--augment", "crop", "--out-dir", cifar]
+    options = ["--rows", "refine", "--keep", 0.5, "--steps", 2, "--augment", "crop", "--out-dir", cifar]
     main(module, monkeypatch, "--data-dir", cifar, *options)
     (row,) = json.loads((cifar / "compare_structured.json").read_text())["rows"]
     assert row["macs"] == 20_497_024
