@@ -65,10 +65,8 @@ def assert_replayed(run: Any, tmp_path: Any, monkeypatch: Any, caplog: Any) -> A
     [
         ("grouped_mm", {}),
         ("grouped_mm", {"method": "ispasp", "only": ["*experts", "*self_attn"]}),
-        ("grouped_mm", {"refit": "dense"}),
-        ("grouped_mm", {"round_to": 8}),
-        ("eager", {}),
-        ("batched_mm", {}),
+        ("batched_mm", {"refit": "dense"}),
+        ("eager", {"round_to": 8}),
     ],
 )
 def test_neurons_experts_and_heads(implementation, options, tmp_path, monkeypatch, caplog):
@@ -102,7 +100,7 @@ def test_stacked_matrices_of_curvature_iht(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"scope": "all"}, {"refit": "dense"}, {"refit": "skip"}, {"budget": {"flops": 0.6}}, {"method": "ispasp"}],
+    [{}, {"scope": "all"}, {"refit": "skip"}, {"budget": {"flops": 0.6}}, {"method": "ispasp", "refit": "dense"}],
 )
 def test_response_norms(options, tmp_path, monkeypatch, caplog):
     model = convnext(3)

@@ -188,8 +188,7 @@ def test_complex_under_a_penalty_is_refused_before_anything_changes(info: Any) -
 
 
 @each_info(OURS)
-@pytest.mark.parametrize("flags", FLAGS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype, flags", [*((torch.bfloat16, flags) for flags in FLAGS), (torch.float16, {})], ids=str)
 def test_half_precision_accumulates_in_float32(info: Any, flags: dict[str, Any], dtype: torch.dtype) -> None:
     """Sums of which the parameter's dtype would lose most terms."""
     weight = Parameter(torch.ones(1, dtype=dtype))
