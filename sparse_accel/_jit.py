@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent
-CXX_FLAGS = ["-O2", "-fopenmp", "-Wno-psabi", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O2",
+    "-fopenmp",
+    "-Wno-psabi",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 
 
 def source_dir() -> Path:
