@@ -206,7 +206,10 @@ class BitmaskLayer(SparseLayer):
         changed = fn(torch.empty(0, dtype=old.dtype, device=old.device)).dtype if old.is_floating_point() else old.dtype
         if changed != old.dtype:
             if changed not in VALUE_DTYPES:
-                raise TypeError(f"values: expected float32, bfloat16 or float16, got {changed}: call densify() first")
+                raise TypeError(
+                    f"values: expected float32, bfloat16 or float16, got {changed}: call densify() first "
+                    "(layers before this one have changed: .to() the old dtype brings them back)"
+                )
             with torch.no_grad():
                 packed = Bitmask.pack(self.unpack().to(changed), self.packed.mask)
             self.values = nn.Parameter(packed.values, requires_grad=old.requires_grad)

@@ -67,8 +67,8 @@ class SparsityHistory:
 
         Returns:
             The row: ``step``, ``groups``, ``zero_groups``, ``group_sparsity`` (their quotient),
-            ``weighted_group_sparsity`` (the share of the weights that lies in zero groups), ``strength`` of the penalty
-            (the first, where there are several) and ``values``.
+            ``weighted_group_sparsity`` (the share of the weights that lies in zero groups), ``strength`` and
+            ``target`` of the penalty (the first, where there are several; None without one) and ``values``.
 
         Raises:
             ValueError: ``by`` is unknown, or the weights are hidden (see :func:`sparse_accel.sparsity`).
@@ -88,6 +88,7 @@ class SparsityHistory:
             "group_sparsity": report.group_sparsity,
             "weighted_group_sparsity": report.weighted_group_sparsity,
             "strength": plain.get("strength"),
+            "target": plain.get("target"),
             **values,
         }
         self.rows.append(row)

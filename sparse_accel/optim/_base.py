@@ -15,7 +15,7 @@ from sparse_accel.penalties import Penalty, penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
 from ._batch import Batch, Kept, check_lr, check_momentum_is_own, check_target, grouping_of, read_parameter, state_dtype
-from .common.critical import critical_strengths
+from .common.critical import critical_strengths, warn_of_missed_targets
 from .common.projection import constraint_of, take_constraint, update_held
 from .common.swap import ITERATE, MODE, SwapsIterates
 from .common.target import CLOCK, follow_targets
@@ -158,6 +158,9 @@ class ProximalOptimizer(SwapsIterates):
             return  # the graph has the strength as it is, and may not wait for the device
         with torch.no_grad():
             follow_targets(self.param_groups, functools.partial(critical_strengths, self), self._groups_follow)
+
+    def _judge_end(self) -> None:
+        warn_of_missed_targets(self)
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """What the proximal operator is taken of, in the strides of ``batch.work`` (in a metric: times the metric),

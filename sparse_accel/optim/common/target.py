@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sparse_accel.penalties import Penalty
+
 CLOCK = "target_step"  # entry of a parameter group: steps taken under a target
 COSTS = "costs"  # entry of a parameter group: multiplications by one weight of each parameter, in a forward pass
 _INTERVAL = 10  # steps between two looks at the groups, after the first hundred
@@ -60,6 +62,21 @@ def scheduled_share(target: float, ramp: int, step: int) -> float:
     return target * x * x * (3 - 2 * x)
 
 
+def target_key(group: dict[str, Any]) -> tuple[Any, ...] | None:
+    """By, target, of and ramp of a parameter group's penalty; groups that have the same share the target. None: no
+    target."""
+    penalty = group["penalty"]
+    plain = penalty.to_plain() if isinstance(penalty, Penalty) else penalty
+    if plain is None or plain.get("target") is None:
+        return None
+    return plain["by"], plain["target"], plain["of"], plain["ramp"]
+
+
+def weight_of(of: str, size: int, cost: float) -> float:
+    """What one group of so many elements counts, whose elements cost so many multiplications each."""
+    return {"groups": 1.0, "params": float(size), "flops": size * cost}[of]
+
+
 def bracket(found: Sequence[Critical], strength: float, share: float, of: str) -> tuple[float, float, float]:
     """The strengths at which, to the nearest, a share is zero: from the first (a group is zero at its critical
     strength) to below the second; and the share that is zero now. The only look at the device.
@@ -75,8 +92,9 @@ def bracket(found: Sequence[Critical], strength: float, share: float, of: str) -
     device = found[0].strengths.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     values = torch.cat([one.strengths.to(device, dtype) for one in found])
-    weight = {"groups": lambda one: 1.0, "params": lambda one: one.size, "flops": lambda one: one.size * one.cost}[of]
-    weights = torch.cat([torch.full_like(one.strengths, weight(one), dtype=dtype, device=device) for one in found])
+    weights = torch.cat(
+        [torch.full_like(one.strengths, weight_of(of, one.size, one.cost), dtype=dtype, device=device) for one in found]
+    )
     kept = [one.strengths.topk(max(1, one.strengths.numel() // _KEPT)).values[-1] for one in found]
     most = torch.stack([one.to(device, dtype) for one in kept])
     most = torch.where(most > 0, most, math.inf).amin()
@@ -134,10 +152,9 @@ def follow_targets(
     """
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for group in groups:
-        penalty = group["penalty"]
-        if penalty is not None and penalty.get("target") is not None:
+        key = target_key(group)
+        if key is not None:
             group[CLOCK] += 1
-            key = (penalty["by"], penalty["target"], penalty["of"], penalty["ramp"])
             alike.setdefault(key, []).append(group)
     for (_, target, of, ramp), together in alike.items():
         step = max(group[CLOCK] for group in together)

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -262,6 +263,24 @@ def test_interval_of_strengths() -> None:
     assert eased(1.0, 0.1, 0.1, -0.01, 100) == pytest.approx(math.exp(-0.04))
     assert not any(is_due(step) for step in range(101, 110))
     assert [scheduled_share(0.5, 10, step) for step in (0, 10, 99)] == [0.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("of", ["groups", "params", "flops"])
+def test_a_missed_target_is_told(kind: str, of: str) -> None:
+    model = net()
+    example = data()[0][:2] if of == "flops" else None
+    opt = make(kind, model, sa.GroupLasso(target=0.5, of=of, ramp=1000), example=example)
+    train(model, opt, 0, 25)
+    with pytest.warns(UserWarning, match=rf"target=0\.5, of='{of}'\): .* % are zero after 25 steps \(ramp=1000\)"):
+        opt.finalize_()
+    if kind in WHOLE and of == "groups":
+        model = net()
+        opt = make(kind, model, sa.GroupLasso(target=0.5, ramp=20))
+        train(model, opt, 0, 101)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            opt.finalize_()
 
 
 def test_frozen_layers_and_layers_without_gradients_do_not_take_part() -> None:
