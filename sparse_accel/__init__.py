@@ -20,6 +20,7 @@ from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .removal.files import CheckpointError
 from .removal.optimizer_checkpoint import load_optimizer
+from .report import Report
 
 __version__ = _build_info.version
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Penalty",
     "ProxAdamW",
     "ProxSGD",
+    "Report",
     "Rows",
     "SparsityReport",
     "UnsupportedModelError",
