@@ -4,7 +4,7 @@ from . import _compat
 
 _compat.check()
 
-from . import _build_info, callbacks, ops, prune, sparse_recovery, sppam
+from . import _build_info, callbacks, ops, progress, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
 from .acceleration.accelerate import AccelerateResult, accelerate, densify
@@ -68,6 +68,7 @@ __all__ = [
     "max_strength",
     "ops",
     "param_groups",
+    "progress",
     "prune",
     "save",
     "sparse_recovery",

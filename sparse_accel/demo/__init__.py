@@ -22,6 +22,7 @@ from sparse_accel.groups import param_groups
 from sparse_accel.optim import RMDA
 from sparse_accel.optim.lr_scheduler import MultiStageLR
 from sparse_accel.penalties import GroupLasso
+from sparse_accel.progress import Show
 from sparse_accel.removal.checkpoint import load, save
 from sparse_accel.removal.compact import compact
 
@@ -60,20 +61,20 @@ class DemoResult:
         return 1 if self.missed else 0
 
 
-def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0, progress: bool = True) -> DemoResult:
+def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0, progress: Show = True) -> DemoResult:
     """Run the demo, print its table, and write a plot, the figures and the compact model's checkpoint.
 
     Args:
         out_dir: created if need be.
         epochs: of each of the two trainings; RMDA's four stages share them.
         seed: of initial weights and shuffling.
-        progress: show a progress bar.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is an epoch.
 
     Returns:
         The figures; ``.status`` is 1 where the compact model missed a target.
 
     Raises:
-        ModuleNotFoundError: scikit-learn, matplotlib or rich is missing (``pip install 'sparse-accel[demo]'``).
+        ImportError: scikit-learn or matplotlib is missing (``pip install 'sparse-accel[demo]'``).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors this small gain nothing from more, and results depend on their number
@@ -83,7 +84,7 @@ def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0
         torch.set_num_threads(threads)
 
 
-def _run(out_dir: Path, epochs: int, seed: int, progress: bool) -> DemoResult:
+def _run(out_dir: Path, epochs: int, seed: int, progress: Show) -> DemoResult:
     images = load_digits()
     with progress_bar(2 * epochs, progress) as advance:
         dense, dense_history = train_dense(images, epochs, seed, advance)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_accel.groups import Grouping, group_layout, named_groupings
-from sparse_accel.report import Bars, Column, Contents, Fact, Report, Table, share, sizes
+from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, percent, share, sizes
 from sparse_accel.sharding import all_sums, local_part, shard_dims, shard_groups
 
 
@@ -41,10 +41,13 @@ class SparsityReport(Report):
     Attributes:
         by: the grouping.
         layers: one row per weight, a tied weight once.
+        left: elements of the other parameters of two or more dimensions (embeddings, stacks that nobody described,
+            parametrized weights), by name: they count nowhere.
     """
 
     by: str
     layers: list[TensorSparsity]
+    left: dict[str, int] = field(default_factory=dict)
 
     def _sum(self, key: str) -> int:
         return sum(getattr(layer, key) for layer in self.layers)
@@ -84,6 +87,7 @@ class SparsityReport(Report):
             "weighted_group_sparsity": self.weighted_group_sparsity,
             "sparsity": self.sparsity,
             "layers": [asdict(layer) for layer in self.layers],
+            "left": dict(self.left),
         }
 
     def contents(self) -> Contents:
@@ -101,9 +105,9 @@ class SparsityReport(Report):
         shares = (self.group_sparsity, self.weighted_group_sparsity, self.sparsity)
         table = Table(columns, rows, ("total", None, self.groups, self.zero_groups, *shares), f"groups by {self.by}")
         facts = [
-            Fact("zero groups", share(shares[0]), f"{self.zero_groups:,} of {self.groups:,}", repeats=True),
-            Fact("weights in zero groups", share(shares[1]), repeats=True),
-            Fact("zero weights", share(shares[2]), f"of {self._sum('numel'):,}", repeats=True),
+            Fact("zero groups", share(shares[0]), f"{self.zero_groups:,} of {self.groups:,}", plain=""),
+            Fact("weights in zero groups", share(shares[1]), plain=""),
+            Fact("zero weights", share(shares[2]), f"of {self._sum('numel'):,}", plain=""),
         ]
         bars = Bars(
             "Zeros per weight",
@@ -116,7 +120,16 @@ class SparsityReport(Report):
             whole=100.0,
             unit="%",
         )
-        return Contents("Sparsity", facts, [table], [bars])
+        return Contents("Sparsity", facts, [table], [bars], notes=self._notes())
+
+    def _notes(self) -> list[Note]:
+        if not self.left:
+            return []
+        names, count = list(self.left), sum(self.left.values())
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        whole = count + self._sum("numel")
+        what = f"{percent(count, whole)} of the weights of two or more dimensions, which are not counted"
+        return [Note(f"{', '.join(names[:8])}{more}: {what}", "left out")]
 
 
 def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | None] | None = None) -> SparsityReport:
@@ -144,14 +157,13 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
     """
     Grouping(by).check()
     with torch.no_grad():
-        return SparsityReport(
-            by,
-            [
-                _tensor_sparsity(name, parameter, grouping)
-                for name, parameter, grouping in named_groupings(model, by, stacked)
-                if grouping is not None
-            ],
-        )
+        layers, left = [], {}
+        for name, parameter, grouping in named_groupings(model, by, stacked):
+            if grouping is not None:
+                layers.append(_tensor_sparsity(name, parameter, grouping))
+            elif parameter.dim() >= 2:
+                left[name] = parameter.numel()
+        return SparsityReport(by, layers, left)
 
 
 def _tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:

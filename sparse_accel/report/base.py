@@ -126,7 +126,7 @@ class Report(ABC):
 
     def to_html(self) -> str:
         """The page that :meth:`html` writes, as text."""
-        from sparse_accel.report.html import page
+        from sparse_accel.report.page import page
 
         return page(self.contents())
 
@@ -142,7 +142,7 @@ class Report(ABC):
 
     def _repr_html_(self) -> str:
         """In notebooks."""
-        from sparse_accel.report.html import fragment
+        from sparse_accel.report.page import fragment
 
         return fragment(self.contents())
 

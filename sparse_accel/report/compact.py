@@ -67,7 +67,7 @@ class CompactReport(Report):
             facts.append(Fact("latency", " → ".join(f"{ms:.3g} ms" for ms in self.latency_ms)))
         facts.append(Fact("largest output difference", f"{self.max_abs_diff:.3g}"))
         notes = [] if any(self.macs) or not self.layers else [Note("MACs could not be counted", warning=True)]
-        return Contents("Compact model", facts, [table], [self.channels_kept(), *self._costs()], notes=notes)
+        return Contents("Compact model", facts, [table], [self.channels_kept(), *self.costs_kept()], notes=notes)
 
     def channels_kept(self) -> Bars:
         """The share of the input channels that every layer keeps, with both numbers."""
@@ -80,7 +80,7 @@ class CompactReport(Report):
             unit="% of the dense layer",
         )
 
-    def _costs(self) -> list[Bars]:
+    def costs_kept(self) -> list[Bars]:
         """What remains of parameters, MACs and latency."""
         rows: dict[str, tuple[tuple[float, float], str]]
         rows = {"parameters": (self.params, change(self.params)), "MACs": (self.macs, change(self.macs))}

@@ -153,7 +153,7 @@ class Fact:
         detail: more of it.
         basis: how it was taken.
         joined: in plain text on the line of the fact before.
-        repeats: what a table's total says as well; not in plain text.
+        plain: how plain text says it, if not like that; ``""``: not at all, since a table's total does.
     """
 
     label: str
@@ -161,9 +161,11 @@ class Fact:
     detail: str = ""
     basis: str = ""
     joined: bool = False
-    repeats: bool = False
+    plain: str | None = None
 
     def __str__(self) -> str:
+        if self.plain is not None:
+            return self.plain
         basis = f" ({self.basis})" if self.basis else ""
         detail = f" ({self.detail})" if self.detail else ""
         return f"{self.label}{basis}: {self.value}{detail}" if self.label else self.value

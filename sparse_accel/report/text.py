@@ -43,7 +43,7 @@ def fact_lines(contents: Contents) -> list[str]:
     """The facts, each on a line but for those that are joined."""
     lines: list[str] = []
     for fact in contents.facts:
-        if fact.repeats:
+        if fact.plain == "":
             continue
         if fact.joined and lines:
             lines[-1] += f"; {fact}"

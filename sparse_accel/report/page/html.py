@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparse_accel.report.contents import Contents, Note, Table
-from sparse_accel.report.markup import Markup, tag
-from sparse_accel.report.style import PAGE, STYLE
-from sparse_accel.report.svg import chart
+from sparse_accel.report.page.markup import Markup, tag
+from sparse_accel.report.page.style import PAGE, STYLE
+from sparse_accel.report.page.svg import chart
 
 
 def page(contents: Contents) -> str:

@@ -13,7 +13,7 @@ color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-se
 .sparse-accel-report h1{font-size:1.6rem;line-height:1.25;margin:0 0 1rem}
 .sparse-accel-report :is(h2,h3){font-size:1.15rem;margin:2rem 0 .5rem}
 .sparse-accel-report p{margin:.5rem 0;overflow-wrap:anywhere}
-.sparse-accel-report .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.75rem;
+.sparse-accel-report .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.75rem;
 margin:1rem 0}
 .sparse-accel-report .cards>div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;
 padding:.7rem .9rem}
@@ -21,12 +21,12 @@ padding:.7rem .9rem}
 .sparse-accel-report dd{margin:0;overflow-wrap:anywhere}
 .sparse-accel-report dd.value{font-size:1.25rem;font-weight:600;font-variant-numeric:tabular-nums}
 .sparse-accel-report dd.small{color:var(--faint);font-size:.8rem}
-.sparse-accel-report .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.5rem;
+.sparse-accel-report .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1.5rem;
 margin:1.5rem 0;align-items:start}
 .sparse-accel-report figure{margin:0;min-width:0}
 .sparse-accel-report figure .scroll{max-height:30rem;overflow-y:auto;padding-right:.3rem}
 .sparse-accel-report figcaption{font-weight:600;margin-bottom:.25rem}
-.sparse-accel-report svg{display:block;width:100%;max-width:36rem;height:auto}
+.sparse-accel-report svg{display:block;width:100%;max-width:30rem;height:auto}
 .sparse-accel-report svg text{font:14px system-ui,sans-serif;fill:var(--ink)}
 .sparse-accel-report svg .faint{fill:var(--faint)}
 .sparse-accel-report svg .at-end{text-anchor:end;font-variant-numeric:tabular-nums}
@@ -46,6 +46,8 @@ min-width:min(100%,40rem);margin:0;color:inherit}
 vertical-align:top;background:none}
 .sparse-accel-report thead th{color:var(--faint);font-weight:600;border-bottom:2px solid var(--line)}
 .sparse-accel-report tbody th{font-weight:400}
+@media (max-width:40rem){.sparse-accel-report th[scope=row]{white-space:normal;overflow-wrap:anywhere;min-width:7rem;
+max-width:40vw}.sparse-accel-report dd.value{font-size:1.1rem}}
 .sparse-accel-report tfoot :is(th,td){font-weight:600;border-bottom:0}
 .sparse-accel-report .left{text-align:left}
 .sparse-accel-report .right{text-align:right}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from sparse_accel.report.contents import Bars, Lines
-from sparse_accel.report.markup import Markup, tag
+from sparse_accel.report.page.markup import Markup, tag
 
-WIDTH = 480  # units; a phone shows them at about 3/4 of their size, so that text of 14 stays readable
-ROW, BAR = 24, 8
+WIDTH = 420  # units; a phone shows them at about 6/7 of their size, so that text of 14 stays readable
+BAR = 8
 LEFT, RIGHT, TOP, HEIGHT = 52, 14, 10, 240
 
 
@@ -49,8 +49,8 @@ def _bars(of: Bars) -> Markup:
     most, parts, y = of.most(), [], 0.0
     for row, name in enumerate(of.labels):
         told = of.told(row)
-        y += 17
-        parts.append(tag("text", tag("title", name), clipped(name, max(12, 60 - len(told))), x="0", y=_n(y)))
+        y += 18
+        parts.append(tag("text", tag("title", name), clipped(name, max(12, 50 - len(told))), x="0", y=_n(y)))
         parts.append(tag("text", told, x=str(WIDTH), y=_n(y), class_="at-end"))
         y += 6
         for index, values in enumerate(of.series.values()):
