@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 import sparse_accel as sa
-from sparse_accel import progress
-from sparse_accel.progress import Progress, meter, of_steps, over
+from sparse_accel.progress import Progress, counting, meter, of_steps, over
 
 SHOW_CURSOR, CLEAR_LINE = "\x1b[?25h", "\x1b[2K"
 
@@ -110,7 +109,7 @@ def test_by_default_short_calls_show_nothing(screen: Screen) -> None:
 
 
 def test_by_default_long_calls_show_a_bar(screen: Screen, pen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(counting, "PATIENCE_S", 0.01)
     with screen, meter(None, "prune", 2):  # its first step takes long
         time.sleep(0.3)
     text = screen.text()
@@ -128,7 +127,7 @@ def test_false_shows_nothing(screen: Screen) -> None:
 def test_pipes_are_quiet(
     shown: bool | None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(counting, "PATIENCE_S", 0.0)
     assert list(over([1, 2], "loop", shown)) == [1, 2]
     monkeypatch.setattr(sys, "stderr", None)  # pythonw
     assert list(over([1, 2], "loop", shown)) == [1, 2]
@@ -259,6 +258,19 @@ def test_errors_of_functions_come_through(capfd: pytest.CaptureFixture[str]) -> 
         sa.prune.ISpaSP(model, X[:1], progress=fail).run(X)
     for one, other in zip(before, model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_bars_move_where_functions_are_not_called(screen: Screen, pen: str) -> None:
+    told: list[Progress] = []
+    with screen, meter(True, "refine", 4) as done, meter(told.append, "refine", 4) as heard:
+        for one in (done, heard):
+            one.at(1, "", 0.25)
+            time.sleep(0.11)
+            one.move(2)
+    assert [at.done for at in told] == [0, 1]
+    text = screen.text()
+    assert "2/4" in text
+    assert "error 0.25" in text[text.index("2/4") :]
 
 
 def test_one_bar_at_a_time(screen: Screen, pen: str) -> None:

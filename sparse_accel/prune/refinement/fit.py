@@ -135,6 +135,8 @@ class Distillation:
                 self.notes.append(f"ended at step {step}: a gradient is not finite")
                 break
             done = step
+            if self.meter is not None:
+                self.meter.move(step)
             if step in marks:
                 if self.live:
                     self._average_norms()

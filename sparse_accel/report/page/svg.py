@@ -22,7 +22,7 @@ def chart(of: Bars | Lines) -> Markup:
         "figure",
         tag("figcaption", of.title + unit),
         legend if len(names) > 1 else "",
-        tag("div", drawn, class_="scroll"),
+        tag("div", drawn, class_="scroll", tabindex="0"),
     )
 
 
