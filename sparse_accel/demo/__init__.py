@@ -28,7 +28,7 @@ from sparse_accel.removal.compact import compact
 
 from .digits import DigitsNet, load_digits
 from .progress import Advance, progress_bar
-from .summary import Targets, measure, plot, table
+from .summary import DemoReport, Targets, measure, plot, table
 from .training import Epoch, Images, fit, outputs, refresh_batch_norm, stage_ends
 
 __all__ = ["DemoResult", "run"]
@@ -48,7 +48,7 @@ class DemoResult:
     Attributes:
         figures: everything that is written to ``demo.json``.
         missed: one sentence for each target that was missed.
-        files: what was written, by kind: ``"figures"``, ``"plot"``, ``"checkpoint"``.
+        files: what was written, by kind: ``"figures"``, ``"plot"``, ``"page"``, ``"checkpoint"``.
     """
 
     figures: dict[str, Any]
@@ -62,7 +62,7 @@ class DemoResult:
 
 
 def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0, progress: Show = True) -> DemoResult:
-    """Run the demo, print its table, and write a plot, the figures and the compact model's checkpoint.
+    """Run the demo, print its table, and write a plot, a page, the figures and the compact model's checkpoint.
 
     Args:
         out_dir: created if need be.
@@ -117,19 +117,23 @@ def _run(out_dir: Path, epochs: int, seed: int, progress: Show) -> DemoResult:
         },
     }
     histories = {"dense, SGD": dense_history, "RMDA + group lasso": sparse_history}
+    title = "scikit-learn digits: dense training against RMDA with group lasso"
+    difference = {"RMDA, compact": small.max_abs_diff}
+    report = DemoReport(title, measured, difference, histories, small.report, stage_ends(epochs, STAGES), missed)
     files = {
         "plot": plot(
             out_dir / "demo.png",
             histories,
             small.report,
             milestones=stage_ends(epochs, STAGES),
-            title="scikit-learn digits: dense training against RMDA with group lasso",
+            title=title,
         ),
+        "page": report.html(out_dir / "demo.html"),
         "figures": out_dir / "demo.json",
         "checkpoint": checkpoint,
     }
     files["figures"].write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    lines = [table(measured, {"RMDA, compact": small.max_abs_diff}), ""]
+    lines = [table(measured, difference), ""]
     lines += [f"{kind + ':':<12}{path}" for kind, path in files.items()]
     lines += [f"TARGET MISSED: {sentence}" for sentence in missed]
     sys.stdout.write("\n".join(lines) + "\n")

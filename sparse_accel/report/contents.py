@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,6 +249,17 @@ class Lines:
         return {
             name: [point for point in points if all(map(math.isfinite, point))] for name, points in self.series.items()
         }
+
+
+def tints(names: Iterable[str], count: int = 4) -> list[int]:
+    """Which colour each series has: 0, a grey, for what is called ``dense…``, else 1 to ``count`` in turn.
+
+    Example:
+        >>> tints(["dense, SGD", "RMDA", "ProxSGD"])
+        [0, 1, 2]
+    """
+    turns = itertools.cycle(range(1, count + 1))
+    return [0 if name.startswith("dense") else next(turns) for name in names]
 
 
 @dataclass(frozen=True)

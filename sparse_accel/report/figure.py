@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_accel.report.contents import Bars, Lines, Note
+from sparse_accel.report.contents import Bars, Lines, Note, tints
 
 logger = logging.getLogger("sparse_accel.report")
 
 SUFFIXES = (".png", ".svg", ".pdf")
-DENSE_COLOR = "#868e96"
-COLORS = ("#e8590c", "#1971c2", "#2f9e44", "#9c36b5")
+COLORS = ("#868e96", "#e8590c", "#1971c2", "#2f9e44", "#9c36b5")
 
 
 def draw(
@@ -82,13 +80,12 @@ def _plain(text: str) -> str:
 
 
 def draw_lines(axes: Any, chart: Lines) -> None:
-    """Draw curves on matplotlib axes; those called ``dense…`` are grey."""
+    """Draw curves on matplotlib axes."""
     from matplotlib.ticker import MaxNLocator
 
-    colors = itertools.cycle(COLORS)
     series = chart.points()
-    for label, points in series.items():
-        color = DENSE_COLOR if label.startswith("dense") else next(colors)
+    for (label, points), tint in zip(series.items(), tints(series), strict=True):
+        color = COLORS[tint]
         if points:
             axes.plot(*zip(*points, strict=True), label=_plain(label), color=color, linewidth=2, clip_on=False)
             axes.plot(*points[-1], "o", color=color, markersize=5, clip_on=False)
@@ -112,12 +109,12 @@ def draw_bars(axes: Any, chart: Bars) -> None:
     size = 9 if len(chart.labels) <= 16 else 6
     thick = 0.7 / max(1, count)
     positions = list(range(len(chart.labels)))
-    for index, (name, values) in enumerate(chart.series.items()):
+    for index, ((name, values), tint) in enumerate(zip(chart.series.items(), tints(chart.series), strict=True)):
         places = [y - 0.35 + thick * (index + 0.5) for y in positions]
         if chart.whole is not None:
             axes.barh(places, [chart.whole] * len(places), color="0.92", height=thick)
         lengths = [value if value is not None and math.isfinite(value) else 0.0 for value in values]
-        axes.barh(places, lengths, color=COLORS[index % len(COLORS)], height=thick, label=_plain(name))
+        axes.barh(places, lengths, color=COLORS[tint], height=thick, label=_plain(name))
     for y in positions:
         axes.annotate(_plain(chart.told(y)), (1.02 * most, y), va="center", fontsize=size, annotation_clip=False)
     axes.set_yticks(positions, [_plain(label) for label in chart.labels], fontsize=size)

@@ -32,12 +32,17 @@ def plot_training(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    charts: list[Bars | Lines] = [
+    return draw(path, [*training_curves(history, milestones), report.channels_kept()], title=title)
+
+
+def training_curves(
+    history: Mapping[str, Sequence[Mapping[str, float]]], milestones: Sequence[int] = ()
+) -> list[Bars | Lines]:
+    """Accuracy and group sparsity over the epochs, as charts; the arguments are those of :func:`plot_training`."""
+    return [
         _curves(history, "accuracy", "Test accuracy", milestones),
         _curves(history, "group_sparsity", "Zero groups", milestones),
-        report.channels_kept(),
     ]
-    return draw(path, charts, title=title)
 
 
 def _curves(

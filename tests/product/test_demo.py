@@ -30,6 +30,9 @@ def test_writes_plot_figures_and_checkpoint(short_run):
     files = short_run.files
     assert files["plot"].read_bytes().startswith(PNG)
     assert files["plot"].stat().st_size > 10_000
+    page = files["page"].read_text()
+    assert page.count("<svg") == 4
+    assert "RMDA, compact" in page
     assert (files["checkpoint"] / "model.safetensors").exists()
     assert (files["checkpoint"] / "plan.json").exists()
     written = json.loads(files["figures"].read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -196,6 +197,25 @@ def test_a_report_of_ones_own() -> None:
     assert str(Mine()) == format_table(["n", "ms"], [[1, 0.5], [2, None]]) + "\nassumed"
     assert Mine().to_dict() == {"title": "Mine", "n": [1, 2], "notes": ["assumed"]}
     assert "<svg" not in Mine().to_html()
+
+
+CURVES = [[(1, 2)], [(0, 0), (0, 0)], [(1, float("nan"))], [(0, 1e300), (1, -1e300)], [(5, 7), (6, 7)]]
+
+
+@pytest.mark.parametrize("points", CURVES)
+def test_curves_of_any_numbers_are_drawn(points: list[tuple[float, float]], tmp_path: Path) -> None:
+    class Mine(Report):
+        def contents(self) -> Contents:
+            bars = Bars("bars", ["a", "b"], {"one": [points[0][1], None], "dense": [0.0, -1.0]})
+            return Contents("Mine", charts=[Lines("curve", "x", {"one": points, "other": []}, marks=[0.5]), bars])
+
+    drawings = re.findall(r"<svg.*?</svg>", Mine().to_html(), flags=re.DOTALL)
+    assert len(drawings) == 2
+    for drawing in drawings:
+        numbers = [float(value) for value in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|width)="([^"]*)"', drawing)]
+        assert all(-1 <= number <= 420 for number in numbers)
+    pytest.importorskip("matplotlib")
+    assert Mine().plot(tmp_path / "x.png").stat().st_size > 1000
 
 
 def test_pictures_of_trainings(tmp_path: Path) -> None:

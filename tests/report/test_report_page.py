@@ -97,12 +97,7 @@ def test_in_a_browser(width: int, tmp_path: Path) -> None:
         probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
         page.write_text(report.to_html().replace("</body>", f"{probe}</body>"), encoding="utf-8")
         command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-        command += [
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--window-size={width},900",
-            "--dump-dom",
-            page.as_uri(),
-        ]
+        command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom"]
         done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
         assert "CONSOLE" not in done.stderr
         found = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)

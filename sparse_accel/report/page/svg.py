@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sparse_accel.report.contents import Bars, Lines
+from sparse_accel.report.contents import Bars, Lines, tints
 from sparse_accel.report.page.markup import Markup, tag
 
 WIDTH = 420  # units; a phone shows them at about 6/7 of their size, so that text of 14 stays readable
@@ -16,7 +16,8 @@ def chart(of: Bars | Lines) -> Markup:
     """A chart with its title and the names of its series."""
     drawn = _bars(of) if isinstance(of, Bars) else _lines(of)
     names = list(of.series)
-    legend = tag("p", *(tag("span", name, class_=f"key k{i % 4}") for i, name in enumerate(names)), class_="legend")
+    keys = (tag("span", name, class_=f"key k{tint}") for name, tint in zip(names, tints(names), strict=True))
+    legend = tag("p", *keys, class_="legend")
     unit = f" ({of.unit})" if of.unit and of.unit not in of.title else ""
     return tag(
         "figure",
@@ -53,14 +54,14 @@ def _bars(of: Bars) -> Markup:
         parts.append(tag("text", tag("title", name), clipped(name, max(12, 50 - len(told))), x="0", y=_n(y)))
         parts.append(tag("text", told, x=str(WIDTH), y=_n(y), class_="at-end"))
         y += 6
-        for index, values in enumerate(of.series.values()):
+        for tint, values in zip(tints(of.series), of.series.values(), strict=True):
             value = values[row]
             if of.whole is not None:
                 parts.append(tag("rect", x="0", y=_n(y), width=str(WIDTH), height=str(BAR), rx="3", class_="track"))
             if value is not None and math.isfinite(value):
                 length = WIDTH * min(1.0, max(0.0, value / most))
                 box = {"x": "0", "y": _n(y), "width": _n(length), "height": str(BAR), "rx": "3"}
-                parts.append(tag("rect", **box, class_=f"fill f{index % 4}"))
+                parts.append(tag("rect", **box, class_=f"fill f{tint}"))
             y += BAR + 2
         y += 4
     return _svg(max(y, 1), *parts, label=of.title)
@@ -75,7 +76,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """
     span = high - low
     if not span > 0:
-        return [low]
+        return [float(low)]
     raw = span / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
@@ -117,10 +118,10 @@ def _lines(of: Lines) -> Markup:
         for tick, x in zip(shown, places, strict=True)
     ]
     parts.append(tag("text", of.x, x=_n((LEFT + WIDTH - RIGHT) / 2), y=str(bottom + 40), class_="at-middle faint"))
-    for index, own in enumerate(series.values()):
+    for tint, own in zip(tints(series), series.values(), strict=True):
         curve = [at(point) for point in own]
         if len(curve) > 1:
-            parts.append(tag("polyline", points=" ".join(map(",".join, curve)), class_=f"curve c{index % 4}"))
+            parts.append(tag("polyline", points=" ".join(map(",".join, curve)), class_=f"curve c{tint}"))
         if curve:
-            parts.append(tag("circle", cx=curve[-1][0], cy=curve[-1][1], r="4", class_=f"fill f{index % 4}"))
+            parts.append(tag("circle", cx=curve[-1][0], cy=curve[-1][1], r="4", class_=f"fill f{tint}"))
     return _svg(bottom + 48, *parts, label=of.title)
