@@ -39,7 +39,7 @@ def draw(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'sparse-accel[report]'") from error
-    rows = [list(charts[start : start + 3]) for start in range(0, len(charts), 3)]
+    rows = _rows(charts)
     heights = [max(map(_height, row)) for row in rows]
     told = [_wrapped(str(note)) for note in notes]
     shown = told[:6] + ([f"… and {len(told) - 6} more notes"] if len(told) > 6 else [])
@@ -59,6 +59,18 @@ def draw(
     figure.savefig(path, dpi=dpi)
     logger.info("wrote %s", path)
     return path
+
+
+def _rows(charts: Sequence[Bars | Lines]) -> list[list[Bars | Lines]]:
+    """At most three in a row, and those of like heights alone: a short one beside a tall one would be drawn out."""
+    rows: list[list[Bars | Lines]] = []
+    for chart in charts:
+        like = rows and max(_height(chart), _height(rows[-1][0])) < 1.6 * min(_height(chart), _height(rows[-1][0]))
+        if like and len(rows[-1]) < 3:
+            rows[-1].append(chart)
+        else:
+            rows.append([chart])
+    return rows
 
 
 def _height(chart: Bars | Lines) -> float:
@@ -106,7 +118,7 @@ def draw_lines(axes: Any, chart: Lines) -> None:
 def draw_bars(axes: Any, chart: Bars) -> None:
     """Draw horizontal bars on matplotlib axes, the first label on top."""
     count, most = len(chart.series), chart.most()
-    size = 9 if len(chart.labels) <= 16 else 6
+    size = 9 if len(chart.labels) <= 16 else 7
     thick = 0.7 / max(1, count)
     positions = list(range(len(chart.labels)))
     for index, ((name, values), tint) in enumerate(zip(chart.series.items(), tints(chart.series), strict=True)):
@@ -118,12 +130,13 @@ def draw_bars(axes: Any, chart: Bars) -> None:
     for y in positions:
         axes.annotate(_plain(chart.told(y)), (1.02 * most, y), va="center", fontsize=size, annotation_clip=False)
     axes.set_yticks(positions, [_plain(label) for label in chart.labels], fontsize=size)
-    axes.invert_yaxis()
-    axes.set(xlabel=_plain(chart.unit), title=_plain(chart.title), xlim=(0, most))
+    axes.set_ylim(len(positions) - 0.4, -0.6)  # the first on top, no room to spare
+    axes.set(xlabel=_plain(chart.unit), xlim=(0, most))
+    axes.set_title(_plain(chart.title), pad=22 if count > 1 else None)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     if count > 1:
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=count)
+        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=count)
 
 
 def _title(chart: Lines) -> str:

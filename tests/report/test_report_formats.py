@@ -223,3 +223,13 @@ def test_pictures_of_trainings(tmp_path: Path) -> None:
     history = {"dense": [{"accuracy": 0.5}, {"accuracy": 0.9}], "RMDA": [{"accuracy": 0.4, "group_sparsity": 0.1}] * 2}
     path = plot_training(tmp_path / "x.svg", history, PLAIN["compact"], milestones=[1], title=HOSTILE)  # type: ignore[arg-type]
     assert ET.parse(path).getroot().tag.endswith("svg")
+
+
+def test_short_charts_do_not_stand_beside_long_ones() -> None:
+    from sparse_accel.report import figure
+
+    def bars(count: int) -> Bars:
+        return Bars("b", [str(i) for i in range(count)], {"s": [1.0] * count})
+
+    short, long, curve = bars(3), bars(60), Lines("c", "x", {"s": [(0, 1)]})
+    assert figure._rows([long, long, short, curve, short, short]) == [[long, long], [short, curve, short], [short]]
