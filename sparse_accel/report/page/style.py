@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-# All below one class, so that a notebook's page keeps its own.
+# All below one class, so that a notebook's page keeps its own. A piece of a notebook has a background, whatever the
+# notebook's theme is.
 STYLE = """
-.sparse-accel-report{--ink:#1b1f24;--faint:#5c6570;--line:#dfe3e8;--card:#f6f7f9;--track:#e6e9ed;
+.sparse-accel-report{--ink:#1b1f24;--paper:#fff;--faint:#5c6570;--line:#dfe3e8;--card:#f6f7f9;--track:#e6e9ed;
 --s0:#868e96;--s1:#d9480f;--s2:#1864ab;--s3:#2b8a3e;--s4:#862e9c;--warn:#fff3e0;--warn-line:#e8590c;
 color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:72rem}
-@media (prefers-color-scheme:dark){.sparse-accel-report{--ink:#e6e9ed;--faint:#9aa4b0;--line:#343b44;--card:#1e242b;
---track:#2b323a;--s0:#868e96;--s1:#ff8a4c;--s2:#74b3f0;--s3:#69c97d;--s4:#d69ae6;--warn:#3a2a17;--warn-line:#ff8a4c}}
+@media (prefers-color-scheme:dark){.sparse-accel-report{--ink:#e6e9ed;--paper:#14181d;--faint:#9aa4b0;--line:#343b44;
+--card:#1e242b;--track:#2b323a;--s0:#868e96;--s1:#ff8a4c;--s2:#74b3f0;--s3:#69c97d;--s4:#d69ae6;--warn:#3a2a17;--warn-line:#ff8a4c}}
+.sparse-accel-report:is(div){background:var(--paper);padding:1rem;border-radius:.6rem}
 .sparse-accel-report *{box-sizing:border-box}
 .sparse-accel-report h1{font-size:1.6rem;line-height:1.25;margin:0 0 1rem}
 .sparse-accel-report :is(h2,h3){font-size:1.15rem;margin:2rem 0 .5rem}
