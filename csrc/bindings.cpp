@@ -73,13 +73,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("check_glm_data", &sparse_accel::check_glm_data, release_gil());
   m.def("glm_prox", &sparse_accel::glm_prox, release_gil());
   m.def("glm_epoch_", &sparse_accel::glm_epoch_, release_gil());
+  m.def("glm_terms", &sparse_accel::glm_terms, release_gil());
+  m.def("glm_residual", &sparse_accel::glm_residual, release_gil());
   m.def("gram_obs_order", &sparse_accel::gram_obs_order);
   m.def("gram_obs_panel", &sparse_accel::gram_obs_panel, release_gil());
   m.def("rmda_step_", &sparse_accel::rmda_step_, release_gil());
   m.def("ramda_step_", &sparse_accel::ramda_step_, release_gil());
   m.def("prox_adamw_step_", &sparse_accel::prox_adamw_step_, release_gil());
   m.def("masked_cg_rows", &sparse_accel::masked_cg_rows, release_gil());
-  m.def("sparse_check", &sparse_accel::sparse_check, release_gil());
   m.def("sparse_linear", &sparse_accel::sparse_linear, release_gil());
   m.def("sparse_unpack", &sparse_accel::sparse_unpack, release_gil());
   m.def("sparse_collect", &sparse_accel::sparse_collect, release_gil());

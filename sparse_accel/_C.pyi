@@ -49,6 +49,10 @@ def glm_epoch_(
     average_start: int,
     iterations: Tensor,
 ) -> None: ...
+def glm_terms(v: Tensor, targets: Tensor, family: str, delta: float, slopes: Tensor, curvatures: Tensor) -> float: ...
+def glm_residual(
+    x: Tensor, z: Tensor, pull: Tensor, eta: float, moved: Tensor, residual: Tensor
+) -> tuple[float, float, float]: ...
 def gram_obs_order(units: int) -> tuple[int, int]: ...
 def gram_obs_panel(
     inverse: Tensor,
@@ -135,9 +139,6 @@ def masked_cg_rows(
     done: Tensor,
     begin: bool,
 ) -> int: ...
-def sparse_check(
-    op: str, values: Tensor, bits: Tensor, offsets: Tensor, scales: Tensor | None, rows: int, columns: int
-) -> int: ...
 def sparse_linear(
     x: Tensor,
     values: Tensor,
@@ -147,7 +148,7 @@ def sparse_linear(
     bias: Tensor | None,
     activation: str,
     y: Tensor,
-) -> None: ...
+) -> bool: ...
 def sparse_unpack(
     values: Tensor,
     bits: Tensor,

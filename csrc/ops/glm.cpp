@@ -154,4 +154,82 @@ void glm_epoch_(const Tensor& x, const Tensor& x_prev, const Tensor& values, con
   *iterations.mutable_data_ptr<int64_t>() = cpu::kernel_set().glm.epoch[x.scalar_type() == kDouble](epoch);
 }
 
+double glm_terms(const Tensor& v, const Tensor& targets, const std::string& family_name, double delta,
+                 const Tensor& slopes, const Tensor& curvatures) {
+  constexpr const char* kOp = "glm_prox";
+  const Family family = family_from_name(kOp, family_name);
+  const int64_t rows = targets.numel();
+  CHECK_RUN(v.is_cpu(), kOp, ": v: expected a CPU tensor, got ", DeviceOf{v});
+  check_array(kOp, "v", v, v, kDouble, {rows});
+  check_array(kOp, "targets", targets, v, kDouble, {rows});
+  check_array(kOp, "slopes", slopes, v, kDouble, {rows});
+  check_array(kOp, "curvatures", curvatures, v, kDouble, {rows});
+  const double* const at = v.const_data_ptr<double>();
+  const double* const target = targets.const_data_ptr<double>();
+  double* const slope = slopes.mutable_data_ptr<double>();
+  double* const curvature = curvatures.mutable_data_ptr<double>();
+  double total = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const double u = at[i], y = target[i], away = u - y;
+    switch (family) {
+      case Family::binomial: {
+        const double sign = 1 - 2 * y, w = sign * u, e = std::exp(-std::fabs(w)), rest = 1 / (1 + e);
+        slope[i] = sign * (w < 0 ? e * rest : rest);
+        curvature[i] = e * rest * rest;
+        total += (w > 0 ? w : 0) + std::log1p(e);
+        if (w != w) total = w;
+        break;
+      }
+      case Family::poisson: {
+        const double mean = std::exp(u);
+        slope[i] = mean - y;
+        curvature[i] = mean;
+        total += mean - y * u;
+        break;
+      }
+      case Family::huber: {
+        const double size = std::fabs(away), inner = size < delta ? size : delta;
+        slope[i] = away > delta ? delta : away < -delta ? -delta : away;
+        curvature[i] = size <= delta ? 1 : 0;
+        total += inner * (size - inner / 2);
+        break;
+      }
+      default:
+        slope[i] = away;
+        curvature[i] = 1;
+        total += away * away / 2;
+    }
+  }
+  return total;
+}
+
+std::tuple<double, double, double> glm_residual(const Tensor& x, const Tensor& z, const Tensor& pull, double eta,
+                                                const Tensor& moved, const Tensor& residual) {
+  constexpr const char* kOp = "glm_prox";
+  const int64_t number = x.numel();
+  CHECK_RUN(x.is_cpu(), kOp, ": x: expected a CPU tensor, got ", DeviceOf{x});
+  for (const Tensor* t : {&x, &z, &pull, &moved, &residual}) check_array(kOp, "vector", *t, x, kDouble, {number});
+  const double* const to = x.const_data_ptr<double>();
+  const double* const from = z.const_data_ptr<double>();
+  double* const force = pull.mutable_data_ptr<double>();
+  double* const step = moved.mutable_data_ptr<double>();
+  double* const rest = residual.mutable_data_ptr<double>();
+  double most = 0;  // squares of what is divided by it neither overflow nor vanish
+  for (int64_t i = 0; i < number; ++i) {
+    force[i] *= eta;
+    step[i] = to[i] - from[i];
+    rest[i] = step[i] + force[i];
+    for (const double part : {force[i], step[i], rest[i]}) {
+      if (!(std::fabs(part) <= most)) most = std::fabs(part);  // a NaN stays
+    }
+  }
+  const auto norm = [&](const double* values) {
+    double sum = 0;
+    for (int64_t i = 0; i < number; ++i) sum += (values[i] / most) * (values[i] / most);
+    return most * std::sqrt(sum);
+  };
+  if (most == 0) return {0, 0, 0};
+  return {norm(step), norm(force), norm(rest)};
+}
+
 }  // namespace sparse_accel

@@ -8,6 +8,7 @@
 // Rows and targets are not looked at again: check_glm_data says whether they fit.
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "../glm.h"
 #include "common.h"
@@ -36,5 +37,14 @@ void glm_epoch_(const Tensor& x, const Tensor& x_prev, const Tensor& values, con
                 const std::optional<Tensor>& col, const Tensor& targets, const Tensor& order, double lr, double beta,
                 const std::string& family, double delta, const std::optional<Tensor>& average,
                 std::int64_t average_start, const Tensor& iterations);
+
+// Of predictors v [rows] float64 on the CPU: slope and curvature of every row's loss; returns the sum of the losses.
+double glm_terms(const Tensor& v, const Tensor& targets, const std::string& family, double delta, const Tensor& slopes,
+                 const Tensor& curvatures);
+
+// On float64 vectors [d] on the CPU: pull *= eta, moved = x - z, residual = moved + pull. Returns their norms, in the
+// order moved, pull, residual.
+std::tuple<double, double, double> glm_residual(const Tensor& x, const Tensor& z, const Tensor& pull, double eta,
+                                                const Tensor& moved, const Tensor& residual);
 
 }  // namespace sparse_accel

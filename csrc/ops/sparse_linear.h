@@ -16,13 +16,9 @@ namespace sparse_accel {
 // Sums are in float32. On the CPU x, bias, y and dense matrices are float32, on CUDA of the values' dtype, or of int8
 // values' products any.
 
-// Raises where the parts do not fit together. Returns how many bytes of values there are; on CUDA, where nothing waits
-// for the number, 0.
-std::int64_t sparse_check(const std::string& op, const Tensor& values, const Tensor& bits, const Tensor& offsets,
-                          const std::optional<Tensor>& scales, std::int64_t rows, std::int64_t columns);
-
-// y = activation(x W^T + bias): x [batch, columns], bias [rows], y [batch, rows].
-void sparse_linear(const Tensor& x, const Tensor& values, const Tensor& bits, const Tensor& offsets,
+// y = activation(x W^T + bias): x [batch, columns], bias [rows], y [batch, rows]. Returns false, with nothing done,
+// where a dense product with unpacked weights is faster.
+bool sparse_linear(const Tensor& x, const Tensor& values, const Tensor& bits, const Tensor& offsets,
                    const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
                    const std::string& activation, const Tensor& y);
 

@@ -1,5 +1,5 @@
-"""Between the ops and their kernels: checks, memory for results, and what is dense algebra of torch. Signatures are those
-of the ops; the compiled module gets views of memory and knows no tensor library.
+"""Between the ops and their kernels: checks, memory for results, and what is dense algebra. Signatures are those of the
+ops; the compiled module gets views of memory and knows no tensor library.
 
 Imports: ``_C`` alone.
 """

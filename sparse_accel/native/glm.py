@@ -150,8 +150,8 @@ def _checked(
             raise ValueError(
                 f"{op}: col_indices: expected one for each of {values.numel()} values, got shape {list(col.shape)}"
             )
-        indices = (index.to(torch.int64).contiguous() for index in (crow, col))
-        rows = Rows(values.contiguous(), *indices, wide)
+        begin, column = (index.to(torch.int64).contiguous() for index in (crow, col))
+        rows = Rows(values.contiguous(), begin, column, wide)
     check_device(op, "x", point)
     host = rows[1:] if point.is_cpu else (None if part is None else part.cpu() for part in rows[1:])
     kernels().check_glm_data(op, *host, columns, family)

@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ._module import kernels
 
 _MAX_NEWTON, _MAX_WARM_UP, _MAX_HALVINGS = 200, 500, 60
 _FAR = 1e-6  # of the residual over its terms: above it, the first form of Newton's step
 _STEEP = 20.0  # predictors of a poisson model above this are first brought down row by row
 
 
-@dataclass
-class _Point:
+class _Point(NamedTuple):
     x: Tensor  # [d]
     v: Tensor  # [b] predictors
     moved: Tensor  # [d]
     slopes: Tensor  # [b]
+    curve: Tensor  # [b]
     residual: Tensor  # [d]
     value: float  # of the objective
     norm: float  # of the residual
@@ -39,52 +41,58 @@ class _Joint:
     """The problem of a minibatch, in float64."""
 
     def __init__(self, z: Tensor, rows: Tensor, targets: Tensor, lr: float, family: str, delta: float) -> None:
-        self.z, self.rows, self.targets = z, rows, targets
+        self.z, self.rows, self.columns, self.targets = z.contiguous(), rows, rows.T, targets
         self.eta, self.family, self.delta = lr / rows.shape[0], family, delta
         self.by_rows = rows.shape[0] <= rows.shape[1]
         self.gram = torch.mm(rows, rows.T) if self.by_rows else None
-        self.sign = 1 - 2 * targets if family == "binomial" else targets
         self.factor: Tensor | None = None
 
     def at(self, x: Tensor) -> _Point:
         """Everything that the search asks of a point; waits for the device once."""
         v = torch.mv(self.rows, x)
-        moved = x - self.z
-        slopes = self.slope(v)
-        pull = torch.mv(self.rows.T, slopes).mul_(self.eta)
+        if not x.is_cpu:
+            return self._on_device(x, v)
+        slopes, curve = torch.empty_like(v), torch.empty_like(v)
+        loss = kernels().glm_terms(v, self.targets, self.family, self.delta, slopes, curve)
+        pull = torch.mv(self.columns, slopes)
+        moved, residual = torch.empty_like(x), torch.empty_like(x)
+        way, force, norm = kernels().glm_residual(x, self.z, pull, self.eta, moved, residual)
+        return _Point(x, v, moved, slopes, curve, residual, self.eta * loss + way**2 / 2, norm, way + force)
+
+    def _on_device(self, x: Tensor, v: Tensor) -> _Point:
+        moved, slopes = x - self.z, self.slope(v)
+        pull = torch.mv(self.columns, slopes).mul_(self.eta)
         residual = moved + pull
-        numbers = torch.stack((self.loss(v), moved.dot(moved), residual.dot(residual), pull.dot(pull)))
-        loss, square, residual_square, pull_square = numbers.tolist()
-        norms = [number**0.5 if number >= 0 else math.nan for number in (square, residual_square, pull_square)]
-        if not all(1e-290 < number < 1e290 for number in (square, residual_square, pull_square)):
-            norms = torch.stack((moved.norm(), residual.norm(), pull.norm())).tolist()  # squares left their range
-        return _Point(x, v, moved, slopes, residual, self.eta * loss + square / 2, norms[1], norms[0] + norms[2])
+        numbers = torch.stack((self.loss(v), moved.norm(), pull.norm(), residual.norm()))
+        loss, way, force, norm = numbers.tolist()
+        value = self.eta * loss + way**2 / 2
+        return _Point(x, v, moved, slopes, self.curvature(v), residual, value, norm, way + force)
 
     def direction(self, p: _Point) -> Tensor:
         """The Newton step at a point, ``[d]``."""
         if self.factor is None or self.family != "gaussian":
-            self.factorize(p.v)
+            self.factorize(p.curve)
         assert self.factor is not None
         if not self.by_rows:
             return torch.cholesky_solve(p.residual[:, None], self.factor)[:, 0].neg()
         far = p.norm > _FAR * p.scale
         source = p.moved if far else p.residual
-        right = self.curve * torch.mv(self.rows, source)
+        right = p.curve * torch.mv(self.rows, source)
         if far:
             right = right - p.slopes
         if self.family == "gaussian":
             dual = torch.cholesky_solve(right[:, None], self.factor)
         else:
             dual = torch.linalg.lu_solve(self.factor, self.pivots, right[:, None])
-        return torch.mv(self.rows.T, dual[:, 0]).mul_(self.eta).sub_(source)
+        return torch.mv(self.columns, dual[:, 0]).mul_(self.eta).sub_(source)
 
-    def factorize(self, v: Tensor) -> None:
-        self.curve = self.curvature(v)
-        weights = self.curve * self.eta
+    def factorize(self, curve: Tensor) -> None:
+        """Of Newton's system where the losses curve so."""
+        weights = curve * self.eta
         if self.gram is not None:
             matrix = self.gram * weights[:, None]
         else:
-            matrix = torch.mm(self.rows.T * weights, self.rows)
+            matrix = torch.mm(self.columns * weights, self.rows)
         matrix.diagonal().add_(1.0)
         if self.by_rows and self.family != "gaussian":
             self.factor, self.pivots, _ = torch.linalg.lu_factor_ex(matrix)
@@ -93,7 +101,8 @@ class _Joint:
 
     def slope(self, v: Tensor) -> Tensor:
         if self.family == "binomial":  # full relative precision on both sides
-            return self.sign * torch.sigmoid(self.sign * v)
+            sign = 1 - 2 * self.targets
+            return sign * torch.sigmoid(sign * v)
         if self.family == "poisson":
             return v.exp() - self.targets
         slopes = v - self.targets
@@ -110,7 +119,7 @@ class _Joint:
 
     def loss(self, v: Tensor) -> Tensor:
         if self.family == "binomial":
-            w = self.sign * v
+            w = (1 - 2 * self.targets) * v
             return (w.clamp_min(0) + w.abs().neg_().exp_().log1p_()).sum()
         if self.family == "poisson":
             return (v.exp() - self.targets * v).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ from .groups import group_score, group_topk
 _OP = "topk_threshold_"
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """The call's arguments, checked."""
 
     x: Tensor
@@ -71,7 +70,7 @@ def topk_threshold_(
     x: Tensor, scores: Tensor | None, k: list[int], by: str, layout: list[int], scale: Tensor | None
 ) -> Tensor:
     """What was kept: bool, as x."""
-    call = _Call(x, scores, list(k), by, list(layout), scale)
+    call = _Call(x, scores, k, by, layout, scale)
     _check(call)
     check_device(_OP, "x", x)
     if not call.of_groups:
