@@ -1,5 +1,7 @@
 #include "group_score.h"
 
+#include <cmath>
+
 #include "../cpu/isa/kernel_set.h"
 #include "../cpu/schedule.h"
 #include "common.h"
@@ -36,6 +38,23 @@ void group_score_cpu(const Tensors& tensors, const std::vector<Segment>& segment
   cpu::run(segments, work);
 }
 
+// Of all coupled tensors into the first's; and the roots.
+template <class T>
+void finish(const Tensors& outputs, Score kind, bool coupled) {
+  for (size_t i = 1; i < outputs.size() && coupled; ++i) {
+    T* const total = outputs[0].mutable_data_ptr<T>();
+    const T* const own = outputs[i].const_data_ptr<T>();
+    for (int64_t g = 0; g < outputs[0].numel(); ++g) {
+      const T larger = own[g] != own[g] || own[g] > total[g] ? own[g] : total[g];  // a NaN stays
+      total[g] = kind == Score::amax ? larger : total[g] + own[g];
+    }
+  }
+  for (size_t i = 0; i < (coupled ? 1 : outputs.size()) && kind == Score::l2; ++i) {
+    T* const own = outputs[i].mutable_data_ptr<T>();
+    for (int64_t g = 0; g < outputs[i].numel(); ++g) own[g] = std::sqrt(own[g]);
+  }
+}
+
 }  // namespace
 
 void group_score(const Tensors& tensors, const std::vector<std::int64_t>& layouts, const Tensors& outputs,
@@ -57,6 +76,7 @@ void group_score(const Tensors& tensors, const std::vector<std::int64_t>& layout
   if (on_cuda(tensors[0])) return cuda::group_score(tensors, segments, outputs, kind, coupled);
 #endif
   group_score_cpu(tensors, segments, outputs, kind);
+  (outputs[0].scalar_type() == kDouble ? finish<double> : finish<float>)(outputs, kind, coupled);
 }
 
 }  // namespace sparse_accel

@@ -13,8 +13,8 @@ namespace sparse_accel {
 //   outputs   N vectors [blocks * groups], float32 (float64 for float64 input); those of tensors without elements are
 //             left as they are
 //   kind      "l2" | "l2sq" | "l1" | "sum" | "amax" (largest magnitude)
-//   coupled   the groups of one index in all tensors form one group; outputs are then the same vector N times on CUDA
-// On CUDA outputs are finished. On the CPU roots ("l2") and the joining of coupled scores are left to the caller.
+//   coupled   the groups of one index in all tensors form one group, whose scores are in the first output; the others
+//             are to work on, and on CUDA not looked at
 void group_score(const Tensors& tensors, const std::vector<std::int64_t>& layouts, const Tensors& outputs,
                  const std::string& kind, bool coupled);
 

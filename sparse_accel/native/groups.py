@@ -27,18 +27,7 @@ def group_score(tensors: list[Tensor], layouts: list[int], kind: str, coupled: b
         for tensor, number in zip(tensors[:1] if of_all else tensors, numbers, strict=False)
     ]
     kernels().group_score(tensors, layouts, outputs * len(tensors) if of_all else outputs, kind, coupled)
-    if on_cuda(first):
-        return outputs
-    if coupled:
-        for other in outputs[1:]:
-            if kind == "amax":
-                torch.maximum(outputs[0], other, out=outputs[0])
-            else:
-                outputs[0].add_(other)
-        outputs = outputs[:1]
-    if kind == "l2":
-        torch._foreach_sqrt_(outputs)
-    return outputs
+    return outputs[:1] if coupled else outputs
 
 
 def _is_dense(tensor: Tensor) -> bool:
