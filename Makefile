@@ -4,7 +4,7 @@
 # Variables: PYTHON (base interpreter), VENV, TORCH (a requirement such as torch==2.15.0; empty: the torch
 # that VENV has, or the base interpreter's if it has CUDA, or torch==2.13.0), JOBS (compile jobs),
 # WORKERS (test processes, one thread each unless OMP_NUM_THREADS says otherwise), SPARSE_ACCEL_CUDA (AUTO ON OFF CHECK),
-# SPARSE_ACCEL_WERROR, ARGS (passed on); of cuda-check: VENV_CUDA, TORCH_CUDA.
+# SPARSE_ACCEL_WERROR, ARGS (passed on); of cuda-check: VENV_CUDA, TORCH_CUDA; of wheel: TORCHES (requirements; empty: none is tried).
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
@@ -15,6 +15,7 @@ WORKERS ?= $(JOBS)
 ARGS ?=
 VENV_CUDA ?= .venv-cuda
 TORCH_CUDA ?= torch==2.11.0
+TORCHES ?= torch==2.11.0 torch==2.13.0 torch==2.15.0
 
 bin := $(VENV)/bin
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
@@ -29,7 +30,7 @@ env := $(VENV)/.env-$(if $(TORCH),$(shell printf %s '$(TORCH)' | cksum | cut -d'
 settings := $(VENV)/.build-$(SPARSE_ACCEL_CUDA)-$(SPARSE_ACCEL_WERROR)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format bench cuda-check clean
+.PHONY: help demo test build lint format bench wheel cuda-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +56,13 @@ format: $(VENV)/.lint ## format Python and C++ in place
 
 bench: $(settings) ## all benchmarks
 	$(bin)/sparse-accel bench $(ARGS)
+
+wheel: $(settings) ## a wheel in dist/, its audit, and every op of it under several torches (gigabytes)
+	rm -rf dist
+	PATH="$(abspath $(bin)):$$PATH" $(bin)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+	$(bin)/python -m pip install --quiet wheel
+	$(bin)/python tools/audit_wheel.py --retag dist/*.whl
+	$(if $(TORCHES),$(bin)/python tools/try_wheel.py dist/*.whl $(TORCHES))
 
 cuda-check: $(VENV_CUDA)/.env ## build the CUDA kernels against a CUDA torch and import them: no GPU, but gigabytes
 	PYTHONPATH=bench $(VENV_CUDA)/bin/python -m gpu.cuda_check --jobs $(JOBS)

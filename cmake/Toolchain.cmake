@@ -1,4 +1,4 @@
-# C++ compiler, Python and OpenMP, each with a message that says what to do where it is missing.
+# C++ compiler and Python, each with a message that says what to do where it is missing.
 include(CheckLanguage)
 check_language(CXX)
 if(NOT CMAKE_CXX_COMPILER)
@@ -13,11 +13,4 @@ if(NOT Python_Development.Module_FOUND)
   message(FATAL_ERROR "sparse_accel needs Python 3.10 or later with its C headers (Python.h), found "
     "'${Python_EXECUTABLE}' ${Python_VERSION} without them. Debian, Ubuntu: `apt install python3-dev`; "
     "Fedora: `dnf install python3-devel`; Pythons of conda, uv, pyenv and python.org have them.")
-endif()
-
-find_package(OpenMP QUIET COMPONENTS CXX)
-if(NOT OpenMP_CXX_FOUND)
-  message(FATAL_ERROR "sparse_accel needs OpenMP: without it at::parallel_for runs on one thread. "
-    "${CMAKE_CXX_COMPILER} did not accept -fopenmp. GCC has it; for Clang install libomp "
-    "(Debian, Ubuntu: `apt install libomp-dev`).")
 endif()

@@ -13,17 +13,12 @@ list(GET torch_info 0 TORCH_DIR)
 list(GET torch_info 1 TORCH_VERSION)
 list(GET torch_info 2 TORCH_CUDA_VERSION)
 
-set(torch_libraries)
-foreach(library IN ITEMS c10 torch_cpu torch torch_python)
-  if(NOT EXISTS "${TORCH_DIR}/lib/lib${library}.so")
-    message(FATAL_ERROR "No lib${library}.so in ${TORCH_DIR}/lib (torch ${TORCH_VERSION}). "
-      "sparse_accel builds on Linux against torch's wheels; reinstall torch if this is one.")
-  endif()
-  list(APPEND torch_libraries "${TORCH_DIR}/lib/lib${library}.so")
-endforeach()
+if(NOT EXISTS "${TORCH_DIR}/lib/libtorch_cpu.so") # its stable C functions are all that is linked to
+  message(FATAL_ERROR "No libtorch_cpu.so in ${TORCH_DIR}/lib (torch ${TORCH_VERSION}). "
+    "sparse_accel builds on Linux against torch's wheels; reinstall torch if this is one.")
+endif()
 
 add_library(torch_headers INTERFACE)
-target_include_directories(torch_headers SYSTEM INTERFACE # torch's own pybind11 is among them
-  "${TORCH_DIR}/include" "${TORCH_DIR}/include/torch/csrc/api/include")
+target_include_directories(torch_headers SYSTEM INTERFACE "${TORCH_DIR}/include") # pybind11 is among them
 # Another torch under the same path: compile everything again.
 target_compile_definitions(torch_headers INTERFACE "SPARSE_ACCEL_TORCH=${TORCH_VERSION}")

@@ -1,13 +1,26 @@
+"""Kernels on views of memory; :mod:`sparse_accel.native` says what for."""
+
 from collections.abc import Sequence
 
 from torch import Tensor
 
 has_cuda: bool
-torch_version: str
+emulated: bool  # the CUDA kernels on CPU tensors: the tests' build
+torch_version: str  # whose headers it was compiled with
+abi: str  # what it asks of torch at run time
 
 def cpu_capability() -> str: ...
-def group_score(tensors: Sequence[Tensor], layouts: Sequence[int], kind: str, coupled: bool) -> list[Tensor]: ...
-def group_topk(scores: Sequence[Tensor], k: int) -> list[Tensor]: ...
+def check_layouts(op: str, tensors: Sequence[Tensor], layouts: Sequence[int]) -> None: ...
+def group_score(
+    tensors: Sequence[Tensor], layouts: Sequence[int], outputs: Sequence[Tensor], kind: str, coupled: bool
+) -> None: ...
+def group_topk(scores: Sequence[Tensor], masks: Sequence[Tensor], k: int) -> None: ...
+def prox_(
+    tensors: Sequence[Tensor], layouts: Sequence[int], prox: str, thresholds: Sequence[float], values: Tensor | None
+) -> None: ...
+def check_glm_data(
+    op: str, crow: Tensor | None, col: Tensor | None, targets: Tensor, columns: int, family: str
+) -> None: ...
 def glm_prox(
     z: Tensor,
     values: Tensor,
@@ -16,9 +29,10 @@ def glm_prox(
     targets: Tensor,
     lr: float,
     family: str,
-    mode: str,
     delta: float,
-) -> tuple[Tensor, Tensor]: ...
+    out: Tensor,
+    iterations: Tensor,
+) -> None: ...
 def glm_epoch_(
     x: Tensor,
     x_prev: Tensor,
@@ -33,11 +47,27 @@ def glm_epoch_(
     delta: float,
     average: Tensor | None,
     average_start: int,
-) -> Tensor: ...
-def gram_obs(inverse: Tensor, weight: Tensor, block: int, steps: int, sets: Tensor | None) -> tuple[Tensor, Tensor]: ...
-def prox_(
-    tensors: Sequence[Tensor], layouts: Sequence[int], prox: str, thresholds: Sequence[float], with_value: bool
-) -> Tensor: ...
+    iterations: Tensor,
+) -> None: ...
+def glm_terms(v: Tensor, targets: Tensor, family: str, delta: float, slopes: Tensor, curvatures: Tensor) -> float: ...
+def glm_residual(
+    x: Tensor, z: Tensor, pull: Tensor, eta: float, moved: Tensor, residual: Tensor
+) -> tuple[float, float, float]: ...
+def gram_obs_order(units: int) -> tuple[int, int]: ...
+def gram_obs_panel(
+    inverse: Tensor,
+    moment: Tensor,
+    v: Tensor,
+    a: Tensor,
+    own_inverse: Tensor,
+    own_moment: Tensor,
+    units: Tensor,
+    set_of: Tensor | None,
+    gone: Tensor | None,
+    most: int,
+    order: Tensor,
+    damages: Tensor,
+) -> int: ...
 def rmda_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -52,9 +82,10 @@ def rmda_step_(
     lr_tensor: Tensor | None,
     momentum: float,
     maximize: bool,
-    grad_scale: Tensor | None,
+    grad_scale: float,
+    grad_scale_tensor: Tensor | None,
     found_inf: Tensor | None,
-) -> None: ...
+) -> list[int]: ...
 def ramda_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -71,9 +102,10 @@ def ramda_step_(
     momentum: float,
     eps: float,
     maximize: bool,
-    grad_scale: Tensor | None,
+    grad_scale: float,
+    grad_scale_tensor: Tensor | None,
     found_inf: Tensor | None,
-) -> None: ...
+) -> list[int]: ...
 def prox_adamw_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -90,13 +122,23 @@ def prox_adamw_step_(
     eps: float,
     weight_decay: float,
     maximize: bool,
-    grad_scale: Tensor | None,
+    grad_scale: float,
+    grad_scale_tensor: Tensor | None,
     found_inf: Tensor | None,
-) -> None: ...
-def topk_threshold_(
-    x: Tensor, scores: Tensor | None, k: Sequence[int], by: str, layout: Sequence[int], scale: Tensor | None
-) -> Tensor: ...
-def masked_cg(w: Tensor, mask: Tensor, h: Tensor, iters: int, start: Tensor | None) -> Tensor: ...
+) -> list[int]: ...
+def masked_cg_rows(
+    mask: Tensor,
+    w: Tensor,
+    x: Tensor,
+    r: Tensor,
+    p: Tensor,
+    q: Tensor,
+    diagonal: Tensor,
+    inverse: Tensor,
+    rz: Tensor,
+    done: Tensor,
+    begin: bool,
+) -> int: ...
 def sparse_linear(
     x: Tensor,
     values: Tensor,
@@ -104,10 +146,24 @@ def sparse_linear(
     offsets: Tensor,
     scales: Tensor | None,
     bias: Tensor | None,
-    rows: int,
     activation: str,
-) -> Tensor: ...
+    y: Tensor,
+) -> bool: ...
 def sparse_unpack(
-    values: Tensor, bits: Tensor, offsets: Tensor, scales: Tensor | None, rows: int, columns: int
-) -> Tensor: ...
-def sparse_collect(dense: Tensor, bits: Tensor, offsets: Tensor, length: int) -> Tensor: ...
+    values: Tensor,
+    bits: Tensor,
+    offsets: Tensor,
+    scales: Tensor | None,
+    rows: int,
+    first: int,
+    last: int,
+    dense: Tensor,
+) -> None: ...
+def sparse_collect(dense: Tensor, bits: Tensor, offsets: Tensor, values: Tensor) -> None: ...
+def sparse_finish(y: Tensor, bias: Tensor | None, activation: str) -> None: ...
+def topk_rows(x: Tensor, scores: Tensor | None, scale: Tensor | None, mask: Tensor, rows: int, k: int) -> None: ...
+def topk_blocks(x: Tensor, scores: Tensor | None, scale: Tensor | None, mask: Tensor, n: int, m: int) -> None: ...
+def topk_within(
+    x: Tensor, scores: Tensor | None, scale: Tensor | None, mask: Tensor, layout: Sequence[int], k: int
+) -> None: ...
+def topk_groups(x: Tensor, mask: Tensor, keep: Tensor, layout: Sequence[int]) -> None: ...

@@ -34,8 +34,9 @@ def check() -> None:
         raise ImportError(_not_built()) from error
     except ImportError as error:  # undefined symbol, missing shared library
         raise ImportError(
-            f"sparse_accel's compiled module does not load: {error}. It was built against torch {build.torch_version} "
-            f"and torch {torch.__version__} is installed; rebuild it for this one: {_rebuild_command()}"
+            f"sparse_accel's compiled module does not load: {error}. It was built with the headers of torch "
+            f"{build.torch_version} for torch {_shown(OLDEST)} and later, and torch {torch.__version__} is installed. "
+            f"Install it again: {_rebuild_command()}"
         ) from error
     if _release(torch.__version__) > NEWEST:
         warnings.warn(
@@ -60,27 +61,21 @@ def _import_torch() -> ModuleType:
         if error.name != "torch":
             raise
         raise ImportError(
-            "sparse_accel needs torch, which is not installed: see https://pytorch.org/get-started, "
-            "then rebuild sparse_accel for it: " + _rebuild_command()
+            "sparse_accel needs torch, which is not installed: see https://pytorch.org/get-started"
         ) from error
 
 
 def _check_torch(running: str, running_cuda: str | None, build: ModuleType) -> None:
+    # Any release from then on will do: the module asks torch for stable C functions only (csrc/torch_runtime.cpp).
     if _release(running) < OLDEST:
         raise ImportError(
             f"sparse_accel needs torch {_shown(OLDEST)} or later, but torch {running} is installed: "
-            f"`pip install 'torch>={_shown(OLDEST)}'`, then rebuild sparse_accel for it: {_rebuild_command()}"
-        )
-    if _release(running) != _release(build.torch_version):
-        raise ImportError(
-            f"sparse_accel was built against torch {build.torch_version}, but torch {running} is installed; "
-            f"torch's C++ interface changes between releases. Rebuild it for this one: {_rebuild_command()}"
+            f"`pip install 'torch>={_shown(OLDEST)}'`"
         )
     if build.with_cuda and (running_cuda or "").split(".")[0] != build.torch_cuda.split(".")[0]:
         raise ImportError(
-            f"sparse_accel was built against a torch with CUDA {build.torch_cuda}, but the installed torch "
-            f"{running} has {'CUDA ' + running_cuda if running_cuda else 'no CUDA'}. "
-            f"Rebuild it for this one: {_rebuild_command()}"
+            f"sparse_accel's kernels were built for CUDA {build.torch_cuda}, but the installed torch {running} has "
+            f"{'CUDA ' + running_cuda if running_cuda else 'no CUDA'}. Rebuild them for this one: {_rebuild_command()}"
         )
 
 

@@ -18,8 +18,9 @@ class BuildInfo:
         version: version of sparse_accel.
         commit: git commit of the build, ending in "-dirty" if the tree had changes; "" for a build from an archive.
         python: version of the running Python.
-        torch_built: version of torch that the compiled module was built against.
+        torch_built: version of torch whose headers the compiled module was built with.
         torch_running: version of torch that is loaded.
+        abi: what the compiled module asks of torch: any release that has it will do.
         cpu_capability: instruction set of the CPU kernels in use: "AVX512", "AVX2" or "DEFAULT".
         threads: number of threads of torch, which the CPU kernels use too.
         with_cuda: whether the CUDA kernels are compiled in.
@@ -34,6 +35,7 @@ class BuildInfo:
     python: str
     torch_built: str
     torch_running: str
+    abi: str
     cpu_capability: str
     threads: int
     with_cuda: bool
@@ -64,6 +66,7 @@ def build_info() -> BuildInfo:
         python=platform.python_version(),
         torch_built=_build_info.torch_version,
         torch_running=torch.__version__,
+        abi=_C.abi,
         cpu_capability=_C.cpu_capability(),
         threads=torch.get_num_threads(),
         with_cuda=_build_info.with_cuda,

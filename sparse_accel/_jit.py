@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CXX_FLAGS = [
     "-std=c++20",
     "-O2",
-    "-fopenmp",
+    "-fopenmp-simd",
     "-Wno-psabi",
     "-ffp-contract=off",
     "-fno-math-errno",
@@ -45,7 +45,7 @@ def sources(with_cuda: bool) -> list[Path]:
 
 
 def units(with_cuda: bool) -> dict[str, list[Path]]:
-    """The translation units by name: few, as most of a small one is torch's headers. Kernels of CUDA, and the CPU's
+    """The translation units by name: few, as most of a small one is headers. Kernels of CUDA, and the CPU's
     of an instruction set, are units of their own."""
     groups: dict[str, list[Path]] = {}
     for path in sources(with_cuda):
@@ -111,7 +111,6 @@ def load_jit(*, with_cuda: bool | None = None, name: str = "sparse_accel_jit", *
                 "--expt-extended-lambda",
                 *options.pop("extra_cuda_cflags", []),
             ],
-            extra_ldflags=["-fopenmp", *(["-lc10_cuda"] if with_cuda else []), *options.pop("extra_ldflags", [])],
             with_cuda=with_cuda,
             **options,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -9,7 +10,7 @@ import require_cuda
 import torch
 from cuda_emulator import build
 
-from sparse_accel import ops
+from sparse_accel import native
 
 pytest_configure = require_cuda.pytest_configure
 pytest_collection_modifyitems = require_cuda.pytest_collection_modifyitems
@@ -18,7 +19,7 @@ pytest_runtest_makereport = require_cuda.pytest_runtest_makereport
 
 
 class Backend(NamedTuple):
-    """Where ops run: the native module behind ``sparse_accel.ops`` and the device of the tensors."""
+    """Where ops run: the compiled module behind ``sparse_accel.ops`` and the device of the tensors."""
 
     name: str
     device: torch.device
@@ -30,5 +31,13 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     mark of that name (see require_cuda.py)."""
     name: str = request.param
     if name == "cuda-emulated":
-        monkeypatch.setattr(ops._library, "_C", build.load())
+        monkeypatch.setattr(native._module, "_C", build.load())
     return Backend(name, torch.device("cuda" if name == "cuda" else "cpu"))
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The emulated CUDA kernels, in place of the compiled module."""
+    module = build.load()
+    monkeypatch.setattr(native._module, "_C", module)
+    return module

@@ -1,10 +1,10 @@
-"""The build backend (PEP 517): scikit-build-core's, and a torch to build against.
+"""The build backend (PEP 517): scikit-build-core's, and a torch whose headers to build with.
 
-The compiled module fits one minor release of torch: the one it is built against must be the one it is imported with.
-A torch in `build-system.requires` would make pip fetch the newest for its isolated build, whatever is installed. So
-torch is asked for here, and only where the interpreter that installs has none in the supported range; pip then takes
-the same release for the build and for `dependencies`. cmake/torch_info.py finds the installed one from inside the
-isolation.
+The compiled module fits every release of torch from the oldest of `dependencies` on. Headers are all that is wanted
+here, and those of any of these releases will do. A torch in `build-system.requires` would make pip fetch gigabytes for
+its isolated build, whatever is installed. So torch is asked for here, and only where the interpreter that installs has
+none in the supported range; pip then takes the same release for the build and for `dependencies`. cmake/torch_info.py
+finds the installed one from inside the isolation.
 """
 
 import os

@@ -1,8 +1,7 @@
 // Which of the builds of the kernels runs.
-#include <ATen/Version.h>  // get_cpu_capability
-
 #include <string>
 
+#include "../torch_runtime.h"
 #include "isa/kernel_set.h"
 
 namespace sparse_accel::cpu {
@@ -19,7 +18,7 @@ bool has_bmi2() {
 
 template <class Table>
 const Table& choose(const Table* plain, const Table* avx2, const Table* avx512) {
-  const std::string capability = has_bmi2() ? at::get_cpu_capability() : "DEFAULT";
+  const std::string capability = has_bmi2() ? cpu_capability() : "DEFAULT";
   if (capability == "AVX512" && avx512) return *avx512;
   if ((capability == "AVX512" || capability == "AVX2") && avx2) return *avx2;
   return *plain;

@@ -1,15 +1,15 @@
 #include "group_topk_cpu.h"
 
-#include <ATen/Parallel.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Exception.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <type_traits>
 #include <utility>
+
+#include "../torch_runtime.h"
 
 namespace sparse_accel::cpu {
 namespace {
@@ -51,7 +51,7 @@ std::vector<Chunk<T>> make_chunks(const std::vector<ScoreVector>& vectors) {
 
 template <class T>
 bool any_nan(const std::vector<Chunk<T>>& chunks) {
-  return at::parallel_reduce(
+  return parallel_reduce(
       0, static_cast<int64_t>(chunks.size()), 1, false,
       [&](int64_t lo, int64_t hi, bool found) {
         for (int64_t c = lo; c < hi; ++c) {
@@ -72,7 +72,7 @@ auto kth_largest(const std::vector<Chunk<T>>& chunks, int64_t k) {
   for (int high = 8 * sizeof(Key); high > 0;) {
     const int low = std::max(0, high - kDigitBits);
     const Key digit_mask = static_cast<Key>((Key(1) << (high - low)) - 1);
-    const auto histogram = at::parallel_reduce(
+    const auto histogram = parallel_reduce(
         0, number, 1, Histogram{},
         [&](int64_t lo, int64_t hi, Histogram counts) {
           for (int64_t c = lo; c < hi; ++c) {
@@ -101,7 +101,7 @@ void select_largest(const std::vector<Chunk<T>>& chunks, int64_t k) {
   const auto number = static_cast<int64_t>(chunks.size());
   const auto [threshold, ties_wanted] = kth_largest(chunks, k);
   std::vector<int64_t> ties(number);
-  at::parallel_for(0, number, 1, [&, threshold = threshold](int64_t lo, int64_t hi) {
+  parallel_for(0, number, 1, [&, threshold = threshold](int64_t lo, int64_t hi) {
     for (int64_t c = lo; c < hi; ++c) {
       for (int64_t i = 0; i < chunks[c].length; ++i) {
         const auto key = key_of(chunks[c].scores[i]);
@@ -122,7 +122,7 @@ void select_largest(const std::vector<Chunk<T>>& chunks, int64_t k) {
 template <class T>
 void group_topk_of(const std::vector<ScoreVector>& vectors, int64_t k) {
   const auto chunks = make_chunks<T>(vectors);
-  TORCH_CHECK_VALUE(!any_nan(chunks), "group_topk: scores: expected numbers that can be ordered, got NaN");
+  CHECK_VALUE(!any_nan(chunks), "group_topk: scores: expected numbers that can be ordered, got NaN");
   int64_t total = 0;
   for (const auto& chunk : chunks) total += chunk.length;
   if (k == 0 || k == total) {

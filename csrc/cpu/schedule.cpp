@@ -1,17 +1,12 @@
 #include "schedule.h"
 
-#include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <thread>
 
-#ifndef _OPENMP
-#error "build with -fopenmp: without it at::parallel_for silently runs serially"
-#endif
+#include "../torch_runtime.h"
 
 namespace sparse_accel::cpu {
 namespace {
@@ -79,7 +74,7 @@ std::unique_ptr<Split> split(const Piece& piece, const Work& work) {
   out->parts = (piece.strip.rows + rows - 1) / rows;
   // On cache lines: vectors across two of them cost twice.
   out->sums.reset(static_cast<char*>(std::aligned_alloc(64, out->parts * sums_stride(piece.strip) * work.sum_size)));
-  TORCH_CHECK(out->sums, "sparse_accel: no memory for the sums of a tensor");
+  CHECK_RUN(out->sums, "sparse_accel: no memory for the sums of a tensor");
   out->missing = out->parts;
   out->joined = false;
   out->summed_by.resize(out->parts);
@@ -184,7 +179,7 @@ void process(const Turn& turn, Queue& queue, const Work& work, const Thread& thr
 void run(const std::vector<Segment>& segments, const Work& work) {
   Queue queue;
   fill(queue, segments, work);
-  const int64_t threads = queue.elements < kSerial ? 1 : at::get_num_threads();
+  const int64_t threads = queue.elements < kSerial ? 1 : num_threads();
   const auto work_on = [&](int64_t number, int64_t) {
     alignas(64) double scratch[kScratch];  // as many of either compute type
     const Thread thread{number, threads, scratch};
@@ -197,7 +192,7 @@ void run(const std::vector<Segment>& segments, const Work& work) {
   if (threads == 1) {
     work_on(0, 1);
   } else {
-    at::parallel_for(0, threads, 1, work_on);
+    parallel_for(0, threads, 1, work_on);
   }
 }
 

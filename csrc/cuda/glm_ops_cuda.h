@@ -1,18 +1,16 @@
 #pragma once
-// ATen side of the ops of generalized linear models on CUDA; arguments are checked, outputs allocated.
-#include <ATen/core/Tensor.h>
-
-#include "../ops/glm_common.h"
+// The ops of generalized linear models on CUDA; arguments are checked, outputs allocated.
+#include "../cpu/glm/glm_kernels.h"
+#include "../ops/common.h"
+#include "glm.h"
 
 namespace sparse_accel::cuda {
 
-// z, out [d]; iterations [] int64.
-void glm_prox(const at::Tensor& z, const GlmData& data, double lr, Family family, double delta, const at::Tensor& out,
-              const at::Tensor& iterations);
+// z, out [columns]; iterations [] int64.
+void glm_prox(const Tensor& z, const GlmRows& rows, double lr, Family family, double delta, const Tensor& out,
+              const Tensor& iterations);
 
-// average: null, or [d] on the device.
-void glm_epoch(const at::Tensor& x, const at::Tensor& x_prev, const GlmData& data, const at::Tensor& order, double lr,
-               double beta, Family family, double delta, double* average, int64_t average_start,
-               const at::Tensor& iterations);
+void glm_epoch(const Tensor& x, const GlmRows& rows, const GlmPass& pass, double lr, Family family, double delta,
+               const Tensor& iterations);
 
 }  // namespace sparse_accel::cuda

@@ -1,4 +1,4 @@
-// ATen side of group_topk.
+// Between tensors and launchers: group_topk.
 
 #include <limits>
 
@@ -8,7 +8,7 @@
 
 namespace sparse_accel::cuda {
 
-void group_topk(const std::vector<at::Tensor>& scores, const std::vector<at::Tensor>& masks, int64_t k) {
+void group_topk(const Tensors& scores, const Tensors& masks, int64_t k) {
   std::vector<TopkSegment> table;
   int64_t total = 0;
   for (size_t i = 0; i < scores.size(); ++i) {
@@ -17,16 +17,18 @@ void group_topk(const std::vector<at::Tensor>& scores, const std::vector<at::Ten
     total += scores[i].numel();
   }
   if (table.empty()) return;
-  TORCH_CHECK_VALUE(total < std::numeric_limits<int>::max(),
-                    "group_topk: scores: expected fewer than 2^31 numbers, got ", total);
+  CHECK_VALUE(total < std::numeric_limits<int>::max(), "group_topk: scores: expected fewer than 2^31 numbers, got ",
+              total);
   Launch launch(scores[0]);
-  const at::Tensor has_nan = make_empty({1}, scores[0].options().dtype(at::kInt));
+  const Allocate scratch = launch.scratch();
+  int* const has_nan = static_cast<int*>(scratch(sizeof(int)));
   // Nothing chosen: the first pass is still wanted, for its look at NaN.
   const int64_t chosen = k > 0 ? k : 1;
-  launch.check(group_topk(dtype_of(scores[0]), table, chosen, has_nan.mutable_data_ptr<int>(), launch.scratch(),
-                          launch.stream()));
-  TORCH_CHECK_VALUE(has_nan.item<int>() == 0, "group_topk: scores: expected numbers that can be ordered, got NaN");
-  for (size_t i = 0; i < masks.size() && k == 0; ++i) masks[i].zero_();
+  launch.check(group_topk(dtype_of(scores[0]), table, chosen, has_nan, scratch, launch.stream()));
+  CHECK_VALUE(launch.read(has_nan) == 0, "group_topk: scores: expected numbers that can be ordered, got NaN");
+  for (size_t i = 0; i < masks.size() && k == 0; ++i) {
+    launch.fill(masks[i].mutable_data_ptr(), 0, size_t(masks[i].numel()));
+  }
 }
 
 }  // namespace sparse_accel::cuda

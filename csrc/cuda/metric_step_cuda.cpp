@@ -1,4 +1,4 @@
-// ATen side of ramda_step_ and prox_adamw_step_.
+// Between tensors and launchers: ramda_step_ and prox_adamw_step_.
 
 #include "../metric.h"
 #include "guard.h"
@@ -7,32 +7,17 @@
 namespace sparse_accel::cuda {
 
 void metric_step_(const MetricState& state, const std::vector<Segment>& segments, Prox prox,
-                  const std::vector<double>& strengths, MetricSettings settings,
-                  const std::optional<at::Tensor>& lr_tensor, const std::optional<at::Tensor>& grad_scale,
-                  const std::optional<at::Tensor>& found_inf) {
+                  const std::vector<double>& strengths, MetricSettings settings, const std::optional<Tensor>& lr_tensor,
+                  const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   const auto& params = state.params;
   if (params.empty()) return;
   Launch launch(params[0]);
-  const at::Device device = params[0].device();
-  const bool clocks_on_device = state.steps[0].device() == device;
-  at::Tensor rate, inf, scale;
-  if (lr_tensor && (!clocks_on_device || lr_tensor->device() != device)) {
-    settings.lr = lr_tensor->item<double>();
-  } else if (lr_tensor) {
-    rate = lr_tensor->to(at::kDouble);
-    settings.lr_tensor = rate.const_data_ptr<double>();
-  }
-  if (found_inf && !clocks_on_device) {
-    // Clocks on the CPU cannot wait for a number on the device: here, and for lr above, the host does.
-    if (found_inf->item<double>() != 0) return;
-  } else if (found_inf) {
-    inf = found_inf->to(device, at::kFloat);
-    settings.found_inf = inf.const_data_ptr<float>();
-  }
-  if (grad_scale) {
-    scale = grad_scale->to(device, at::kFloat);
-    settings.grad_scale = scale.const_data_ptr<float>();
-  }
+  const bool clocks_on_device = state.steps[0].device() == params[0].device();
+  CHECK_VALUE(clocks_on_device || (!lr_tensor && !found_inf),
+              "lr, found_inf: expected numbers with clocks on the CPU, got tensors");
+  if (lr_tensor) settings.lr_tensor = lr_tensor->const_data_ptr<double>();
+  if (found_inf) settings.found_inf = found_inf->const_data_ptr<float>();
+  if (grad_scale) settings.grad_scale = grad_scale->const_data_ptr<float>();
 
   std::vector<MetricClock> clocks;
   for (size_t i = 0; i < params.size(); ++i) {

@@ -1,12 +1,12 @@
-// ATen side of prox_.
+// Between tensors and launchers: prox_.
 #include "guard.h"
 #include "ops_cuda.h"
 #include "prox.h"
 
 namespace sparse_accel::cuda {
 
-void prox_(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& segments, Prox prox,
-           const std::vector<double>& thresholds, const at::Tensor& values) {
+void prox_(const Tensors& tensors, const std::vector<Segment>& segments, Prox prox,
+           const std::vector<double>& thresholds, const std::optional<Tensor>& values) {
   if (tensors.empty()) return;
   Launch launch(tensors[0]);
   std::vector<ProxSegment> table;
@@ -14,7 +14,7 @@ void prox_(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& s
     const auto i = size_t(segment.tensor);
     table.push_back({element(tensors[i], segment.element), segment.layout, thresholds[i], int(segment.tensor)});
   }
-  double* const sums = values.defined() ? values.mutable_data_ptr<double>() : nullptr;
+  double* const sums = values ? values->mutable_data_ptr<double>() : nullptr;
   launch.check(cuda::prox(dtype_of(tensors[0]), table, prox, sums, launch.scratch(), launch.stream()));
 }
 

@@ -1,6 +1,5 @@
 #pragma once
-// ATen side of sparse_linear on CUDA; arguments are checked, outputs allocated, nothing is empty.
-#include <ATen/core/Tensor.h>
+// Between tensors and launchers: sparse_linear on CUDA; arguments are checked, outputs allocated, nothing is empty.
 
 #include <optional>
 
@@ -9,15 +8,15 @@
 namespace sparse_accel::cuda {
 
 // y [batch, rows] of x's dtype; x contiguous.
-void sparse_linear(const SparseWeight& w, bool int8, const at::Tensor& x, const std::optional<at::Tensor>& bias,
-                   Activation activation, const at::Tensor& y);
+void sparse_linear(const SparseWeight& w, bool int8, const Tensor& x, const void* bias, Activation activation,
+                   const Tensor& y);
 
 // Row tiles first, ..., last - 1 into dense [rows of them, columns], of its dtype.
-void sparse_unpack(const SparseWeight& w, bool int8, int64_t first, int64_t last, const at::Tensor& dense);
+void sparse_unpack(const SparseWeight& w, bool int8, int64_t first, int64_t last, const Tensor& dense);
 
-void sparse_collect(const SparseWeight& w, const at::Tensor& dense, const at::Tensor& values);
+void sparse_collect(const SparseWeight& w, const Tensor& dense, const Tensor& values);
 
 // y [batch, rows]: bias and activation, in place.
-void sparse_finish(const at::Tensor& y, const std::optional<at::Tensor>& bias, Activation activation);
+void sparse_finish(const Tensor& y, const void* bias, Activation activation);
 
 }  // namespace sparse_accel::cuda

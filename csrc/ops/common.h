@@ -1,63 +1,71 @@
 #pragma once
-// What every op shares on the ATen side: names to enums, layouts to segments, checks.
-#include <ATen/core/Tensor.h>
-
+// What every op shares in front of its kernels: names to enums, layouts to segments, checks.
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "../group_layout.h"
 #include "../math.h"
+#include "../tensor.h"
 
 namespace sparse_accel {
 
+using Tensors = std::vector<Tensor>;
+
 // Dense, of a floating dtype and device that all share. Errors name the argument, what was expected and what came.
-void check_tensors(const char* op, const char* name, const std::vector<at::Tensor>& tensors);
+void check_tensors(const char* op, const char* name, const Tensors& tensors);
 
 // One tensor per parameter, of its shape and device and the dtype given.
-void check_state(const char* op, const char* name, const std::vector<at::Tensor>& state,
-                 const std::vector<at::Tensor>& params, at::ScalarType dtype);
+void check_state(const char* op, const char* name, const Tensors& state, const Tensors& params, ScalarType dtype);
 
 // Of an optimizer step: one element per parameter, all on the CPU or all on the parameters' device.
-void check_clocks(const char* op, const char* name, const std::vector<at::Tensor>& clocks,
-                  const std::vector<at::Tensor>& params, at::Device device, at::ScalarType dtype);
+void check_clocks(const char* op, const char* name, const Tensors& clocks, const Tensors& params, const Tensor& first,
+                  ScalarType dtype);
 
-// One element, where there is a tensor.
-void check_one_element(const char* op, const char* name, const std::optional<at::Tensor>& tensor);
+// A number that stays on the parameters' device: one element of the dtype given.
+void check_number(const char* op, const char* name, const std::optional<Tensor>& number, const Tensor& param,
+                  ScalarType dtype);
+
+// A contiguous tensor on the device of `like`.
+void check_array(const char* op, const char* name, const Tensor& t, const Tensor& like, ScalarType dtype, Sizes sizes);
+inline void check_array(const char* op, const char* name, const Tensor& t, const Tensor& like, ScalarType dtype,
+                        std::initializer_list<std::int64_t> sizes) {
+  check_array(op, name, t, like, dtype, Sizes(sizes.begin(), sizes.size()));
+}
 
 // Same shape and same strides, but for dimensions of size 1.
-bool same_memory_order(const at::Tensor& a, const at::Tensor& b);
+bool same_memory_order(const Tensor& a, const Tensor& b);
 
-// The gradients in their parameters' memory order, copied where they have another.
-std::vector<at::Tensor> in_memory_order(const std::vector<at::Tensor>& grads, const std::vector<at::Tensor>& params);
+// Which gradients lie in another order than their parameters: the caller copies those, and calls again.
+std::vector<std::int64_t> in_another_order(const Tensors& grads, const Tensors& params);
 
 // layouts: outer, groups, inner, blocks of each tensor.
-std::vector<Segment> make_segments(const char* op, const std::vector<at::Tensor>& tensors,
-                                   const std::vector<int64_t>& layouts);
+std::vector<Segment> make_segments(const char* op, const Tensors& tensors, const std::vector<std::int64_t>& layouts);
+
+// The checks of make_segments alone.
+void check_layouts(const std::string& op, const Tensors& tensors, const std::vector<std::int64_t>& layouts);
 
 Prox prox_from_name(const char* op, const std::string& name);
 Score score_from_name(const char* op, const std::string& name);
 
 // float for half, bfloat16 and float; double for double.
-inline at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+inline ScalarType compute_type(ScalarType dtype) { return dtype == kDouble ? kDouble : kFloat; }
 
 // Index into a table of CPU kernels.
-int dtype_index(at::ScalarType dtype);
+int dtype_index(ScalarType dtype);
 
-// at::empty, at::zeros and at::empty_like. What is in <ATen/ops/...> takes a compiler as long to read as the tensors
-// themselves: where these and the methods of at::Tensor do, nothing of it is included.
-at::Tensor make_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
-at::Tensor make_zeros(at::IntArrayRef sizes, const at::TensorOptions& options);
-at::Tensor make_like(const at::Tensor& tensor, at::ScalarType dtype);
-
-// True where the op runs on the CUDA kernels: CUDA tensors, or, in the emulated build of the
-// tests, CPU tensors.
-inline bool on_cuda(const at::Tensor& tensor) {
-#ifdef SPARSE_ACCEL_EMULATED
+// True where the op runs on the CUDA kernels: CUDA tensors, or, in the emulated build of the tests, CPU tensors.
+inline bool on_cuda(const Tensor& tensor) {
+#if defined(SPARSE_ACCEL_EMULATED)
   return tensor.is_cpu();
-#else
+#elif defined(SPARSE_ACCEL_WITH_CUDA)
   return tensor.is_cuda();
+#else
+  return (void)tensor, false;
 #endif
 }
+
+// Raises where there are no kernels for a tensor's device.
+void check_device(const char* op, const char* name, const Tensor& tensor);
 
 }  // namespace sparse_accel

@@ -1,5 +1,7 @@
 #include "group_score.h"
 
+#include <cmath>
+
 #include "../cpu/isa/kernel_set.h"
 #include "../cpu/schedule.h"
 #include "common.h"
@@ -12,8 +14,7 @@ namespace {
 
 constexpr const char* kGroupScore = "group_score";
 
-void group_score_cpu(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& segments,
-                     const std::vector<at::Tensor>& outputs, Score kind) {
+void group_score_cpu(const Tensors& tensors, const std::vector<Segment>& segments, const Tensors& outputs, Score kind) {
   const int dtype = dtype_index(tensors[0].scalar_type());
   const auto element_size = static_cast<int64_t>(tensors[0].element_size());
   const auto score_size = static_cast<int64_t>(outputs[0].element_size());
@@ -37,58 +38,45 @@ void group_score_cpu(const std::vector<at::Tensor>& tensors, const std::vector<S
   cpu::run(segments, work);
 }
 
-void check_coupled(const std::vector<at::Tensor>& outputs) {
-  for (size_t i = 1; i < outputs.size(); ++i) {
-    TORCH_CHECK_VALUE(outputs[i].numel() == outputs[0].numel(), kGroupScore, ": layouts[", i, "]: expected ",
-                      outputs[0].numel(), " groups as in layouts[0], because the groups are coupled, got ",
-                      outputs[i].numel());
+// Of all coupled tensors into the first's; and the roots.
+template <class T>
+void finish(const Tensors& outputs, Score kind, bool coupled) {
+  for (size_t i = 1; i < outputs.size() && coupled; ++i) {
+    T* const total = outputs[0].mutable_data_ptr<T>();
+    const T* const own = outputs[i].const_data_ptr<T>();
+    for (int64_t g = 0; g < outputs[0].numel(); ++g) {
+      const T larger = own[g] != own[g] || own[g] > total[g] ? own[g] : total[g];  // a NaN stays
+      total[g] = kind == Score::amax ? larger : total[g] + own[g];
+    }
+  }
+  for (size_t i = 0; i < (coupled ? 1 : outputs.size()) && kind == Score::l2; ++i) {
+    T* const own = outputs[i].mutable_data_ptr<T>();
+    for (int64_t g = 0; g < outputs[i].numel(); ++g) own[g] = std::sqrt(own[g]);
   }
 }
 
 }  // namespace
 
-std::vector<at::Tensor> group_score(const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& layouts,
-                                    const std::string& kind_name, bool coupled) {
+void group_score(const Tensors& tensors, const std::vector<std::int64_t>& layouts, const Tensors& outputs,
+                 const std::string& kind_name, bool coupled) {
   const Score kind = score_from_name(kGroupScore, kind_name);
   check_tensors(kGroupScore, "tensors", tensors);
-  TORCH_CHECK_VALUE(!coupled || !tensors.empty(), kGroupScore,
-                    ": tensors: expected at least one coupled tensor, got none");
   const auto segments = make_segments(kGroupScore, tensors, layouts);
-  if (tensors.empty()) return {};
-
-  const auto options = tensors[0].options().dtype(compute_type(tensors[0].scalar_type()));
-  std::vector<at::Tensor> outputs;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const int64_t groups = layouts[4 * i + 1] * layouts[4 * i + 3];
-    // Kernels write every score of a tensor that has elements.
-    outputs.push_back(tensors[i].numel() ? make_empty({groups}, options) : make_zeros({groups}, options));
+  if (tensors.empty()) return;
+  check_device(kGroupScore, "tensors", tensors[0]);
+  CHECK_VALUE(outputs.size() == tensors.size(), kGroupScore, ": outputs: expected one for each of ", tensors.size(),
+              " tensors, got ", outputs.size());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const std::int64_t groups = layouts[4 * i + 1] * layouts[4 * i + 3];
+    CHECK_VALUE(!coupled || groups == outputs[0].numel(), kGroupScore, ": layouts[", i, "]: expected ",
+                outputs[0].numel(), " groups as in layouts[0], because the groups are coupled, got ", groups);
+    check_array(kGroupScore, "outputs", outputs[i], tensors[0], compute_type(tensors[0].scalar_type()), {groups});
   }
-  if (coupled) check_coupled(outputs);
 #ifdef SPARSE_ACCEL_WITH_CUDA
-  if (on_cuda(tensors[0])) {
-    if (coupled) outputs.assign(tensors.size(), outputs[0]);
-    cuda::group_score(tensors, segments, outputs, kind, coupled);
-    if (coupled) outputs.resize(1);
-    return outputs;
-  }
+  if (on_cuda(tensors[0])) return cuda::group_score(tensors, segments, outputs, kind, coupled);
 #endif
-  TORCH_CHECK(tensors[0].is_cpu(), kGroupScore, ": tensors: expected CPU or (in a CUDA build) CUDA tensors, got ",
-              tensors[0].device());
   group_score_cpu(tensors, segments, outputs, kind);
-  if (coupled) {
-    for (size_t i = 1; i < outputs.size(); ++i) {
-      if (kind == Score::amax) {
-        outputs[0] = outputs[0].maximum(outputs[i]);
-      } else {
-        outputs[0].add_(outputs[i]);
-      }
-    }
-    outputs.resize(1);
-  }
-  if (kind == Score::l2) {
-    for (auto& output : outputs) output.sqrt_();
-  }
-  return outputs;
+  (outputs[0].scalar_type() == kDouble ? finish<double> : finish<float>)(outputs, kind, coupled);
 }
 
 }  // namespace sparse_accel

@@ -8,32 +8,27 @@
 
 namespace sparse_accel {
 
-std::vector<at::Tensor> group_topk(const std::vector<at::Tensor>& scores, int64_t k) {
+void group_topk(const Tensors& scores, const Tensors& masks, std::int64_t k) {
   constexpr const char* kOp = "group_topk";
   check_tensors(kOp, "scores", scores);
-  int64_t total = 0;
-  std::vector<at::Tensor> inputs, masks;
-  for (const auto& score : scores) {
-    total += score.numel();
-    inputs.push_back(score.contiguous());
-    masks.push_back(make_empty(score.sizes(), score.options().dtype(at::kBool)));
+  CHECK_VALUE(masks.size() == scores.size(), kOp, ": masks: expected ", scores.size(), ", got ", masks.size());
+  std::int64_t total = 0;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    total += scores[i].numel();
+    check_array(kOp, "scores", scores[i], scores[0], scores[0].scalar_type(), scores[i].sizes());
+    check_array(kOp, "masks", masks[i], scores[0], kBool, scores[i].sizes());
   }
-  TORCH_CHECK_VALUE(0 <= k && k <= total, kOp, ": k: expected 0 <= k <= ", total, ", the number of scores, got ", k);
-  if (scores.empty()) return masks;
+  CHECK_VALUE(0 <= k && k <= total, kOp, ": k: expected 0 <= k <= ", total, ", the number of scores, got ", k);
+  if (scores.empty()) return;
+  check_device(kOp, "scores", scores[0]);
 #ifdef SPARSE_ACCEL_WITH_CUDA
-  if (on_cuda(scores[0])) {
-    cuda::group_topk(inputs, masks, k);
-    return masks;
-  }
+  if (on_cuda(scores[0])) return cuda::group_topk(scores, masks, k);
 #endif
-  TORCH_CHECK(scores[0].is_cpu(), kOp, ": scores: expected CPU or (in a CUDA build) CUDA tensors, got ",
-              scores[0].device());
   std::vector<cpu::ScoreVector> vectors;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    vectors.push_back({inputs[i].const_data_ptr(), masks[i].mutable_data_ptr<bool>(), inputs[i].numel()});
+  for (size_t i = 0; i < scores.size(); ++i) {
+    vectors.push_back({scores[i].const_data_ptr(), masks[i].mutable_data_ptr<bool>(), scores[i].numel()});
   }
   cpu::group_topk(dtype_index(scores[0].scalar_type()), vectors, k);
-  return masks;
 }
 
 }  // namespace sparse_accel

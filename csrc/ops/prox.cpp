@@ -16,8 +16,8 @@ namespace {
 
 constexpr const char* kProx = "prox_";
 
-void prox_cpu(const std::vector<at::Tensor>& tensors, const std::vector<Segment>& segments, Prox prox,
-              const std::vector<double>& thresholds, const at::Tensor& values) {
+void prox_cpu(const Tensors& tensors, const std::vector<Segment>& segments, Prox prox,
+              const std::vector<double>& thresholds, const std::optional<Tensor>& values) {
   const int dtype = dtype_index(tensors[0].scalar_type());
   const auto element_size = static_cast<int64_t>(tensors[0].element_size());
   std::vector<char*> data;
@@ -34,13 +34,13 @@ void prox_cpu(const std::vector<at::Tensor>& tensors, const std::vector<Segment>
   std::mutex mutex;
   std::vector<Value> found;
   const auto note = [&](const cpu::Piece& p, double value) {
-    if (!values.defined()) return;
+    if (!values) return;
     const std::lock_guard<std::mutex> lock(mutex);
     found.push_back(Value{p.tensor, p.element, value});
   };
 
   cpu::Work work;
-  work.sum_size = tensors[0].scalar_type() == at::kDouble ? sizeof(double) : sizeof(float);
+  work.sum_size = tensors[0].scalar_type() == kDouble ? sizeof(double) : sizeof(float);
   work.whole = [&](const cpu::Piece& p, void* scratch) { note(p, kernels.prox[dtype](task(p), scratch)); };
   work.sums = [&](const cpu::Piece& p, void* sums) { kernels.prox_sums[dtype](task(p), sums); };
   work.join = [&](const cpu::Piece& p, void* sums, int64_t parts) {
@@ -49,41 +49,33 @@ void prox_cpu(const std::vector<at::Tensor>& tensors, const std::vector<Segment>
   work.apply = [&](const cpu::Piece& p, const void* factors) { kernels.prox_apply[dtype](task(p), factors); };
   cpu::run(segments, work);
 
-  if (!values.defined()) return;
+  if (!values) return;
   std::sort(found.begin(), found.end(), [](const Value& a, const Value& b) {
     return std::pair(a.tensor, a.element) < std::pair(b.tensor, b.element);
   });
-  auto* out = values.mutable_data_ptr<double>();
+  auto* out = values->mutable_data_ptr<double>();
   for (const Value& v : found) out[v.tensor] += v.value;
 }
 
 }  // namespace
 
-at::Tensor prox_(const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& layouts,
-                 const std::string& prox_name, const std::vector<double>& thresholds, bool with_value) {
+void prox_(const Tensors& tensors, const std::vector<std::int64_t>& layouts, const std::string& prox_name,
+           const std::vector<double>& thresholds, const std::optional<Tensor>& values) {
   const Prox prox = prox_from_name(kProx, prox_name);
   check_tensors(kProx, "tensors", tensors);
   const auto segments = make_segments(kProx, tensors, layouts);
-  TORCH_CHECK_VALUE(thresholds.size() == tensors.size(), kProx, ": thresholds: expected one for each of ",
-                    tensors.size(), " tensors, got ", thresholds.size());
+  CHECK_VALUE(thresholds.size() == tensors.size(), kProx, ": thresholds: expected one for each of ", tensors.size(),
+              " tensors, got ", thresholds.size());
   for (size_t i = 0; i < thresholds.size(); ++i) {
-    TORCH_CHECK_VALUE(thresholds[i] >= 0, kProx, ": thresholds[", i, "]: expected a number >= 0, got ", thresholds[i]);
+    CHECK_VALUE(thresholds[i] >= 0, kProx, ": thresholds[", i, "]: expected a number >= 0, got ", thresholds[i]);
   }
-  const auto device = tensors.empty() ? at::Device(at::kCPU) : tensors[0].device();
-  const auto options = at::TensorOptions().dtype(at::kDouble).device(device);
-  if (tensors.empty()) return make_empty({0}, options);
-  at::Tensor values;
-  if (with_value) values = make_zeros({static_cast<int64_t>(tensors.size())}, options);
+  if (tensors.empty()) return;
+  check_device(kProx, "tensors", tensors[0]);
+  if (values) check_array(kProx, "values", *values, tensors[0], kDouble, {std::int64_t(tensors.size())});
 #ifdef SPARSE_ACCEL_WITH_CUDA
-  if (on_cuda(tensors[0])) {
-    cuda::prox_(tensors, segments, prox, thresholds, values);
-    return with_value ? values : make_empty({0}, options);
-  }
+  if (on_cuda(tensors[0])) return cuda::prox_(tensors, segments, prox, thresholds, values);
 #endif
-  TORCH_CHECK(tensors[0].is_cpu(), kProx, ": tensors: expected CPU or (in a CUDA build) CUDA tensors, got ",
-              tensors[0].device());
   prox_cpu(tensors, segments, prox, thresholds, values);
-  return with_value ? values : make_empty({0}, options);
 }
 
 }  // namespace sparse_accel

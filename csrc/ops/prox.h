@@ -1,8 +1,10 @@
 #pragma once
-#include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "common.h"
 
 namespace sparse_accel {
 
@@ -11,8 +13,8 @@ namespace sparse_accel {
 //   layouts      4 N numbers: outer, groups, inner, blocks
 //   prox         "soft" | "hard", see math.h
 //   thresholds   N numbers: step size times penalty strength
-// Returns the penalty (without its strength) of each result, [N] float64; empty [0] if not with_value.
-at::Tensor prox_(const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& layouts, const std::string& prox,
-                 const std::vector<double>& thresholds, bool with_value);
+//   values       if given, [N] float64 zeros, to which the penalty (without its strength) of each result is added
+void prox_(const Tensors& tensors, const std::vector<std::int64_t>& layouts, const std::string& prox,
+           const std::vector<double>& thresholds, const std::optional<Tensor>& values);
 
 }  // namespace sparse_accel

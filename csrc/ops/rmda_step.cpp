@@ -12,11 +12,9 @@ namespace {
 
 constexpr const char* kRmdaStep = "rmda_step_";
 
-void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
-                   const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
-                   const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
-                   const std::vector<Segment>& segments, Prox prox, const std::vector<double>& strengths, double lr,
-                   double momentum, bool maximize, double grad_scale) {
+void rmda_step_cpu(const Tensors& params, const Tensors& grads, const Tensors& points, const Tensors& anchors,
+                   const Tensors& steps, const Tensors& alphas, const std::vector<Segment>& segments, Prox prox,
+                   const std::vector<double>& strengths, double lr, double momentum, bool maximize, double grad_scale) {
   const int dtype = dtype_index(params[0].scalar_type());
   const auto size = static_cast<int64_t>(params[0].element_size());
   const auto state_size = static_cast<int64_t>(points[0].element_size());
@@ -61,49 +59,50 @@ void rmda_step_cpu(const std::vector<at::Tensor>& params, const std::vector<at::
 
 }  // namespace
 
-void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
-                const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
-                const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
-                const std::vector<int64_t>& layouts, const std::string& prox_name, const std::vector<double>& strengths,
-                double lr, const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
-                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+std::vector<std::int64_t> rmda_step_(const Tensors& params, const Tensors& grads, const Tensors& points,
+                                     const Tensors& anchors, const Tensors& steps, const Tensors& alphas,
+                                     const std::vector<std::int64_t>& layouts, const std::string& prox_name,
+                                     const std::vector<double>& strengths, double lr,
+                                     const std::optional<Tensor>& lr_tensor, double momentum, bool maximize,
+                                     double grad_scale, const std::optional<Tensor>& grad_scale_tensor,
+                                     const std::optional<Tensor>& found_inf) {
   const Prox prox = prox_from_name(kRmdaStep, prox_name);
   check_tensors(kRmdaStep, "params", params);
   const auto segments = make_segments(kRmdaStep, params, layouts);
-  if (params.empty()) return;
+  if (params.empty()) return {};
   const auto dtype = params[0].scalar_type();
   check_state(kRmdaStep, "grads", grads, params, dtype);
   check_state(kRmdaStep, "points", points, params, compute_type(dtype));
   check_state(kRmdaStep, "anchors", anchors, params, compute_type(dtype));
-  const at::Device clocks = steps.empty() ? params[0].device() : steps[0].device();
-  check_clocks(kRmdaStep, "steps", steps, params, clocks, at::kFloat);
-  check_clocks(kRmdaStep, "alphas", alphas, params, clocks, at::kDouble);
-  check_one_element(kRmdaStep, "lr", lr_tensor);
-  check_one_element(kRmdaStep, "grad_scale", grad_scale);
-  check_one_element(kRmdaStep, "found_inf", found_inf);
-  TORCH_CHECK_VALUE(strengths.size() == params.size(), kRmdaStep, ": strengths: expected one for each of ",
-                    params.size(), " parameters, got ", strengths.size());
-  TORCH_CHECK_VALUE(momentum > 0 && momentum <= 1, kRmdaStep, ": momentum: expected 0 < momentum <= 1, got ", momentum);
+  const Tensor& clock = steps.empty() ? params[0] : steps[0];
+  check_clocks(kRmdaStep, "steps", steps, params, clock, kFloat);
+  check_clocks(kRmdaStep, "alphas", alphas, params, clock, kDouble);
+  check_number(kRmdaStep, "lr", lr_tensor, params[0], kDouble);
+  check_number(kRmdaStep, "grad_scale", grad_scale_tensor, params[0], kFloat);
+  check_number(kRmdaStep, "found_inf", found_inf, params[0], kFloat);
+  CHECK_VALUE(strengths.size() == params.size(), kRmdaStep, ": strengths: expected one for each of ", params.size(),
+              " parameters, got ", strengths.size());
+  CHECK_VALUE(momentum > 0 && momentum <= 1, kRmdaStep, ": momentum: expected 0 < momentum <= 1, got ", momentum);
   for (size_t i = 0; i < params.size(); ++i) {
-    TORCH_CHECK_VALUE(strengths[i] >= 0, kRmdaStep, ": strengths[", i, "]: expected a number >= 0, got ", strengths[i]);
-    TORCH_CHECK_VALUE(same_memory_order(points[i], params[i]) && same_memory_order(anchors[i], params[i]), kRmdaStep,
-                      ": points[", i, "], anchors[", i, "]: expected the strides of the parameter, ",
-                      params[i].strides(), ", got ", points[i].strides(), " and ", anchors[i].strides());
+    CHECK_VALUE(strengths[i] >= 0, kRmdaStep, ": strengths[", i, "]: expected a number >= 0, got ", strengths[i]);
+    CHECK_VALUE(same_memory_order(points[i], params[i]) && same_memory_order(anchors[i], params[i]), kRmdaStep,
+                ": points[", i, "], anchors[", i, "]: expected the strides of the parameter, ", params[i].strides(),
+                ", got ", points[i].strides(), " and ", anchors[i].strides());
   }
-  const std::vector<at::Tensor> aligned = in_memory_order(grads, params);
+  check_device(kRmdaStep, "params", params[0]);
+  if (const auto others = in_another_order(grads, params); !others.empty()) return others;
 #ifdef SPARSE_ACCEL_WITH_CUDA
   if (on_cuda(params[0])) {
-    cuda::rmda_step_(params, aligned, points, anchors, steps, alphas, segments, prox, strengths, lr, lr_tensor,
-                     momentum, maximize, grad_scale, found_inf);
-    return;
+    CHECK_VALUE(grad_scale == 1, kRmdaStep, ": grad_scale: expected a tensor on CUDA, got ", grad_scale);
+    cuda::rmda_step_(params, grads, points, anchors, steps, alphas, segments, prox, strengths, lr, lr_tensor, momentum,
+                     maximize, grad_scale_tensor, found_inf);
+    return {};
   }
 #endif
-  TORCH_CHECK(params[0].is_cpu(), kRmdaStep, ": params: expected CPU or (in a CUDA build) CUDA tensors, got ",
-              params[0].device());
-  if (found_inf && found_inf->item<double>() != 0) return;
-  rmda_step_cpu(params, aligned, points, anchors, steps, alphas, segments, prox, strengths,
-                lr_tensor ? lr_tensor->item<double>() : lr, momentum, maximize,
-                grad_scale ? grad_scale->item<double>() : 1.0);
+  CHECK_VALUE(!lr_tensor && !grad_scale_tensor && !found_inf, kRmdaStep, ": expected numbers on the CPU, got tensors");
+  rmda_step_cpu(params, grads, points, anchors, steps, alphas, segments, prox, strengths, lr, momentum, maximize,
+                grad_scale);
+  return {};
 }
 
 }  // namespace sparse_accel

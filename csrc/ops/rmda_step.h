@@ -1,9 +1,10 @@
 #pragma once
-#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "common.h"
 
 namespace sparse_accel {
 
@@ -20,14 +21,17 @@ namespace sparse_accel {
 //   alphas          [] float64, where steps are
 //   layouts     4 N numbers: outer, groups, inner, blocks
 //   strengths   N penalty strengths; 0 leaves a tensor unregularized
-//   lr_tensor   if given, one element that replaces lr (read on the device: no synchronization)
-//   grad_scale, found_inf   AMP: [] float32 on the device; gradients are divided by grad_scale,
-//                           and nothing changes where found_inf is not zero
-void rmda_step_(const std::vector<at::Tensor>& params, const std::vector<at::Tensor>& grads,
-                const std::vector<at::Tensor>& points, const std::vector<at::Tensor>& anchors,
-                const std::vector<at::Tensor>& steps, const std::vector<at::Tensor>& alphas,
-                const std::vector<int64_t>& layouts, const std::string& prox, const std::vector<double>& strengths,
-                double lr, const std::optional<at::Tensor>& lr_tensor, double momentum, bool maximize,
-                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf);
+//   lr_tensor   on CUDA, if given, one float64 on the device that replaces lr: nothing waits for it
+//   grad_scale, grad_scale_tensor   gradients are divided by it; on CUDA one float32 on the device, if given
+//   found_inf   on CUDA, if given, one float32 on the device: nothing changes where it is not zero
+// Returns the indices of gradients that lie in another memory order than their parameters. Where there are any, nothing
+// was done: the caller copies them and calls again.
+std::vector<std::int64_t> rmda_step_(const Tensors& params, const Tensors& grads, const Tensors& points,
+                                     const Tensors& anchors, const Tensors& steps, const Tensors& alphas,
+                                     const std::vector<int64_t>& layouts, const std::string& prox,
+                                     const std::vector<double>& strengths, double lr,
+                                     const std::optional<Tensor>& lr_tensor, double momentum, bool maximize,
+                                     double grad_scale, const std::optional<Tensor>& grad_scale_tensor,
+                                     const std::optional<Tensor>& found_inf);
 
 }  // namespace sparse_accel

@@ -1,24 +1,32 @@
 #pragma once
-#include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string>
 #include <vector>
+
+#include "common.h"
 
 namespace sparse_accel {
 
-// Keeps the elements of x with the largest scores and sets the others to zero, in place; returns the mask, bool, as x.
-// Exactly as many are kept as asked for; ties go to the lowest index. NaN is refused, with nothing changed.
-//   x       [...] float32, float64, bfloat16 or float16
-//   scores  as x, of any of these dtypes (by "group" also [blocks * groups]); none: |x|, times scale
-//   k       {k}, or {n, m}: n of every m neighbours along the last dimension, the last block of a row may be shorter
-//   by      what k is counted over: "tensor"; "row", x[i]; "group", whole groups of a layout by the norm of their
-//   scores;
-//           "within", each group of a layout
-//   layout  outer, groups, inner, blocks of the memory of x; by "group" and "within" only, else empty
-//   scale   [C] of the last dimension
-at::Tensor topk_threshold_(const at::Tensor& x, const std::optional<at::Tensor>& scores, const std::vector<int64_t>& k,
-                           const std::string& by, const std::vector<int64_t>& layout,
-                           const std::optional<at::Tensor>& scale);
+// Keep the elements of x with the largest scores and set the others to zero, in place. Exactly as many are kept as
+// asked for; ties go to the lowest index. NaN is refused, with nothing changed.
+//   x       [...] float32, float64, bfloat16 or float16, in memory without gaps
+//   scores  as x, of any of these dtypes; none: |x|, times scale
+//   scale   of the compute type of x: a factor for each column, where there are no scores
+//   mask    bool, as x; written: what was kept
+
+// k of each of `rows` equal parts of a contiguous x; its columns are its last dimension.
+void topk_rows(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
+               const Tensor& mask, std::int64_t rows, std::int64_t k);
+
+// n of every m neighbours along the last dimension of a contiguous x; the last block of a row may be shorter.
+void topk_blocks(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
+                 const Tensor& mask, std::int64_t n, std::int64_t m);
+
+// k of each group of a layout (outer, groups, inner, blocks of the memory of x); columns are groups * inner. CPU only.
+void topk_within(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
+                 const Tensor& mask, const std::vector<std::int64_t>& layout, std::int64_t k);
+
+// The groups of a layout that `keep` [blocks * groups] bool names.
+void topk_groups(const Tensor& x, const Tensor& mask, const Tensor& keep, const std::vector<std::int64_t>& layout);
 
 }  // namespace sparse_accel

@@ -1,6 +1,7 @@
 """The native ops, one file per stem: wrapper, ``torch.library`` registration, fake kernel.
 
-Imports: ``_C``, :mod:`~sparse_accel.reference` (the fallback on devices without kernels), :mod:`~sparse_accel.groups`.
+Imports: :mod:`~sparse_accel.native` (the kernels), :mod:`~sparse_accel.reference` (the fallback on devices without
+kernels), :mod:`~sparse_accel.groups`.
 """
 
 from ._library import cpu_capability

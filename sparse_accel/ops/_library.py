@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel import _C, reference
+from sparse_accel import native, reference
 from sparse_accel.groups import GroupLayout
 
 LIBRARY = torch.library.Library("sparse_accel", "DEF")
@@ -33,8 +33,8 @@ def register(name: str, schema: str, run: Callable[..., Any], fake: Callable[...
 
 
 def kernels() -> Any:
-    """The native module; tests put the emulated CUDA kernels in its place."""
-    return _C
+    """The ops on the native module's kernels."""
+    return native
 
 
 def has_kernels(tensor: Tensor) -> bool:
@@ -43,7 +43,7 @@ def has_kernels(tensor: Tensor) -> bool:
 
 
 def _on_device(tensor: Tensor) -> bool:  # apart, so that tests can take the kernels away from all ops at once
-    return tensor.is_cpu or (tensor.is_cuda and _C.has_cuda)
+    return tensor.is_cpu or (tensor.is_cuda and native.has_cuda())
 
 
 def step_of(name: str, tensors: int, keys: Sequence[str]) -> Callable[..., None]:
@@ -88,7 +88,7 @@ def call(name: str, *arguments: Any) -> Any:
         first = first[0] if first else None
     if first is not None and (type(first) not in (Tensor, torch.nn.Parameter) or not has_kernels(first)):
         return getattr(torch.ops.sparse_accel, name)(*arguments)
-    return getattr(_C, name)(*arguments)
+    return getattr(native, name)(*arguments)
 
 
 def flat(layouts: Sequence[GroupLayout]) -> list[int]:
@@ -108,4 +108,4 @@ def cpu_capability() -> str:
         >>> cpu_capability() in ("AVX512", "AVX2", "DEFAULT")
         True
     """
-    return str(_C.cpu_capability())
+    return native.cpu_capability()

@@ -162,7 +162,7 @@ def kernel_sources() -> list[Path]:
 
 
 def torch_units() -> dict[str, list[Path]]:
-    """The ATen side, the checks in front of it, the bindings, and what those link to: translation units by name."""
+    """What stands between Python and launchers, and what that links to: translation units by name."""
     units = {name: paths for name, paths in _jit.units(with_cuda=True).items() if not name.endswith(".cu")}
     return {**units, "order_bindings.cpp": [HERE / "order_bindings.cpp"]}
 
@@ -176,10 +176,10 @@ def build() -> Path:
         *common,
         "-O0",
         "-w",  # the main build reports
-        "-fopenmp",
+        "-fopenmp-simd",
         "-DSPARSE_ACCEL_WITH_CUDA",
         f"-DTORCH_EXTENSION_NAME={MODULE}",
-        *(f"-isystem{path}" for path in (include, include / "torch/csrc/api/include", sysconfig.get_path("include"))),
+        *(f"-isystem{path}" for path in (include, sysconfig.get_path("include"))),
     ]
     kernels = [*common, "-O1", "-Wextra", "-Wno-unknown-pragmas"]
     with ThreadPoolExecutor(JOBS) as pool:
@@ -203,8 +203,7 @@ def build() -> Path:
         for stale in BUILD.glob(f"{MODULE}.*{suffix}"):
             stale.unlink(missing_ok=True)
         part = library.with_suffix(f".{os.getpid()}.part")
-        libraries = [f"-l{name}" for name in ("c10", "torch_cpu", "torch", "torch_python")]
-        run_compiler(["-shared", "-fopenmp", *objects, f"-L{lib}", *libraries, "-o", part])
+        run_compiler(["-shared", *objects, f"-L{lib}", "-ltorch_cpu", "-o", part])
         part.replace(library)
     return library
 

@@ -1,7 +1,11 @@
 // A second Python module in the emulated library, for what only the emulator has.
-#include <torch/csrc/utils/pybind.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
 
 #include "cuda_emulator.h"
+
+namespace py = pybind11;
 
 namespace {
 

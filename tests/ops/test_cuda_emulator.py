@@ -8,10 +8,13 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from cuda_emulator import build
+
+from sparse_accel import native
 
 pytestmark = pytest.mark.slow
 
@@ -130,22 +133,20 @@ def test_skipping_needs_the_right_line(programs: Programs) -> None:
     assert code == 0, output
 
 
-def test_emulator_errors_reach_python() -> None:
-    emulated = build.load()
+def test_emulator_errors_reach_python(emulated: ModuleType) -> None:
     with pytest.raises(RuntimeError, match="DIVERGENT BARRIER: 1 of 32 threads"):
         emulated.launch_broken_kernel()
-    assert emulated.group_score([torch.ones(4)], [1, 1, 4, 1], "sum", False)[0].item() == 4  # and it goes on
+    assert native.group_score([torch.ones(4)], [1, 1, 4, 1], "sum", False)[0].item() == 4  # and it goes on
     with pytest.raises(ValueError, match="order: expected 'forward'"):
         emulated.set_order("sideways")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_emulated_half_types_round_like_torch(dtype: torch.dtype) -> None:
+def test_emulated_half_types_round_like_torch(dtype: torch.dtype, emulated: ModuleType) -> None:
     """All 65536 numbers widened, and numbers around every rounding boundary narrowed."""
-    emulated = build.load()
     emulated.set_order("forward")
     halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    wide = emulated.group_score([halves], [1, halves.numel(), 1, 1], "sum", False)[0]
+    wide = native.group_score([halves], [1, halves.numel(), 1, 1], "sum", False)[0]
     torch.testing.assert_close(wide, halves.float(), rtol=0, atol=0, equal_nan=True)
 
     finite = halves[halves.isfinite()].sort().values
@@ -157,5 +158,5 @@ def test_emulated_half_types_round_like_torch(dtype: torch.dtype) -> None:
     clock = [torch.tensor(0.0)], [torch.tensor(0.0, dtype=torch.float64)]
     state = [torch.zeros_like(out)], [torch.zeros_like(wide)], [wide]
     layout = [1, wide.numel(), 1, 1]
-    emulated.rmda_step_([out], *state, *clock, layout, "soft", [0.0], 0.1, None, 1.0, False, None, None)
+    native.rmda_step_([out], *state, *clock, layout, "soft", [0.0], 0.1, None, 1.0, False, None, None)
     torch.testing.assert_close(out, wide.to(dtype), rtol=0, atol=0)

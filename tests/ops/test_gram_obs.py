@@ -159,8 +159,8 @@ def test_matrices_that_are_not_definite(backend: Any, steps: int) -> None:
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"inverse": torch.eye(4)[None]}, TypeError, r"inverse: expected float64, got Float"),
-        ({"weight": torch.ones(1, 2, 4)}, TypeError, r"weight: expected float64, got Float"),
+        ({"inverse": torch.eye(4)[None]}, TypeError, r"inverse: expected float64, got float32"),
+        ({"weight": torch.ones(1, 2, 4)}, TypeError, r"weight: expected float64, got float32"),
         ({"inverse": torch.eye(4).double()}, ValueError, r"inverse: expected \[problems, n, n\], got \[4, 4\]"),
         ({"weight": torch.ones(1, 2, 3).double()}, ValueError, r"weight: expected \[problems, d, n\] with 1 problems"),
         ({"block": 3}, ValueError, r"block: expected a divisor of 4, the number of columns, got 3"),
@@ -168,7 +168,7 @@ def test_matrices_that_are_not_definite(backend: Any, steps: int) -> None:
         ({"steps": 5}, ValueError, r"steps: expected 0 to 4, the number of units, got 5"),
         ({"steps": -1}, ValueError, r"steps: expected 0 to 4, the number of units, got -1"),
         ({"sets": torch.zeros(3, dtype=torch.int64)}, ValueError, r"sets: expected \[4\] int64 on cpu, got \[3\]"),
-        ({"sets": torch.zeros(4)}, ValueError, r"sets: expected \[4\] int64 on cpu, got \[4\] Float"),
+        ({"sets": torch.zeros(4)}, ValueError, r"sets: expected \[4\] int64 on cpu, got \[4\] float32"),
         ({"sets": torch.tensor([0, 0, 0, 4])}, ValueError, r"sets: expected numbers in \[0, 4\), got 4"),
         ({"sets": torch.tensor([0, -1, 0, 0])}, ValueError, r"sets: expected numbers in \[0, 4\), got -1"),
         ({"sets": torch.tensor([0, 0, 0, 1])}, ValueError, r"sets: expected sets of equal size, .* got sizes \[3, 1\]"),

@@ -168,7 +168,7 @@ def test_errors_change_nothing(backend: Any) -> None:
             take_step(ops.rmda_step_, elsewhere, grads, layouts)
     with pytest.raises(ValueError, match=r"grads\[0\]: expected shape \[4, 6\], got \[6, 4\]"):
         take_step(ops.rmda_step_, state, [grads[0].t()], layouts)
-    with pytest.raises(TypeError, match=r"grads\[0\]: expected Float, got Double"):
+    with pytest.raises(TypeError, match=r"grads\[0\]: expected float32, got float64"):
         take_step(ops.rmda_step_, state, [grads[0].double()], layouts)
     broken = (*state[:1], [state[1][0].t().contiguous().t()], *state[2:])
     with pytest.raises(ValueError, match=r"expected the strides of the parameter"):

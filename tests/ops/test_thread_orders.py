@@ -4,10 +4,10 @@ to chance. Executed by the emulator."""
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 
 import pytest
 import torch
-from cuda_emulator import build
 from op_cases import like, randn
 from torch import Tensor
 
@@ -63,9 +63,7 @@ def forward_results(by: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("order", ["reverse", "random:1", "random:2"])
-def test_same_bits(monkeypatch: pytest.MonkeyPatch, by: str, order: str) -> None:
-    emulated = build.load()
-    monkeypatch.setattr(ops._library, "_C", emulated)
+def test_same_bits(emulated: ModuleType, by: str, order: str) -> None:
     emulated.set_order("forward", 1)
     expected = forward_results(by)
     name, _, seed = order.partition(":")

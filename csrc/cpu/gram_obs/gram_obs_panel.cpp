@@ -1,11 +1,10 @@
 #include "gram_obs_panel.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "../../torch_runtime.h"
 #include "../isa/kernel_set.h"
 
 namespace sparse_accel::cpu {
@@ -102,11 +101,10 @@ int64_t gram_obs_panel(GramPanel& panel, std::vector<int64_t>& units, GramRounds
   const int64_t chunks = panel.units / panel.width, scratch = gram_obs_scratch(panel.block);
   const int64_t work = panel.block * panel.block * panel.width * (panel.block + panel.capacity);
   const int64_t grain = std::max<int64_t>(1, kPanelGrain / std::max<int64_t>(1, work));
-  std::vector<double> memory(scratch * std::max(1, at::get_num_threads()));
+  std::vector<double> memory(scratch * num_threads());
   const auto over_chunks = [&](const auto& body) {
-    at::parallel_for(0, chunks, grain, [&](int64_t begin, int64_t end) {
-      body(begin, end, memory.data() + at::get_thread_num() * scratch);
-    });
+    parallel_for(0, chunks, grain,
+                 [&](int64_t begin, int64_t end) { body(begin, end, memory.data() + thread_num() * scratch); });
   };
   over_chunks([&](int64_t begin, int64_t end, double* own) { kernels.score(panel, begin, end, own); });
   Pivot pivots(panel);

@@ -1,10 +1,9 @@
 #include "masked_cg_run.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 
+#include "../../torch_runtime.h"
 #include "../isa/kernel_set.h"
 
 namespace sparse_accel::cpu {
@@ -15,8 +14,8 @@ constexpr int64_t kGrainOfRows = 16384;  // elements that are worth a thread
 template <class Kernel>
 int64_t for_rows(Kernel kernel, const CgRows& rows, int64_t number) {
   std::atomic<int64_t> open{0};
-  at::parallel_for(0, number, std::max<int64_t>(1, kGrainOfRows / std::max<int64_t>(1, rows.columns)),
-                   [&](int64_t first, int64_t last) { open += kernel(rows, first, last); });
+  parallel_for(0, number, std::max<int64_t>(1, kGrainOfRows / std::max<int64_t>(1, rows.columns)),
+               [&](int64_t first, int64_t last) { open += kernel(rows, first, last); });
   return open;
 }
 

@@ -1,13 +1,12 @@
 #include "metric_step_run.h"
 
-#include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
+
+#include "../../torch_runtime.h"
 
 namespace sparse_accel::cpu {
 namespace {
@@ -65,14 +64,14 @@ void run_metric(const std::vector<Segment>& segments, const std::vector<MetricTa
   const auto work_on = [&](int64_t, int64_t) {
     const std::unique_ptr<double, decltype(&std::free)> memory(
         static_cast<double*>(std::aligned_alloc(64, (scratch * int64_t(sizeof(double)) + 63) / 64 * 64)), &std::free);
-    TORCH_CHECK(memory || scratch == 0, "sparse_accel: no memory for the sums of a tensor");
+    CHECK_RUN(memory || scratch == 0, "sparse_accel: no memory for the sums of a tensor");
     for (size_t i = next++; i < tasks.size(); i = next++) kernel(tasks[i], memory.get());
   };
-  const int64_t threads = elements < kMetricSerial ? 1 : at::get_num_threads();
+  const int64_t threads = elements < kMetricSerial ? 1 : num_threads();
   if (threads == 1) {
     work_on(0, 1);
   } else {
-    at::parallel_for(0, threads, 1, work_on);
+    parallel_for(0, threads, 1, work_on);
   }
 }
 

@@ -1,11 +1,10 @@
 #include "sparse_linear_run.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>
 
+#include "../../torch_runtime.h"
 #include "../isa/kernel_set.h"
 
 namespace sparse_accel::cpu {
@@ -40,7 +39,7 @@ void few_inputs(int dtype, const SparseWeight& w, const float* x, int64_t batch,
     for (int64_t b = 0; b < batch; ++b) std::copy(x + b * w.columns, x + (b + 1) * w.columns, &whole[b * stride]);
     x = whole.data();
   }
-  at::parallel_for(0, w.row_tiles, sparse_grain(w, batch), [&](int64_t first, int64_t last) {
+  parallel_for(0, w.row_tiles, sparse_grain(w, batch), [&](int64_t first, int64_t last) {
     kernel(w, SparseInput{x, stride, batch}, first, last, y);
     for (int64_t b = 0; b < batch; ++b) {
       finish_row(y + b * w.rows, first * kTileRows, std::min(last * kTileRows, w.rows), bias, activation);
@@ -77,7 +76,7 @@ void many_inputs(int dtype, const SparseWeight& w, const float* x, int64_t batch
     floats += padded_columns(w) * chunk.width;
   }
   // Columns beyond the last have no bits, so that nobody reads them.
-  at::parallel_for(0, w.columns, std::max<int64_t>(1, kSparseGrain / batch), [&](int64_t first, int64_t last) {
+  parallel_for(0, w.columns, std::max<int64_t>(1, kSparseGrain / batch), [&](int64_t first, int64_t last) {
     for (const InputChunk& chunk : chunks) {
       for (int64_t column = first; column < last; ++column) {
         float* const to = chunk.x + column * chunk.width;
@@ -86,7 +85,7 @@ void many_inputs(int dtype, const SparseWeight& w, const float* x, int64_t batch
       }
     }
   });
-  at::parallel_for(0, w.row_tiles, sparse_grain(w, batch), [&](int64_t first, int64_t last) {
+  parallel_for(0, w.row_tiles, sparse_grain(w, batch), [&](int64_t first, int64_t last) {
     alignas(64) float sums[kPanelRows * 32];
     for (int64_t tile = first; tile < last;) {  // a panel's weights stay in cache for all chunks
       const int64_t end = std::min(last, (tile / kPanelTiles + 1) * kPanelTiles);
@@ -113,23 +112,22 @@ void sparse_linear(int dtype, const SparseWeight& w, const float* x, int64_t bat
 
 void sparse_unpack(int dtype, const SparseWeight& w, int64_t first, int64_t last, float* dense) {
   const auto kernel = sparse_kernels().unpack[dtype];
-  at::parallel_for(first, last, sparse_grain(w, 1), [&](int64_t from, int64_t to) {
-    kernel(w, from, to, dense + (from - first) * kTileRows * w.columns);
-  });
+  parallel_for(first, last, sparse_grain(w, 1),
+               [&](int64_t from, int64_t to) { kernel(w, from, to, dense + (from - first) * kTileRows * w.columns); });
 }
 
 void sparse_collect(int size, const SparseWeight& w, const void* dense, void* values) {
   const auto kernel = sparse_kernels().collect[size == 4 ? 0 : 1];
-  at::parallel_for(0, w.row_tiles, sparse_grain(w, 1),
-                   [&](int64_t first, int64_t last) { kernel(w, first, last, dense, values); });
+  parallel_for(0, w.row_tiles, sparse_grain(w, 1),
+               [&](int64_t first, int64_t last) { kernel(w, first, last, dense, values); });
 }
 
 void sparse_finish(float* y, int64_t batch, int64_t rows, const float* bias, Activation activation) {
   if (bias == nullptr && activation == Activation::none) return;
-  at::parallel_for(0, batch, std::max<int64_t>(1, kSparseGrain / std::max<int64_t>(1, rows)),
-                   [&](int64_t from, int64_t to) {
-                     for (int64_t b = from; b < to; ++b) finish_row(y + b * rows, 0, rows, bias, activation);
-                   });
+  parallel_for(0, batch, std::max<int64_t>(1, kSparseGrain / std::max<int64_t>(1, rows)),
+               [&](int64_t from, int64_t to) {
+                 for (int64_t b = from; b < to; ++b) finish_row(y + b * rows, 0, rows, bias, activation);
+               });
 }
 
 }  // namespace sparse_accel::cpu

@@ -1,9 +1,9 @@
 #include "topk_threshold_long.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include "../../torch_runtime.h"
 
 namespace sparse_accel::cpu {
 namespace {
@@ -29,7 +29,7 @@ void LongRow::find(int64_t k) {
 }
 
 void LongRow::write() const {
-  at::parallel_for(0, static_cast<int64_t>(chunks_.size()), 1, [&](int64_t lo, int64_t hi) {
+  parallel_for(0, static_cast<int64_t>(chunks_.size()), 1, [&](int64_t lo, int64_t hi) {
     for (int64_t c = lo; c < hi; ++c) {
       const Chunk& chunk = chunks_[static_cast<size_t>(c)];
       uint64_t* const bits = bits_.at(c * kChunkWords);
@@ -49,7 +49,7 @@ TopkBracket LongRow::bracket(int64_t k) const {
 
 // The pass over all chunks. What is inside lies together for each thread.
 TopkCounts LongRow::classify(const TopkBracket& bracket) {
-  at::parallel_for(0, static_cast<int64_t>(chunks_.size()), 1, [&](int64_t lo, int64_t hi) {
+  parallel_for(0, static_cast<int64_t>(chunks_.size()), 1, [&](int64_t lo, int64_t hi) {
     int64_t place = lo * (kChunk + kTopkWord);
     for (int64_t c = lo; c < hi; ++c) {
       const int64_t word = c * kChunkWords;

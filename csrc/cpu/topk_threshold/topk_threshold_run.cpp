@@ -1,13 +1,12 @@
 #include "topk_threshold_run.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <deque>
 #include <numeric>
 
+#include "../../torch_runtime.h"
 #include "topk_threshold_long.h"
 #include "topk_threshold_task.h"
 
@@ -20,7 +19,7 @@ constexpr int64_t kInCacheMany = 131072;  // and up to here where there is one f
 
 void look_for_nan(const Run& run, int64_t count) {
   std::atomic<bool> found{false};
-  at::parallel_for(0, count, kTopkGrain, [&](int64_t lo, int64_t hi) {
+  parallel_for(0, count, kTopkGrain, [&](int64_t lo, int64_t hi) {
     if (run.has_nan(lo, hi - lo)) found = true;
   });
   refuse_nan(found);
@@ -29,19 +28,19 @@ void look_for_nan(const Run& run, int64_t count) {
 // All of x stays, or nothing.
 void fill(const Run& run, int64_t count, bool value) {
   look_for_nan(run, count);
-  at::parallel_for(0, count, kTopkGrain, [&](int64_t lo, int64_t hi) { run.fill(lo, hi - lo, value); });
+  parallel_for(0, count, kTopkGrain, [&](int64_t lo, int64_t hi) { run.fill(lo, hi - lo, value); });
 }
 
 // Applies the bits of rows, each of which begins a word.
 void apply(const Run& run, const Bits& bits, int64_t rows, int64_t n) {
   const int64_t words = topk_words(n);
   if (rows == 1 || n % kTopkWord == 0) {  // one row
-    at::parallel_for(0, rows * words, kTopkGrain / kTopkWord, [&](int64_t lo, int64_t hi) {
+    parallel_for(0, rows * words, kTopkGrain / kTopkWord, [&](int64_t lo, int64_t hi) {
       run.apply(bits.at(lo), lo * kTopkWord, std::min(hi * kTopkWord, rows * n) - lo * kTopkWord);
     });
     return;
   }
-  at::parallel_for(0, rows, std::max<int64_t>(1, kTopkGrain / n), [&](int64_t lo, int64_t hi) {
+  parallel_for(0, rows, std::max<int64_t>(1, kTopkGrain / n), [&](int64_t lo, int64_t hi) {
     for (int64_t r = lo; r < hi; ++r) run.apply(bits.at(r * words), r * n, n);
   });
 }
@@ -65,7 +64,7 @@ void run_long_rows(const TopkTask& task, int64_t rows, int64_t n, int64_t k) {
 }  // namespace
 
 void topk_rows(const TopkTask& task, int64_t rows, int64_t n, int64_t k) {
-  if (n > kInCacheMany || (n > kInCache && rows < at::get_num_threads())) {
+  if (n > kInCacheMany || (n > kInCache && rows < num_threads())) {
     if (k > 0 && k < n) return run_long_rows(task, rows, n, k);
   }
   if (n <= kTopkMostBlock && k > 0 && k < n) {
@@ -76,7 +75,7 @@ void topk_rows(const TopkTask& task, int64_t rows, int64_t n, int64_t k) {
   const int64_t words = topk_words(n);
   const Bits bits(rows * words);
   std::atomic<bool> found{false};
-  at::parallel_for(0, rows, std::max<int64_t>(1, kTopkGrain / n), [&](int64_t lo, int64_t hi) {
+  parallel_for(0, rows, std::max<int64_t>(1, kTopkGrain / n), [&](int64_t lo, int64_t hi) {
     const Buffer scratch(topk_row_scratch(n), run.number_size());
     if (run.choose_rows(lo * n, hi - lo, n, k, scratch.at(0), bits.at(lo * words))) found = true;
   });
@@ -95,12 +94,12 @@ void topk_blocks(const TopkTask& task, int64_t rows, int64_t columns, int n, int
   };
   if (rows == 1) {
     const int64_t part = kTopkWord * m;  // whole words of whole blocks
-    at::parallel_for(
-        0, (columns + part - 1) / part, std::max<int64_t>(1, kTopkGrain / part),
-        [&](int64_t lo, int64_t hi) { choose(lo * part, 1, std::min(hi * part, columns) - lo * part, lo * m); });
+    parallel_for(0, (columns + part - 1) / part, std::max<int64_t>(1, kTopkGrain / part), [&](int64_t lo, int64_t hi) {
+      choose(lo * part, 1, std::min(hi * part, columns) - lo * part, lo * m);
+    });
   } else {
-    at::parallel_for(0, rows, std::max<int64_t>(1, kTopkGrain / columns),
-                     [&](int64_t lo, int64_t hi) { choose(lo * columns, hi - lo, columns, lo * words); });
+    parallel_for(0, rows, std::max<int64_t>(1, kTopkGrain / columns),
+                 [&](int64_t lo, int64_t hi) { choose(lo * columns, hi - lo, columns, lo * words); });
   }
   refuse_nan(found);
   apply(run, bits, rows, columns);
@@ -114,7 +113,7 @@ void topk_within(const TopkTask& task, int64_t blocks, int64_t outer, int64_t gr
   const int64_t width = kTopkWord / std::gcd(kTopkWord, inner);  // groups of a stripe: whole words of columns
   const int64_t stripes = (groups + width - 1) / width;
   std::atomic<bool> found{false};
-  at::parallel_for(0, blocks * stripes, 1, [&](int64_t lo, int64_t hi) {
+  parallel_for(0, blocks * stripes, 1, [&](int64_t lo, int64_t hi) {
     TopkStripe stripe{0, blocks * outer * row, outer, row, 0, width, inner, words};
     const Buffer scratch(topk_stripe_scratch(stripe), 1);
     for (int64_t i = lo; i < hi; ++i) {
@@ -134,7 +133,7 @@ void topk_groups(void* x, int64_t x_bytes, bool* mask, const bool* keep, int64_t
                  int64_t inner) {
   const int64_t row = groups * inner;
   const auto zero_outside = topk_kernels().zero_outside;
-  at::parallel_for(0, blocks * outer, std::max<int64_t>(1, kTopkGrain / row), [&](int64_t lo, int64_t hi) {
+  parallel_for(0, blocks * outer, std::max<int64_t>(1, kTopkGrain / row), [&](int64_t lo, int64_t hi) {
     for (int64_t r = lo; r < hi; ++r) {
       bool* const out = mask + r * row;
       if (r > lo && r % outer != 0) {

@@ -33,7 +33,7 @@ void Run::fill(int64_t begin, int64_t count, bool value) const {
 }
 
 void refuse_nan(bool has_nan) {
-  TORCH_CHECK_VALUE(!has_nan, "topk_threshold_: scores: expected numbers that can be ordered, got NaN");
+  CHECK_VALUE(!has_nan, "topk_threshold_: scores: expected numbers that can be ordered, got NaN");
 }
 
 }  // namespace sparse_accel::cpu

@@ -1,11 +1,11 @@
 #pragma once
 // A call of topk_threshold_ on the CPU, bound to the kernels that work on it.
-#include <c10/util/Exception.h>
 
 #include <cstdlib>
 #include <memory>
 #include <vector>
 
+#include "../../check.h"
 #include "../isa/kernel_set.h"
 #include "topk_threshold_run.h"
 
@@ -17,7 +17,7 @@ class Buffer {
   Buffer(int64_t elements, int64_t size)
       : memory_(static_cast<char*>(std::malloc(static_cast<size_t>(elements * size + kLine))), &std::free),
         size_(size) {
-    TORCH_CHECK(memory_, "topk_threshold_: no memory for ", elements * size, " bytes");
+    CHECK_RUN(memory_, "topk_threshold_: no memory for ", elements * size, " bytes");
     data_ = memory_.get() + (kLine - reinterpret_cast<uintptr_t>(memory_.get()) % kLine) % kLine;
   }
   char* at(int64_t element) const { return data_ + element * size_; }

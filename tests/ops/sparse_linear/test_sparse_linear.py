@@ -189,23 +189,23 @@ def _arguments() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"x": torch.ones(2, 4).double()}, TypeError, "x: expected float32, bfloat16 or float16, got Double"),
-        ({"x": torch.ones(2, 4).half()}, TypeError, "values: expected Half, as x, or int8, got Float"),
+        ({"x": torch.ones(2, 4).double()}, TypeError, "x: expected float32, bfloat16 or float16, got float64"),
+        ({"x": torch.ones(2, 4).half()}, TypeError, "values: expected float16, as x, or int8, got float32"),
         (
             {"x": torch.ones(2, 257)},
             ValueError,
             r"bits: expected a contiguous tensor of shape \[4, 256\], got .*\[2, 25",
         ),
         ({"rows": 17}, ValueError, r"bits: expected a contiguous tensor of shape \[3, 256\]"),
-        ({"bits": torch.ones(2, 256)}, TypeError, "bits: expected Byte, got Float"),
+        ({"bits": torch.ones(2, 256)}, TypeError, "bits: expected uint8, got float32"),
         ({"offsets": torch.ones(2, dtype=torch.int32)}, ValueError, r"offsets: .* shape \[3\], got shape \[2\]"),
-        ({"offsets": torch.ones(3)}, TypeError, "offsets: expected Int, got Float"),
+        ({"offsets": torch.ones(3)}, TypeError, "offsets: expected int32, got float32"),
         ({"values": torch.ones(9 * 4)}, ValueError, "values: expected at least 208 bytes, as offsets say, got 144"),
         ({"values": torch.ones(9, 9)}, ValueError, "values: expected a contiguous vector"),
         ({"scales": torch.ones(9, 1)}, ValueError, "scales: expected None, as values are not int8"),
         ({"values": torch.ones(500, dtype=torch.int8)}, ValueError, "scales: expected a tensor, as values are int8"),
         ({"bias": torch.ones(8)}, ValueError, r"bias: expected a contiguous tensor of shape \[9\], got shape \[8\]"),
-        ({"bias": torch.ones(9).half()}, TypeError, "bias: expected Float, got Half"),
+        ({"bias": torch.ones(9).half()}, TypeError, "bias: expected float32, got float16"),
         ({"activation": "tanh"}, ValueError, "activation: expected 'none', 'relu', .* got 'tanh'"),
     ],
 )

@@ -58,7 +58,7 @@ def test_values_need_no_order(backend: Any) -> None:
             (torch.ones(2, 3).int(), 1),
             {},
             TypeError,
-            r"scores: expected float32, float64, bfloat16 or float16, got Int",
+            r"scores: expected float32, float64, bfloat16 or float16, got int32",
         ),
         ((torch.ones(2, 3), 1), {"scale": torch.ones(3)}, ValueError, r"scale: expected None where scores are given"),
         ((None, 1), {"scale": torch.ones(2)}, ValueError, r"scale: expected one number for each of the 3 columns"),
@@ -78,7 +78,7 @@ def test_errors(
 
 
 def test_x_of_other_kinds_is_refused(backend: Any) -> None:
-    with pytest.raises(TypeError, match="x: expected float32, float64, bfloat16 or float16, got Long"):
+    with pytest.raises(TypeError, match="x: expected float32, float64, bfloat16 or float16, got int64"):
         sa.topk_threshold_(torch.ones(5, dtype=torch.int64, device=backend.device), None, 1)
     with pytest.raises(ValueError, match="x: expected elements that do not share memory"):
         sa.topk_threshold_(torch.ones(1, device=backend.device).expand(5), None, 1)

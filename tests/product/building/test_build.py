@@ -17,7 +17,7 @@ from sparse_accel import _jit
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-SCORE = "group_score([torch.arange(6.0).view(2, 3)], [1, 2, 3, 1], 'l1', False)[0].tolist()"
+SCORE = "group_score([torch.arange(6.0).view(2, 3)], [1, 2, 3, 1], [out := torch.empty(2)], 'l1', False) or out.tolist()"
 
 
 def run(*command, **options):
@@ -78,7 +78,7 @@ def test_wheel_from_source_archive_in_a_clean_environment(unpacked, tmp_path):
     (packages / "here.pth").write_text("\n".join(dict.fromkeys(here)) + "\n")
     code = f"""
 import torch, sparse_accel, sparse_accel._C as C
-print(sparse_accel.__file__, C.__file__, C.{SCORE}, repr(sparse_accel.build_info().commit), sep="\\n")
+print(sparse_accel.__file__, C.__file__, (C.{SCORE}), repr(sparse_accel.build_info().commit), sep="\\n")
 from sparse_accel import _jit
 print(len(_jit.sources(True)), _jit.source_dir())
 """

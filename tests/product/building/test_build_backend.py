@@ -57,7 +57,7 @@ class Interpreter:
         (root / "lib").mkdir(parents=True)
         (root / "__init__.py").touch()
         (root / "version.py").write_text(f"__version__ = {version!r}\ncuda = None\n")
-        for library in ("c10", "torch_cpu", "torch", "torch_python"):
+        for library in ("torch_cpu",):
             (root / "lib" / f"lib{library}.so").touch()
         return root
 

@@ -73,17 +73,11 @@ def installation(tmp_path):
     return Installation(tmp_path)
 
 
-def test_import_works_with_the_torch_it_was_built_against(installation):
+@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.13.1", "2.11.0", "2.15.1"])
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_import_works_with_any_tested_torch(installation, version, cuda):
+    installation.torch(version, cuda)  # a CUDA torch under a CPU build, too
     assert installation.import_error() == ""
-    installation.torch("2.13.1+cu130", "13.0")  # another patch release, a CUDA torch under a CPU build
-    assert installation.import_error() == ""
-
-
-def test_import_with_another_torch(installation):
-    installation.torch("2.12.1+cpu", None)
-    message = installation.import_error()
-    assert "built against torch 2.13.0+cpu, but torch 2.12.1+cpu is installed" in message
-    assert "pip install --no-build-isolation" in message
 
 
 @pytest.mark.parametrize("version", ["2.10.2+cpu", "1.13.1", "2.9.0a0+git1234567", "unknown"])
@@ -96,13 +90,6 @@ def test_import_with_a_torch_that_is_too_old(installation, version):
     assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize("version", ["2.11.0", "2.15.1+cu130"])
-def test_import_with_a_tested_torch_says_nothing(installation, version):
-    installation.build(torch=version)
-    installation.torch(version, None)
-    assert installation.import_error() == ""
-
-
 @pytest.mark.parametrize("version", ["2.16.0+cpu", "2.16.0.dev20270101", "3.0.0"])
 def test_import_with_a_torch_newer_than_tested_warns(installation, version):
     installation.build(torch=version)
@@ -113,8 +100,8 @@ def test_import_with_a_torch_newer_than_tested_warns(installation, version):
     assert "user.py:5: UntestedTorchWarning: sparse_accel was tested with torch 2.11 to 2.15, and" in result.stderr
     assert f"torch {version} is installed" in result.stderr
     assert installation.imported("-W", "ignore:sparse_accel was tested with:UserWarning").stderr == ""
-    installation.build(torch="2.15.0+cpu")  # the C++ interface: as before, no warning saves that
-    assert f"built against torch 2.15.0+cpu, but torch {version} is installed" in installation.import_error()
+    installation.build(torch="2.11.0+cpu")  # what it was built with does not matter
+    assert installation.imported().stderr == result.stderr
 
 
 @pytest.mark.parametrize("running, shown", [(None, "no CUDA"), ("12.8", "CUDA 12.8")])
@@ -162,7 +149,7 @@ def test_import_with_an_undefined_symbol(installation):
     installation.write("sparse_accel/_C.py", "raise ImportError('_C.so: undefined symbol: _ZN2at3addE')")
     message = installation.import_error()
     assert "undefined symbol: _ZN2at3addE" in message
-    assert "built against torch 2.13.0+cpu and torch 2.13.0+cpu is installed; rebuild it" in message
+    assert "headers of torch 2.13.0+cpu for torch 2.11 and later, and torch 2.13.0+cpu is installed" in message
 
 
 # --- cmake ------------------------------------------------------------------------------------------------------------
@@ -176,7 +163,7 @@ def configure(folder: Path, *options: str, torch: dict | None = None, **environm
         (fake / "lib").mkdir(parents=True)
         (fake / "__init__.py").touch()
         (fake / "version.py").write_text(f"__version__ = {torch['version']!r}\ncuda = {torch['cuda']!r}\n")
-        for library in ("c10", "torch_cpu", "torch", "torch_python"):
+        for library in ("torch_cpu",):
             (fake / "lib" / f"lib{library}.so").touch()
         env["PYTHONPATH"] = str(fake.parent)
     assert CMAKE, "cmake is among the build requirements"
@@ -222,7 +209,7 @@ def test_missing_torch_library(tmp_path):
     (tmp_path / "fake/torch/__init__.py").touch()
     (tmp_path / "fake/torch/version.py").write_text("__version__ = '2.13.0'\ncuda = None\n")
     message = configure(tmp_path, PYTHONPATH=str(tmp_path / "fake"))
-    assert "No libc10.so in" in message
+    assert "No libtorch_cpu.so in" in message
 
 
 def test_missing_torch(tmp_path):

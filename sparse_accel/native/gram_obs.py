@@ -1,0 +1,162 @@
+"""Block backward elimination in Gram matrices.
+
+Q and N = W' W are held whole: with Q_cc = L L', V = L^-1 Q_c:, S = L^-1 N_cc L^-T and A = L^-1 N_c: - S V / 2, removing
+unit c leaves Q - V' V and N - A' V - V' A, at the cost tr S. On the CPU downdates are kept in a panel, many units at a
+time, and kernels bring up to date what the choice of the next needs; on a GPU all problems step together.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._module import check_device, check_dtype, kernels, on_cuda, shown
+
+_OP = "gram_obs"
+_PANEL = 64  # rows kept apart: a product with the whole matrix is then worth its passes over memory
+
+
+@torch.no_grad()
+def gram_obs(inverse: Tensor, weight: Tensor, block: int, steps: int, sets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Order of removal and costs, ``[problems, steps]``."""
+    _check(inverse, weight, block, steps, sets)
+    problems = inverse.shape[0]
+    order = inverse.new_zeros((problems, steps), dtype=torch.int64)
+    damages = inverse.new_zeros((problems, steps))
+    if problems == 0 or steps == 0:
+        return order, damages
+    check_device(_OP, "inverse", inverse)
+    if on_cuda(inverse):
+        _eliminate_batched(inverse, weight, block, sets, order, damages)
+    else:
+        for problem in zip(inverse, weight, order, damages, strict=True):
+            _eliminate(*problem, block, sets)
+    if not bool(damages.isfinite().all()):
+        raise ValueError(f"{_OP}: inverse: expected positive definite matrices, and finite weights")
+    return order, damages
+
+
+def _check(inverse: Tensor, weight: Tensor, block: int, steps: int, sets: Tensor | None) -> None:
+    check_dtype(_OP, "inverse", inverse, (torch.float64,))
+    check_dtype(_OP, "weight", weight, (torch.float64,))
+    if inverse.dim() != 3 or inverse.shape[1] != inverse.shape[2]:
+        raise ValueError(f"{_OP}: inverse: expected [problems, n, n], got {list(inverse.shape)}")
+    problems, n = inverse.shape[:2]
+    if weight.dim() != 3 or weight.shape[0] != problems or weight.shape[2] != n:
+        raise ValueError(
+            f"{_OP}: weight: expected [problems, d, n] with {problems} problems and n = {n}, got {list(weight.shape)}"
+        )
+    if weight.device != inverse.device:
+        raise ValueError(f"{_OP}: weight: expected device {inverse.device}, got {weight.device}")
+    if block < 1 or n % block:
+        raise ValueError(f"{_OP}: block: expected a divisor of {n}, the number of columns, got {block}")
+    units = n // block
+    if not 0 <= steps <= units:
+        raise ValueError(f"{_OP}: steps: expected 0 to {units}, the number of units, got {steps}")
+    if sets is None or units == 0:
+        return
+    if sets.dim() != 1 or sets.shape[0] != units or sets.dtype != torch.int64 or sets.device != inverse.device:
+        raise ValueError(
+            f"{_OP}: sets: expected [{units}] int64 on {inverse.device}, got {list(sets.shape)} {shown(sets.dtype)} "
+            f"on {sets.device}"
+        )
+    low, high = (int(number) for number in sets.aminmax())
+    if low < 0 or high >= units:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{_OP}: sets: expected numbers in [0, {units}), got {wrong}")
+    sizes = sets.bincount().tolist()
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{_OP}: sets: expected sets of equal size, numbered from 0, got sizes {sizes}")
+
+
+def _eliminate(
+    inverse: Tensor, weight: Tensor, order: Tensor, damages: Tensor, block: int, sets: Tensor | None
+) -> None:
+    """One problem on the CPU; costs after one that is not finite are infinite."""
+    units, steps = inverse.shape[0] // block, order.numel()
+    width, padded = kernels().gram_obs_order(units)
+    w = weight.reshape(-1, units, block).transpose(1, 2).reshape(-1, block * units)
+    q = _padded(inverse.reshape(units, block, units, block).permute(1, 0, 3, 2), padded)
+    m = _padded(torch.mm(w.T, w).view(block, units, block, units), padded)
+    number = torch.full((padded,), -1)
+    number[:units] = torch.arange(units)
+    gone = None if sets is None else sets.new_zeros(int(sets.max()) + 1)
+    set_of = None if sets is None else sets.contiguous()
+    done = 0
+    while done < steps:
+        capacity = min(max(1, _PANEL // block), steps - done) * block
+        v = q.new_empty(block * padded // width, capacity, width)
+        a = torch.empty_like(v)
+        own = [matrix.diagonal(0, 1, 3).contiguous() for matrix in (q, m)]
+        found = (order[done:], damages[done:])
+        removed = kernels().gram_obs_panel(q, m, v, a, *own, number, set_of, gone, steps - done, *found)
+        done += removed
+        if removed == 0 or done == steps:
+            break
+        rows = removed * block
+        x, y = (panel[:, :rows].transpose(0, 1).reshape(rows, block, padded) for panel in (v, a))
+        left = (number >= 0).nonzero().flatten()
+        narrower, fewer = kernels().gram_obs_order(left.numel())
+        if fewer * 8 <= padded * 7:  # enough are gone to pay for a copy
+            q, m = (_padded(matrix.index_select(1, left).index_select(3, left), fewer) for matrix in (q, m))
+            pad = (0, fewer - left.numel())
+            x, y = (torch.nn.functional.pad(panel.index_select(2, left), pad) for panel in (x, y))
+            number = torch.nn.functional.pad(number.index_select(0, left), pad, value=-1)
+            width, padded = narrower, fewer
+        x, y, n = x.reshape(rows, -1), y.reshape(rows, -1), block * padded
+        q.view(n, n).addmm_(x.T, x, alpha=-1)
+        m.view(n, n).addmm_(torch.cat((y, x)).T, torch.cat((x, y)), alpha=-1)
+    damages[done:] = math.inf
+
+
+def _padded(matrix: Tensor, padded: int) -> Tensor:
+    """``[block, units, block, units]`` of any strides, with zeros up to ``[block, padded, block, padded]``."""
+    block, units = matrix.shape[:2]
+    out = matrix.new_zeros(block, padded, block, padded)
+    out[:, :units, :, :units] = matrix
+    return out
+
+
+def _eliminate_batched(
+    inverse: Tensor, weight: Tensor, block: int, sets: Tensor | None, order: Tensor, damages: Tensor
+) -> None:
+    """All problems together; the host waits for nothing."""
+    problems, n, k = inverse.shape[0], inverse.shape[1], block
+    units, steps = n // k, order.shape[1]
+    q, m = inverse.clone(memory_format=torch.contiguous_format), weight.mT @ weight
+    every, columns = torch.arange(units, device=q.device), torch.arange(k, device=q.device)
+    eye = torch.eye(k, dtype=q.dtype, device=q.device)
+    left = torch.ones(problems, units, dtype=torch.bool, device=q.device)
+    set_of = (torch.zeros_like(every) if sets is None else sets).expand(problems, units)
+    gone = order.new_zeros(problems, 1 if sets is None else int(sets.max()) + 1)
+    one = order.new_ones(problems, 1)
+
+    def own(matrix: Tensor) -> Tensor:  # [problems, units, k, k]
+        return matrix.view(problems, units, k, units, k).diagonal(0, 1, 3).permute(0, 3, 1, 2)
+
+    def of_unit(blocks: Tensor, unit: Tensor) -> Tensor:  # [problems, k, k]
+        return blocks.gather(1, unit.view(-1, 1, 1, 1).expand(-1, 1, k, k)).squeeze(1)
+
+    def solve_lower(lower: Tensor, right: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(lower, right, upper=False)
+
+    for step in range(steps):
+        root, info = torch.linalg.cholesky_ex(torch.where(left.view(problems, units, 1, 1), own(q), eye))
+        damage = solve_lower(root, solve_lower(root, own(m)).mT)  # S of every unit
+        cost = damage.diagonal(0, 2, 3).sum(-1).clamp_min(0)
+        free = left & (gone.gather(1, set_of) == gone.amin(1, keepdim=True))
+        score = torch.where(free & (info == 0) & cost.isfinite(), cost, math.inf)
+        least = score.amin(1, keepdim=True)
+        unit = torch.where((score == least) & free, every, units - 1).amin(1)  # [problems]
+        order[:, step], damages[:, step] = unit, least.squeeze(1)
+        rows = (unit.view(-1, 1) * k + columns).unsqueeze(2).expand(-1, -1, n)
+        pivot, half = of_unit(root, unit), of_unit(damage, unit) / 2
+        v = solve_lower(pivot, q.gather(1, rows))
+        a = torch.baddbmm(solve_lower(pivot, m.gather(1, rows)), half, v, alpha=-1)
+        q.baddbmm_(v.mT, v, alpha=-1)
+        m.baddbmm_(a.mT, v, alpha=-1)
+        m.baddbmm_(v.mT, a, alpha=-1)
+        left.scatter_(1, unit.view(-1, 1), False)
+        gone.scatter_add_(1, set_of.gather(1, unit.view(-1, 1)), one)
