@@ -65,7 +65,8 @@ def thresholds():
         layout = group_layout(x, Grouping("input")) if options.get("by") in ("group", "within") else None
         kept = ops.topk_threshold_(x.clone(), None, k, layout=layout, **options)
         numbers = [k] if isinstance(k, int) else list(k)
-        twin = reference.topk_threshold_(x.clone(), None, numbers, options.get("by", "tensor"), list(layout or []), None)
+        by = options.get("by", "tensor")
+        twin = reference.topk_threshold_(x.clone(), None, numbers, by, list(layout or []), None)
         close("topk_threshold_", kept, twin)
 
 

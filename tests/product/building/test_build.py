@@ -17,7 +17,9 @@ from sparse_accel import _jit
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-SCORE = "group_score([torch.arange(6.0).view(2, 3)], [1, 2, 3, 1], [out := torch.empty(2)], 'l1', False) or out.tolist()"
+SCORE = (
+    "group_score([torch.arange(6.0).view(2, 3)], [1, 2, 3, 1], [out := torch.empty(2)], 'l1', False) or out.tolist()"
+)
 
 
 def run(*command, **options):
