@@ -12,6 +12,7 @@
 #include "ops/rmda_step.h"
 #include "ops/sparse_linear.h"
 #include "ops/topk_threshold.h"
+#include "plan.h"
 #include "python.h"
 
 namespace py = pybind11;
@@ -66,6 +67,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("abi") =
       sparse_accel::message("torch 2.11 or later, DLPack ", DLPACK_MAJOR_VERSION, ".", DLPACK_MINOR_VERSION);
   m.def("cpu_capability", [] { return std::string(sparse_accel::cpu::kernel_set().name); });
+  py::class_<sparse_accel::StepPlan>(m, "StepPlan")
+      .def(py::init<py::dict, py::list, std::vector<py::object>, std::vector<py::str>>())
+      .def("grads", &sparse_accel::StepPlan::grads);
   m.def("check_layouts", &sparse_accel::check_layouts);
   m.def("group_score", &sparse_accel::group_score, release_gil());
   m.def("group_topk", &sparse_accel::group_topk, release_gil());

@@ -1,6 +1,7 @@
 """Kernels on views of memory; :mod:`sparse_accel.native` says what for."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,17 @@ torch_version: str  # whose headers it was compiled with
 abi: str  # what it asks of torch at run time
 
 def cpu_capability() -> str: ...
+
+class StepPlan:
+    def __init__(
+        self,
+        everything: dict[Tensor, dict[str, Any]],
+        group: list[Tensor],
+        params: Sequence[Tensor],
+        names: Sequence[str],
+    ) -> None: ...
+    def grads(self, everything: dict[Tensor, dict[str, Any]], group: list[Tensor]) -> list[Tensor] | None: ...
+
 def check_layouts(op: str, tensors: Sequence[Tensor], layouts: Sequence[int]) -> None: ...
 def group_score(
     tensors: Sequence[Tensor], layouts: Sequence[int], outputs: Sequence[Tensor], kind: str, coupled: bool

@@ -9,11 +9,13 @@ from .glm import glm_epoch_, glm_prox
 from .gram_obs import gram_obs
 from .groups import group_score, group_topk, prox_
 from .masked_cg import masked_cg
+from .plan import StepPlan, step_plan
 from .sparse_linear import sparse_collect, sparse_linear, sparse_unpack
 from .steps import prox_adamw_step_, ramda_step_, rmda_step_
 from .topk_threshold import topk_threshold_
 
 __all__ = [
+    "StepPlan",
     "cpu_capability",
     "glm_epoch_",
     "glm_prox",
@@ -29,5 +31,6 @@ __all__ = [
     "sparse_collect",
     "sparse_linear",
     "sparse_unpack",
+    "step_plan",
     "topk_threshold_",
 ]

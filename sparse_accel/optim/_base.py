@@ -14,8 +14,9 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from sparse_accel.penalties import Penalty, penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
-from ._batch import Batch, Kept, check_lr, check_momentum_is_own, check_target, grouping_of, read_parameter, state_dtype
+from ._batch import Batch, Kept, check_lr, check_numbers, check_target, grouping_of, read_parameter, state_dtype
 from .common.critical import critical_strengths, warn_of_missed_targets
+from .common.plan import Plans
 from .common.projection import constraint_of, take_constraint, update_held
 from .common.swap import ITERATE, MODE, SwapsIterates
 from .common.target import CLOCK, follow_targets
@@ -57,11 +58,13 @@ class ProximalOptimizer(SwapsIterates):
         penalty = penalty_from_plain(defaults["penalty"])
         defaults = {**self._group_defaults, **defaults, "penalty": penalty.to_plain() if penalty else None}
         self._versions = {}
+        self._plans = Plans()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_versions", {})
+        self._plans = Plans()
         for name, default in self._group_defaults.items():
             self.defaults.setdefault(name, default)
             for group in self.param_groups:
@@ -140,7 +143,11 @@ class ProximalOptimizer(SwapsIterates):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            gathered = [self._gather(group, need_grad=True) for group in self.param_groups]
+            planned = [self._plans.batches(self, number) for number in range(len(self.param_groups))]
+            gathered = [
+                self._gather(group, need_grad=True) if plan is None else plan
+                for plan, group in zip(planned, self.param_groups, strict=True)
+            ]
             for group, batches in zip(self.param_groups, gathered, strict=True):
                 self._begin(group)
                 for batch in batches:
@@ -150,6 +157,9 @@ class ProximalOptimizer(SwapsIterates):
                     else:
                         update_held(self, group, batch, held)
                     batch.write_back()
+            for number, plan in enumerate(planned):
+                if plan is None:
+                    self._plans.keep(self, number, gathered[number])
         self._follow_targets()
         return loss
 
@@ -172,8 +182,7 @@ class ProximalOptimizer(SwapsIterates):
 
     def _gather(self, group: dict[str, Any], need_grad: bool) -> list[Batch]:
         """The group's parameters with a gradient (or with state, and not frozen) by device and dtype, all checked."""
-        check_lr(group["lr"])
-        check_momentum_is_own(type(self).__name__, group)
+        check_numbers(type(self).__name__, group)
         penalty = penalty_from_plain(group["penalty"])
         if isinstance(group["penalty"], Penalty):
             group["penalty"] = group["penalty"].to_plain()
@@ -237,6 +246,8 @@ class ProximalOptimizer(SwapsIterates):
 
     def _tensor_lists(self, batch: Batch) -> list[list[Tensor]]:
         """The batch's state, one list per name in ``_tensor_state`` and then per name in ``_scalar_state``."""
+        if batch.lists is not None:
+            return batch.lists
         lists: list[list[Tensor]] = [[] for _ in (*self._tensor_state, *self._scalar_state)]
         device = self._scalar_device(batch.params[0])
         for param, work in zip(batch.params, batch.work, strict=True):

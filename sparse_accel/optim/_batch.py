@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +101,11 @@ class Batch:
     strengths: list[float] = dataclasses.field(default_factory=list)  # 0 where the penalty is not about the parameter
     sizes: list[int] = dataclasses.field(default_factory=list)  # elements of a whole group, where there are processes
     processes: tuple[Any, ...] = ()  # process groups over which the groups lie, none where each is on one process
+    lists: list[list[Tensor]] | None = None  # the state, where it is known to be there and in order
+
+    def without_state(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The parameters that may have no state yet, with their memory."""
+        return () if self.lists is not None else zip(self.params, self.work, strict=True)
 
     def cuts(self) -> tuple[list[GroupLayout], list[float], list[int], tuple[Any, ...]]:
         """How the penalty cuts the tensors: layouts, strengths, sizes, processes."""
@@ -175,6 +181,12 @@ def check_momentum_is_own(name: str, group: dict[str, Any]) -> None:
             f"a scheduler cycles the momentum: that of {name} is the share of the new point, torch's that of the old; "
             "make the scheduler (OneCycleLR, CyclicLR) with cycle_momentum=False"
         )
+
+
+def check_numbers(name: str, group: dict[str, Any]) -> None:
+    """What is looked at in every step: schedulers write these."""
+    check_lr(group["lr"])
+    check_momentum_is_own(name, group)
 
 
 def check_finite(name: str, value: float, least: float = -math.inf) -> None:

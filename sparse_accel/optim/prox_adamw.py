@@ -113,7 +113,7 @@ class ProxAdamW(ProximalOptimizer):
         check_finite("weight_decay", group["weight_decay"], 0)
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        for param, work in zip(batch.params, batch.work, strict=True):
+        for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 zeros = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)

@@ -106,7 +106,7 @@ class ProxSGD(ProximalOptimizer):
         return bool(group["fused"])
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        for param, work in zip(batch.params, batch.work, strict=True):
+        for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 buffer = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)

@@ -123,8 +123,8 @@ class RAMDA(RMDA):
         super()._begin(group)
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        fresh = not any("step" in self.state[param] for param in batch.params)
-        for param, work in zip(batch.params, batch.work, strict=True):
+        fresh = batch.lists is None and not any("step" in self.state[param] for param in batch.params)
+        for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)

@@ -26,7 +26,7 @@ BELOW: dict[str, set[str]] = {
     "native": {"_C"},
     "ops": {"native", "reference", "groups"},
     "penalties": {"ops", "groups", "sharding"},
-    "optim": {"penalties", "ops", "groups", "sharding"},
+    "optim": {"penalties", "ops", "native", "groups", "sharding"},
     "report": {"channels", "wrappers"},
     "diagnostics": {"report", "groups", "sharding"},
     "callbacks": {"diagnostics", "report"},
