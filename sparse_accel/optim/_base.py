@@ -144,10 +144,8 @@ class ProximalOptimizer(SwapsIterates):
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             planned = [self._plans.batches(self, number) for number in range(len(self.param_groups))]
-            gathered = [
-                self._gather(group, need_grad=True) if plan is None else plan
-                for plan, group in zip(planned, self.param_groups, strict=True)
-            ]
+            pairs = zip(self.param_groups, planned, strict=True)
+            gathered = [self._gather(group, need_grad=True) if plan is None else plan for group, plan in pairs]
             for group, batches in zip(self.param_groups, gathered, strict=True):
                 self._begin(group)
                 for batch in batches:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_accel import native
-
-from .._batch import check_numbers
+from sparse_accel.optim._batch import check_numbers
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _CUT_BY = ("penalty", "transposed", "conv_groups", "stacked")  # entries of a group that say how weights are cut
