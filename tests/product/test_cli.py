@@ -1,7 +1,8 @@
-"""The command line."""
+"""The command line's frame: info, demo and bench, with typer and without."""
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,36 +11,86 @@ import pytest
 
 import sparse_accel
 from sparse_accel import cli
+from sparse_accel.cli import plain
 
 
-def test_info(capsys):
+@pytest.fixture
+def typer():
+    return pytest.importorskip("typer", reason="the cli extra is not installed")
+
+
+@pytest.fixture
+def no_typer(monkeypatch):
+    """As after `pip install sparse-accel` alone."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "typer" else real(name))
+
+
+@pytest.fixture(params=["with typer", "without"])
+def either(request):
+    request.getfixturevalue("typer" if request.param == "with typer" else "no_typer")
+
+
+def test_info(either, capsys):
     assert cli.main(["info"]) == 0
     output = capsys.readouterr().out
     assert output == f"{sparse_accel.build_info()}\n"
 
 
-def test_info_json(capsys):
+def test_info_json(either, capsys):
     assert cli.main(["info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["version"] == sparse_accel.__version__
     assert isinstance(info["cuda_architectures"], list)
 
 
-def test_as_a_module():
-    command = [sys.executable, "-m", "sparse_accel", "--version"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert output.stdout == f"sparse-accel {sparse_accel.__version__}\n"
+def test_version(either, capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sparse-accel {sparse_accel.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["info", "--what"], ["demo", "--epochs", "0"]])
-def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
-    assert exit_.value.code == 2
-    assert "usage: sparse-accel" in capsys.readouterr().err
+@pytest.mark.parametrize("command", plain.COMMANDS)
+def test_without_typer_the_others_say_what_to_install(no_typer, capsys, command):
+    assert cli.main([command, "--anything"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"sparse-accel: {command} needs typer: pip install 'sparse-accel[cli]'\n"
 
 
-def test_demo_passes_its_options_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["info", "--what"]])
+def test_without_typer_typing_errors(no_typer, capsys, arguments):
+    assert cli.main(arguments) == 2
+    assert "usage: sparse-accel info" in capsys.readouterr().err
+    assert cli.main(["--help"]) == 0
+    assert "pip install 'sparse-accel[cli]'" in capsys.readouterr().out
+
+
+def test_plain_knows_all_commands(typer):
+    from sparse_accel.cli.app import app
+
+    assert {command.name for command in app.registered_commands} == {"info", *plain.COMMANDS}
+
+
+def test_info_needs_torch_alone():
+    """No typer, no transformers and nothing else is imported on the way."""
+    code = "import sys; from sparse_accel import cli; sys.modules['typer'] = None; sys.argv = ['x', 'info']; "
+    code += "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: None if n == 'typer' else f(n); "
+    code += (
+        "status = cli.main(); print({'typer', 'click', 'rich', 'transformers', 'sklearn'} & set(sys.modules), status)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.splitlines()[-1] == "{'typer'} 0"  # the None from above
+
+
+def test_as_a_module_and_completion(typer):
+    command = [sys.executable, "-m", "sparse_accel"]
+    environment = {**os.environ, "_SPARSE_ACCEL_COMPLETE": "complete_bash"}
+    environment |= {"COMP_WORDS": "sparse-accel s", "COMP_CWORD": "1"}
+    output = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert output.stdout.split() == ["sparsify", "sparsity"]
+
+
+def test_demo_passes_its_options_on(typer, monkeypatch, tmp_path):
     calls = []
 
     def run(*args, **options):
@@ -56,25 +107,29 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     assert "epochs" not in calls[1][1]
 
 
-def test_demo_names_the_missing_extra(monkeypatch, capsys):
+def test_demo_names_the_missing_extra(typer, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rich" else object())
     assert cli.main(["demo"]) == 2
     assert "the demo needs rich: pip install 'sparse-accel[demo]'" in capsys.readouterr().err
 
 
-def test_bench_passes_its_options_on(monkeypatch, tmp_path):
+def test_bench_passes_its_options_on(typer, monkeypatch, tmp_path):
+    from sparse_accel.cli.commands import basics
+
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "__init__.py").write_text(
         "calls = []\ndef main(argv):\n    calls.append(argv)\n    return 3\n"
     )
-    monkeypatch.setattr(cli, "_ROOT", tmp_path)
+    monkeypatch.setattr(basics, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "bench", raising=False)
     assert cli.main(["bench", "--seconds", "1", "--help"]) == 3
     assert sys.modules.pop("bench").calls == [["--seconds", "1", "--help"]]
 
 
-def test_bench_without_a_checkout(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_ROOT", tmp_path)
+def test_bench_without_a_checkout(typer, tmp_path, monkeypatch, capsys):
+    from sparse_accel.cli.commands import basics
+
+    monkeypatch.setattr(basics, "ROOT", tmp_path)
     assert cli.main(["bench"]) == 2
     assert "source checkout" in capsys.readouterr().err
