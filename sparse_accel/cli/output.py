@@ -96,19 +96,18 @@ class _Handler(logging.Handler):
     def __init__(self, output: Output, step: str, total: int) -> None:
         super().__init__(logging.INFO)
         self.output, self.step, self.total = output, step, total
-        self.start, self.done = time.perf_counter(), 0
+        self.start, self.done = 0.0, 0  # of the first step's end: what comes before it is no measure of the others
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             self.output.note(text)
         elif self.step and self.step in text:
+            self.start = self.start or time.perf_counter()
+            left = (time.perf_counter() - self.start) / max(self.done, 1) * (self.total - self.done - 1)
             self.done += 1
-            left = (time.perf_counter() - self.start) / self.done * (self.total - self.done)
-            self.output.say(
-                f"{self.done}/{max(self.total, self.done)} {text}"
-                + (f"; {left:.0f} s left" if left > 0 and self.done > 1 else "")
-            )
+            rest = f"; {left:.0f} s left" if left > 0 else ""
+            self.output.say(f"{self.done}/{max(self.total, self.done)} {text}{rest}")
         else:
             self.output.say(text)
 

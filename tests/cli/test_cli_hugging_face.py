@@ -130,6 +130,46 @@ def test_dry_run_says_it_all_and_writes_nothing(run, here):
     assert json.loads(out)["verified"] is None
 
 
+def test_tied_weights_shards_and_bin(run, here):
+    """Weights in several files, and in a file of torch.save; the table of tokens is the head's weight."""
+    folder = make_llama(here / "tied", tie_word_embeddings=True, attention_bias=True)
+    model = transformers.LlamaForCausalLM.from_pretrained(folder)
+    model.save_pretrained(here / "shards", max_shard_size="20KB")
+    assert len(list((here / "shards").glob("*.safetensors"))) > 1
+    (here / "bin").mkdir()
+    model.config.save_pretrained(here / "bin")
+    torch.save(model.state_dict(), here / "bin" / "pytorch_model.bin")
+    zeros = []
+    for name in ("shards", "bin"):
+        arguments = ("--tokenizer", "tied", "-c", "text.txt", *SHORT, "--method", "magnitude", "-o", f"{name}-out")
+        status, out, err = run("sparsify", "-m", name, *arguments)
+        assert status == 0, err
+        assert "from_pretrained: the same outputs" in out
+        own = transformers.LlamaForCausalLM.from_pretrained(here / f"{name}-out", local_files_only=True)
+        assert own.lm_head.weight is own.model.embed_tokens.weight
+        zeros.append(json.loads(run("sparsity", name + "-out", "--by", "element", "--json")[1])["sparsity"])
+    assert zeros[0] == zeros[1] > 0.4
+    assert json.loads(run("sparsity", "shards", "--json")[1])["sparsity"] == 0
+    # The weights in a file beside: the folder then needs its configuration alone.
+    (here / "bin" / "pytorch_model.bin").rename(here / "net.bin")
+    arguments = ("-m", "bin", "--weights", "net.bin", "--tokenizer", "tied", "-c", "text.txt", *SHORT, "--dry-run")
+    assert run("sparsify", *arguments)[0] == 0
+
+
+def test_compact_llama(run, here):
+    folder = make_llama(here / "zeros")
+    model = transformers.LlamaForCausalLM.from_pretrained(folder)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data[:, 8:24] = 0
+    model.save_pretrained(folder)
+    status, _, err = run("compact", "-m", "zeros", "-o", "small")
+    assert status == 0, err
+    assert "compared on 2 random sequences of 16 tokens" in err
+    own = transformers.LlamaForCausalLM.from_pretrained(here / "small", local_files_only=True)
+    assert own.config.intermediate_size == 32
+    torch.testing.assert_close(logits(own, here / "small"), logits(model, here / "small"))
+
+
 def test_budget_and_refine(run, here):
     arguments = ("--budget", "flops=.7", "--refine-steps", "2", "--round-to", "4", "-o", "small", "--json")
     status, out, err = run("prune", "-m", "llama", "-c", "text.txt", *SHORT, *arguments)

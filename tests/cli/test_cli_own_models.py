@@ -23,7 +23,8 @@ def test_prune_and_load(run, nets, here):
     trained = nets.make()
     with torch.no_grad():
         trained[2].weight.mul_(3)
-    torch.save({"state_dict": {f"module.{key}": value for key, value in trained.state_dict().items()}}, "net.pt")
+    state = {f"module.{key}": value for key, value in trained.state_dict().items()}  # as DataParallel saves it
+    torch.save({"epoch": 3, "state_dict": state}, "net.pt")
     arguments = (
         "--weights",
         "net.pt",
@@ -154,3 +155,13 @@ def test_report_is_that_of_the_run(run, here):
         shown = run("report", command)[1]
         assert shown.splitlines()[:8] == out.splitlines()[:8]
         assert "refinement (gradient-based" in shown
+
+
+def test_old_batch_norms(run, here):
+    """Files of torch before 0.4.1 have no counters of batches."""
+    layers = "nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)"
+    (here / "norm_nets.py").write_text(f"from torch import nn\ndef make():\n    return nn.Sequential({layers})\n")
+    state = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).state_dict()
+    save_file({key: value for key, value in state.items() if "num_batches" not in key}, here / "old.safetensors")
+    arguments = ("-m", "norm_nets:make", "--weights", "old.safetensors", "-c", "rows.npy", "-o", "small")
+    assert run("prune", *arguments)[0] == 0

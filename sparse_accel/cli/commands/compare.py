@@ -94,7 +94,8 @@ def compare(
         differences = outputs_differ(models[0], models[1], data)
         lines = [f"outputs on {data.what}:", *_told(differences)]
         plain |= {"macs": macs, "latency_ms": latency, "outputs": differences, "calibration": data.what}
-    table = format_table(["", first, second], rows)
+    names = [Path(spec).name or spec for spec in (first, second)]
+    table = format_table(["", *(names if names[0] != names[1] else (first, second))], rows)
     output.result("compare", "\n".join([table, *lines]), plain | {"notes": output.notes})
 
 

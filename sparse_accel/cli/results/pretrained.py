@@ -9,7 +9,7 @@ from typing import Any
 
 from sparse_accel.cli.sources.hugging_face import CONFIG, hushed
 from sparse_accel.cli.sources.models import Source
-from sparse_accel.removal.configs import RELOAD
+from sparse_accel.removal.configs import ADVICE, RELOAD
 
 DENSE = "dense"  # folder of the dense model's configuration, from which sparse_accel.load starts
 _PLAIN = (".json", ".txt", ".model", ".jinja", ".py")
@@ -45,7 +45,9 @@ def add_pretrained(folder: Path, result: Any) -> str:
         with hushed():
             model.save_pretrained(folder)
         return ""
-    reasons = [note.removeprefix(RELOAD) for note in plan["notes"] if note.startswith(RELOAD)]
+    reasons = [
+        note.removeprefix(RELOAD).removesuffix(f"; {ADVICE}") for note in plan["notes"] if note.startswith(RELOAD)
+    ]
     if reasons:
         return "; ".join(reasons)
     with hushed():

@@ -133,7 +133,7 @@ def next_steps(out: Path, record: Mapping[str, Any], model: nn.Module) -> str:
     if record["opens_with"]["from_pretrained"]:
         lines.append(f'  {name}.from_pretrained("{out}")')
     elif record["model"]["kind"] == "hugging_face":
-        lines.append(f"from_pretrained does not open it: {record['from_pretrained']}")
+        lines.append(f"from_pretrained does not open it: {record['from_pretrained']} (--skip leaves such layers whole)")
     if record["model"]["kind"] == "hugging_face":
         lines.append(
             f'  sparse_accel.load("{out}", {name}(AutoConfig.from_pretrained("{out}/dense")))'

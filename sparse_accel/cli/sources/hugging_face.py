@@ -93,8 +93,11 @@ def from_config(config: Any, kind: Any) -> nn.Module:
         from transformers.initialization import no_init_weights
     with hushed(), torch.random.fork_rng(devices=[]), no_init_weights():
         make: Any = getattr(kind, "_from_config", None) or kind.from_config
-        model: nn.Module = make(copy.deepcopy(config))
-    return model.eval()
+        model: Any = make(copy.deepcopy(config))
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()  # which belongs to the initialization that is left out
+    module: nn.Module = model
+    return module.eval()
 
 
 def open_model(folder: Path, weights: Path | None, notes: list[str], *, trust: bool) -> nn.Module:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from sparse_accel.cli.errors import UserError
 
 INSIDE = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict
+COUNTER = (
+    "num_batches_tracked"  # of BatchNorms: files of torch before 0.4.1 have none, and nothing computed depends on it
+)
 NAMED = 4  # keys that a message names
 
 
@@ -110,7 +113,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
             tied.setdefault(id(tensor), []).append(name)
     given = {name for names in tied.values() if any(name in state for name in names) for name in names}
     faults = {
-        "missing": [name for name, tensor in own.items() if isinstance(tensor, Tensor) and name not in given],
+        "missing": [
+            name
+            for name, tensor in own.items()
+            if isinstance(tensor, Tensor) and name not in given and not name.endswith(COUNTER)
+        ],
         "unexpected": [name for name in state if name not in own and not _is_ignored(model, name)],
         "of another shape": [
             f"{name} (expected {list(own[name].shape)}, got {list(tensor.shape)})"
