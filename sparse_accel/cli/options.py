@@ -22,7 +22,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="A Hugging Face folder (config.json and weights), module:factory (a function without arguments that "
-        "returns the model, importable from here), or a folder that this program wrote.",
+        "returns the model, importable from here). Results with a config.json are such folders, too.",
         metavar="FOLDER|MODULE:FACTORY",
         rich_help_panel=MODEL,
     ),

@@ -156,6 +156,16 @@ def test_tied_weights_shards_and_bin(run, here):
     assert run("sparsify", *arguments)[0] == 0
 
 
+def test_large_texts_are_read_in_part(run, here, monkeypatch):
+    from sparse_accel.cli.sources import text
+
+    monkeypatch.setattr(text, "LARGEST", 1000)
+    (here / "long.txt").write_text("a cat sat on a mat äöü\n" * 100, encoding="utf-8")
+    status, out, err = run("prune", "-m", "llama", "-c", "long.txt", *SHORT, "--dry-run", "--json")
+    assert status == 0, err
+    assert "long.txt: its first 0 MiB alone are used" in json.loads(out)["notes"]
+
+
 def test_compact_llama(run, here):
     folder = make_llama(here / "zeros")
     model = transformers.LlamaForCausalLM.from_pretrained(folder)

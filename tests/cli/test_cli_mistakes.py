@@ -86,7 +86,7 @@ def test_prune(refused, arguments, message):
         (("sparsity", "nowhere"), "nowhere: no such file or folder"),
         (("sparsity", "llama", "--by", "hand"), "--by: expected one of input"),
         (("report", "nowhere"), "nowhere: no such folder"),
-        (("report", "llama"), "expected a folder that prune, sparsify or compact wrote"),
+        (("report", "llama"), "expected a folder that prune, sparsify, compact or sparse_accel.save wrote"),
         (("compare", "llama", "nowhere"), "nowhere: no such file or folder"),
         (("compare", "llama", "rows.npy", "-c", "text.txt"), "rows.npy"),
         (("compare", "llama", "bert", "-c", "text.txt", "--sequence-length", "16"), "the outputs cannot be compared"),

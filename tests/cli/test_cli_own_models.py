@@ -165,3 +165,17 @@ def test_old_batch_norms(run, here):
     save_file({key: value for key, value in state.items() if "num_batches" not in key}, here / "old.safetensors")
     arguments = ("-m", "norm_nets:make", "--weights", "old.safetensors", "-c", "rows.npy", "-o", "small")
     assert run("prune", *arguments)[0] == 0
+
+
+def test_report_of_what_the_library_saved(run, nets, here):
+    model, rows = nets.make(), torch.from_numpy(np.load("rows.npy")).float()
+    sa.save(sa.prune.ISpaSP(model, rows[:2], 0.5).run(rows), "pruned")
+    sa.save(sa.prune.CurvatureIHT(model, 0.5).run(rows), "sparse")
+    status, out, err = run("report", "pruned")
+    assert status == 0, err
+    assert out.splitlines()[2].split() == ["0.weight", "16×6", "8×6"]
+    assert "50.00 %" in run("report", "sparse")[1]
+    assert json.loads(run("report", "sparse", "-f", "json")[1])["record"]["report"]["method"] == "iht"
+    assert json.loads(run("sparsity", "pruned", "--json")[1])["layers"][0]["shape"] == [8, 6]
+    status, out, err = run("compare", "stocked_nets:make", "pruned", "-m", "stocked_nets:make", "-c", "rows.npy")
+    assert status == 0, err

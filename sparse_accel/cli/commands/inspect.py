@@ -11,8 +11,8 @@ from sparse_accel.cli import options
 from sparse_accel.cli.errors import UserError
 from sparse_accel.cli.output import Output
 from sparse_accel.cli.render import FORMATS, as_html, as_markdown, as_plain, as_text
-from sparse_accel.cli.results.opening import open_any, tensors_in
-from sparse_accel.cli.results.record import read_record, report_of
+from sparse_accel.cli.results.opening import open_any, plan_of, tensors_in
+from sparse_accel.cli.results.record import read_record, record_of_plan, report_of
 from sparse_accel.cli.results.target import RECORD
 from sparse_accel.cli.sources.models import ModelOptions
 from sparse_accel.diagnostics.sparsity import SparsityReport, TensorSparsity, tensor_sparsity
@@ -68,7 +68,9 @@ def sparsity(
 def report(
     folder: Annotated[
         Path,
-        typer.Argument(help="That prune, sparsify or compact wrote.", metavar="RESULTDIR", show_default=False),
+        typer.Argument(
+            help="That prune, sparsify, compact or sparse_accel.save wrote.", metavar="RESULTDIR", show_default=False
+        ),
     ],
     form: Annotated[
         str,
@@ -89,12 +91,14 @@ def report(
     if form not in FORMATS:
         raise UserError(f"--format: expected one of {', '.join(FORMATS)}, got {form!r}")
     output = Output(as_json=as_json or form == "json", quiet=quiet)
-    record = read_record(folder)
+    plan = None if (folder / RECORD).is_file() or not folder.is_dir() else plan_of(folder)
+    record = read_record(folder) if plan is None else record_of_plan(plan, folder)
     found = report_of(record, folder / RECORD)
     title = f"sparse-accel {record['command']}: {folder.resolve().name}"
     notes = [str(note) for note in record.get("notes") or []]
     notes.append(f"model: {' '.join(map(str, (record.get('model') or {}).values()))}")
-    notes.append(f"calibration: {record.get('calibration')}")
+    if record.get("calibration"):
+        notes.append(f"calibration: {record['calibration']}")
     if record.get("from_pretrained"):
         notes.append(f"from_pretrained does not open it: {record['from_pretrained']}")
     render = {"markdown": lambda: as_markdown(found, title, notes), "html": lambda: as_html(found, title, notes)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sparse_accel.prune.refinement.options import RefineReport
 from sparse_accel.prune.structured.report import StructuredReport, WidthChange
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport
 from sparse_accel.removal.fields import CheckpointError, Field
-from sparse_accel.report import CompactReport, LayerChange
+from sparse_accel.report import CompactReport, LayerChange, format_table
 
 FORMAT = "sparse_accel.report"
 
@@ -46,6 +47,50 @@ def write_record(folder: Path, command: str, entries: Mapping[str, Any]) -> dict
     return record
 
 
+@dataclass(frozen=True)
+class PlanReport:
+    """What the plan of a checkpoint says that was written without a report.
+
+    Attributes:
+        tensors: shapes before and after, by name, of those that were cut.
+        notes: of the plan.
+    """
+
+    tensors: dict[str, tuple[list[int], list[int]]]
+    notes: list[str]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as JSON-able data."""
+        return {"tensors": {name: list(pair) for name, pair in self.tensors.items()}, "notes": self.notes}
+
+    def __str__(self) -> str:
+        rows = [[name, *("×".join(map(str, shape)) for shape in pair)] for name, pair in self.tensors.items()]
+        return "\n".join([format_table(["tensor", "before", "after"], rows), *(f"note: {note}" for note in self.notes)])
+
+
+def record_of_plan(plan: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What stands in for a record where :func:`sparse_accel.save` alone wrote a folder.
+
+    Args:
+        plan: of the checkpoint.
+        path: of its file, for messages.
+
+    Raises:
+        UserError: it is damaged, or of a kind that has no report.
+    """
+    form = plan.get("format")
+    try:
+        if form == "sparse_accel.sparse_model":
+            return {"command": "sparsify", "model": {"class": plan["class"]}, "report": plan["report"]}
+        if form == "sparse_accel.compact":
+            cut = {name: [list(entry["from"]), list(entry["shape"])] for name, entry in plan["tensors"].items()}
+            report = {"tensors": cut, "notes": list(plan["notes"])}
+            return {"command": "plan", "model": {"class": plan["class"]}, "report": report}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    raise UserError(f"{path}: a checkpoint of the format {form!r}, which has no report here")
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Read it.
 
@@ -56,7 +101,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if not path.is_file():
-        raise UserError(f"{folder}: expected a folder that prune, sparsify or compact wrote: it has no {RECORD}")
+        raise UserError(
+            f"{folder}: expected a folder that prune, sparsify, compact or sparse_accel.save wrote: it has no {RECORD}"
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -76,7 +123,9 @@ def report_of(record: Mapping[str, Any], path: Path) -> Any:
     Raises:
         UserError: it is damaged.
     """
-    read = {"compact": _compact, "prune": _structured, "sparsify": _sparse}.get(record.get("command", ""))
+    read = {"compact": _compact, "prune": _structured, "sparsify": _sparse, "plan": _plan}.get(
+        record.get("command", "")
+    )
     if read is None:
         raise UserError(f"{path}: expected the report of compact, prune or sparsify, got {record.get('command')!r}")
     try:
@@ -102,6 +151,10 @@ def _structured(plain: Mapping[str, Any], path: Path) -> StructuredReport:
         notes=list(plain["notes"]),
         refinement=None if refinement is None else RefineReport.from_field(Field(refinement, path)),
     )
+
+
+def _plan(plain: Mapping[str, Any], path: Path) -> PlanReport:
+    return PlanReport({name: (pair[0], pair[1]) for name, pair in plain["tensors"].items()}, list(plain["notes"]))
 
 
 def _sparse(plain: Mapping[str, Any], path: Path) -> CurvatureIHTReport:

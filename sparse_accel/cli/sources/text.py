@@ -17,6 +17,7 @@ from sparse_accel.cli.sources.settings import DataOptions
 
 BYTES = "bytes"
 LENGTH = 128
+LARGEST = 1 << 26  # bytes of a text that are read
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -35,10 +36,7 @@ def read_text(path: Path, source: Source, options: DataOptions, notes: list[str]
     Raises:
         UserError: no text, no tokenizer, or tokens that the model does not know.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--calibration: {path}: expected a text in UTF-8: {error}") from error
+    text = _read(path, notes)
     vocabulary = vocabulary_of(source.model)
     if vocabulary is None:
         kind = type(source.model).__name__
@@ -67,6 +65,20 @@ def read_text(path: Path, source: Source, options: DataOptions, notes: list[str]
     ends = [torch.tensor(marks, dtype=torch.long).expand(len(rows), -1) for marks in (before, after)]
     tokens = torch.cat([ends[0], middle, ends[1]], 1)
     return inputs_of(tokens, source.model), f"{len(rows)} of {pieces} sequences of {length} tokens of {path.name}"
+
+
+def _read(path: Path, notes: list[str]) -> str:
+    """A file's text, of a large file the beginning."""
+    with path.open("rb") as file:
+        found = file.read(LARGEST)
+        whole = not file.read(1)
+    if not whole:
+        notes.append(f"{path.name}: its first {LARGEST >> 20} MiB alone are used")
+        found = found[: found.rfind(b"\n") + 1] or found[:-4]  # no character is cut in two
+    try:
+        return found.decode("utf-8", errors="strict" if whole else "ignore")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--calibration: {path}: expected a text in UTF-8: {error}") from error
 
 
 def vocabulary_of(model: nn.Module) -> int | None:
