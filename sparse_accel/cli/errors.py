@@ -62,7 +62,7 @@ def status_of(error: BaseException, *, debug: bool) -> int:
         debug: show the traceback of users' mistakes, too.
     """
     if isinstance(error, KeyboardInterrupt):
-        message, status, shown = "interrupted; nothing was written", INTERRUPTED, debug
+        message, status, shown = "interrupted; --out is as it was", INTERRUPTED, debug
     elif isinstance(error, UserError):
         message, status, shown = str(error), USER, debug
     elif isinstance(error, CheckError):

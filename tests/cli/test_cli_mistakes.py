@@ -191,7 +191,7 @@ def test_interrupted(refused, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(ISpaSP, "run", interrupted)
-    assert "interrupted; nothing was written" in refused("prune", *OWN, status=130)
+    assert "interrupted; --out is as it was" in refused("prune", *OWN, status=130)
     monkeypatch.undo()
 
 
