@@ -25,6 +25,7 @@ import torch
 
 import sparse_accel as sa
 
+from .report import BenchReport
 from .timer import Timer
 from .workloads import WORKLOADS
 
@@ -238,8 +239,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def parse(argv: Sequence[str] | None, description: str) -> tuple[Settings, Path | None]:
-    """Settings and the JSON file from the command line."""
+def parse(argv: Sequence[str] | None, description: str) -> tuple[Settings, Path | None, Path | None]:
+    """Settings, the JSON file and the page from the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of parameters and scores (float32)")
@@ -248,6 +249,7 @@ def parse(argv: Sequence[str] | None, description: str) -> tuple[Settings, Path 
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time for each case (3)")
     parser.add_argument("--threads", type=int, help="CPU threads (as PyTorch chooses)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine there, too")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page there, too")
     args = parser.parse_args(argv)
     if not (args.seconds > 0 and math.isfinite(args.seconds)):
         parser.error(f"--seconds: expected a positive number, got {args.seconds}")
@@ -255,7 +257,7 @@ def parse(argv: Sequence[str] | None, description: str) -> tuple[Settings, Path 
         parser.error("--device cuda: this PyTorch sees no CUDA device")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    return Settings(args.device, args.dtype, tuple(args.workloads), args.seconds), args.json
+    return Settings(args.device, args.dtype, tuple(args.workloads), args.seconds), args.json, args.html
 
 
 def run_benches(benches: Mapping[str, CaseMaker], settings: Settings) -> list[Row]:
@@ -289,9 +291,12 @@ def say(line: str) -> None:
 
 def bench_main(benches: Mapping[str, CaseMaker], argv: Sequence[str] | None, description: str) -> tuple[int, list[Row]]:
     """Parse the command line, run, print, write the JSON file; the exit status and the rows."""
-    settings, json_file = parse(argv, description)
+    settings, json_file, page = parse(argv, description)
     rows = run_benches(benches, settings)
     if json_file is not None:
         write_json(rows, json_file)
         say(f"\nwritten: {json_file}")
+    if page is not None:
+        report = BenchReport(machine(), [dataclasses.asdict(row) for row in rows])
+        say(f"\nwritten: {report.html(page)}")
     return 0, rows

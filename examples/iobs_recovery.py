@@ -20,12 +20,11 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional as F
 
 import sparse_accel as sa
+from sparse_accel.progress import over
 from sparse_accel.report import format_table
 
 matplotlib.use("Agg")
@@ -109,19 +108,16 @@ def built_in_image(number: int, side: int) -> Tensor:
 
 
 def run(
-    setting: Setting, k: int, iterations: int, published: bool, bar: Progress
+    setting: Setting, k: int, iterations: int, published: bool, progress: bool
 ) -> dict[str, sa.sparse_recovery.Recovery]:
     """Every method on one setting."""
     problem = sa.sparse_recovery.LeastSquares(setting.A, setting.b)
     results = {}
     names = [name for name in METHODS if published or "2/n" not in name]
-    task = bar.add_task("methods", total=len(names))
-    for name in names:
+    for name in over(names, "methods", progress, label=str):
         method, refit = METHODS[name]
         step = 2 / setting.A.shape[1] if "2/n" in name else None
         results[name] = sa.sparse_recovery.solve(problem, k, method, refit=refit, step=step, iterations=iterations)
-        bar.advance(task)
-    bar.remove_task(task)
     return results
 
 
@@ -171,7 +167,7 @@ def curves(axis: plt.Axes, results: dict[str, sa.sparse_recovery.Recovery], titl
     axis.set_xlabel("iterations + 1")
 
 
-def gaussian(args: argparse.Namespace, bar: Progress) -> None:
+def gaussian(args: argparse.Namespace) -> None:
     """The first experiment, one panel for each noise level."""
     figure, axes = plt.subplots(1, len(args.noise), figsize=(6 * len(args.noise), 4.5), squeeze=False,
                                 constrained_layout=True)  # fmt: skip
@@ -180,7 +176,7 @@ def gaussian(args: argparse.Namespace, bar: Progress) -> None:
         truth = gaussian_prior(args.runs, args.size, args.nonzeros, generator)
         setting = measure(truth, 2 * args.size, noise, generator)
         title = f"Gaussian prior, noise {noise:g}"
-        results = run(setting, args.keep, args.iterations, True, bar)
+        results = run(setting, args.keep, args.iterations, True, not args.no_progress)
         print(table(setting, results, f"{title}: n {2 * args.size}, d {args.size}, nonzeros {args.nonzeros}, "
                     f"kept {args.keep}, {args.runs} runs"), end="\n\n")  # fmt: skip
         curves(axis, results, title)
@@ -191,7 +187,7 @@ def gaussian(args: argparse.Namespace, bar: Progress) -> None:
     print(f"written: {args.out / 'iobs_gaussian.png'}\n")
 
 
-def image(args: argparse.Namespace, bar: Progress) -> None:
+def image(args: argparse.Namespace) -> None:
     """The second experiment: curves, and what some of the methods see."""
     picture = built_in_image(args.image, args.side) if args.data_dir is None else read_image(args.data_dir, args.image)
     truth = picture.reshape(1, -1)
@@ -202,7 +198,7 @@ def image(args: argparse.Namespace, bar: Progress) -> None:
                                 constrained_layout=True, width_ratios=[2.2, *[1] * (len(shown) + 1)])  # fmt: skip
     for noise, row in zip(args.noise, axes, strict=True):
         setting = measure(truth, 2 * size, noise, torch.Generator().manual_seed(args.seed))
-        results = run(setting, keep, args.iterations, False, bar)
+        results = run(setting, keep, args.iterations, False, not args.no_progress)
         title = f"image, noise {noise:g}"
         print(table(setting, results, f"{title}: n {2 * size}, d {size}, nonzeros {nonzeros}, kept {keep}"), end="\n\n")
         curves(row[0], results, title)
@@ -243,9 +239,8 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        with Progress(console=Console(stderr=True), disable=args.no_progress, transient=True) as bar:
-            gaussian(args, bar)
-            image(args, bar)
+        gaussian(args)
+        image(args)
     except (OSError, ValueError) as error:
         print(f"iobs_recovery.py: {error}", file=sys.stderr)
         return 2

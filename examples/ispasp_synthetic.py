@@ -17,10 +17,9 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from sparse_accel.progress import over
 from sparse_accel.prune import gram_obs, ispasp_select, refit
 
 matplotlib.use("Agg")
@@ -89,7 +88,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     curves: dict[tuple[int, float], tuple[Tensor, Tensor]] = {}
     cells = [(units, rate) for units in HIDDEN for rate in RATES]
-    for units, rate in track(cells, "runs", disable=args.no_progress, console=Console(stderr=True)):
+    for units, rate in over(cells, "runs", not args.no_progress):
         runs = [residuals(*made_data(units, args.outputs, rate, seed)) for seed in range(args.trials)]
         plain, fitted = (
             torch.stack(column).clamp(min=1e-300).log().mean(0).exp() for column in zip(*runs, strict=True)

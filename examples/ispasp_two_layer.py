@@ -26,11 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_accel.progress import over
 from sparse_accel.prune import gram_obs, ispasp_select, refit
 from sparse_accel.report import format_table
 
@@ -63,8 +62,7 @@ def load(directory: Path) -> list[Tensor]:
 def train(model: nn.Sequential, images: Tensor, labels: Tensor, epochs: int, progress: bool) -> None:
     """Adam, cross entropy."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    bar = track(range(epochs), "training", disable=not progress, console=Console(stderr=True))
-    for epoch in bar:
+    for epoch in over(range(epochs), "training", progress):
         for batch in torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch)).split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(images[batch]), labels[batch]).backward()

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 import sparse_accel as sa
+from sparse_accel.progress import Meter, meter
 from sparse_accel.reference import glm as reference_glm
 
 matplotlib.use("Agg")
@@ -30,6 +29,7 @@ from matplotlib import pyplot as plt
 METHODS = {"SGD": 0.0, "SGDM": 0.9, "SPPA": 0.0, "SPPAM": 0.9}
 PROBLEMS = [("gaussian", 1), ("gaussian", 5), ("gaussian", 10), ("poisson", 1), ("poisson", 3), ("poisson", 5)]
 TITLES = {"gaussian": "linear", "poisson": "Poisson"}
+REAL_LRS = [10.0**k for k in range(-2, 4)]
 SIZE, BATCH, TARGET = 100, 10, 0.01
 
 
@@ -70,10 +70,9 @@ def iterations(family: str, condition: float, method: str, lr: float, seed: int,
     return limit
 
 
-def made(args: argparse.Namespace, bar: Progress) -> None:
+def made(args: argparse.Namespace, done: Meter) -> None:
     """The six problems, one panel each."""
     lrs = torch.logspace(-3, 3, args.lrs, dtype=torch.float64).tolist()
-    task = bar.add_task("made data", total=len(PROBLEMS) * len(METHODS) * len(lrs) * args.trials)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharex=True, sharey=True, constrained_layout=True)
     for (family, condition), axis in zip(PROBLEMS, axes.flat, strict=True):
         title = f"{TITLES[family]}, condition number {condition}"
@@ -84,7 +83,7 @@ def made(args: argparse.Namespace, bar: Progress) -> None:
                 trials = []
                 for seed in range(args.trials):
                     trials.append(iterations(family, condition, method, lr, seed, args.limit))
-                    bar.advance(task)
+                    done.advance()
                 counts.append(sorted(trials)[len(trials) // 2])
             axis.loglog(lrs, counts, marker="o", markersize=3, label=method)
             print(f"  {method:5s} " + " ".join("-" if count == args.limit else str(count) for count in counts))
@@ -144,14 +143,13 @@ def one_pass(rows: Tensor, targets: Tensor, lr: float, beta: float, family: str,
     return x, average / (len(order) - start)
 
 
-def real(args: argparse.Namespace, bar: Progress) -> None:
+def real(args: argparse.Namespace, done: Meter) -> None:
     """a9a (logistic) and wine quality (linear), one pass each."""
     train, labels = read_libsvm(args.data_dir / "a9a", 123)
     test, test_labels = read_libsvm(args.data_dir / "a9a.t", 123)
     wine, quality = read_wine(args.data_dir)
     held = len(wine) // 5
-    lrs = [10.0**k for k in range(-2, 4)]
-    task = bar.add_task("real data", total=4 * len(lrs))
+    lrs = REAL_LRS
 
     def accuracy(x: Tensor) -> float:
         return 100 * float(((test @ x > 0) == (test_labels > 0)).double().mean())
@@ -169,7 +167,7 @@ def real(args: argparse.Namespace, bar: Progress) -> None:
             for lr in lrs:
                 pairs.append(one_pass(train, labels, lr, beta, "binomial", method))
                 wines.append(error(one_pass(wine[held:], quality[held:], lr, beta, "gaussian", method)[1]))
-                bar.advance(task)
+                done.advance()
             name = f"{method}, momentum {beta:g}"
             means = [accuracy(pair[1]) for pair in pairs]
             print(f"{name}, lr " + " ".join(f"{lr:g}" for lr in lrs))
@@ -201,10 +199,11 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        with Progress(console=Console(stderr=True), disable=args.no_progress) as bar:
-            made(args, bar)
-            if args.data_dir is not None:
-                real(args, bar)
+        with meter(not args.no_progress, "made data", len(PROBLEMS) * len(METHODS) * args.lrs * args.trials) as done:
+            made(args, done)
+        if args.data_dir is not None:
+            with meter(not args.no_progress, "real data", 4 * len(REAL_LRS)) as done:
+                real(args, done)
     except FileNotFoundError as error:
         print(f"{error.filename}: missing", file=sys.stderr)
         return 2

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 import sparse_accel as sa
+from sparse_accel.progress import over
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -81,8 +80,7 @@ def main() -> int:
     axis = torch.linspace(-5, 5, args.cells, dtype=torch.float64)
     eigenvalues = torch.linspace(1 / CONDITION, 1, DIMENSION, dtype=torch.float64)
     maps = {}
-    bar = track(METHODS, "maps", disable=args.no_progress, console=Console(stderr=True))
-    for method in bar:
+    for method in over(METHODS, "maps", not args.no_progress):
         found = torch.cat([errors(method, row[None], axis, eigenvalues) for row in axis]) < 1
         maps[method] = found, law(method, axis, axis, eigenvalues)
         differ = int((found != maps[method][1]).sum())

@@ -4,7 +4,7 @@ from . import _compat
 
 _compat.check()
 
-from . import _build_info, callbacks, ops, prune, sparse_recovery, sppam
+from . import _build_info, callbacks, ops, progress, prune, sparse_recovery, sppam
 from ._info import BuildInfo, build_info
 from ._jit import load_jit
 from .acceleration.accelerate import AccelerateResult, accelerate, densify
@@ -20,6 +20,7 @@ from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .removal.files import CheckpointError
 from .removal.optimizer_checkpoint import load_optimizer
+from .report import Report
 
 __version__ = _build_info.version
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Penalty",
     "ProxAdamW",
     "ProxSGD",
+    "Report",
     "Rows",
     "SparsityReport",
     "UnsupportedModelError",
@@ -66,6 +68,7 @@ __all__ = [
     "max_strength",
     "ops",
     "param_groups",
+    "progress",
     "prune",
     "save",
     "sparse_recovery",

@@ -18,6 +18,7 @@ from sparse_accel.acceleration.report import AccelerateReport, LayerSpeed
 from sparse_accel.acceleration.timing import layer_times, times_in_turns
 from sparse_accel.channels.containers import output_leaves
 from sparse_accel.channels.runs import Examples, as_tensors, run_as_is
+from sparse_accel.progress import Show, check_progress, over
 from sparse_accel.wrappers import bare_model, copy_model
 
 # How far a sparse layer's output may be from the dense one's, of its largest: sums in another order, one rounding.
@@ -40,7 +41,13 @@ class AccelerateResult:
 
 @outside_inference_mode
 def accelerate(
-    model: Any, example_inputs: Any, min_gain: float = 1.1, *, int8: bool = False, budget_s: float = 0.2
+    model: Any,
+    example_inputs: Any,
+    min_gain: float = 1.1,
+    *,
+    int8: bool = False,
+    budget_s: float = 0.2,
+    progress: Show = None,
 ) -> AccelerateResult:
     """Store the kept weights of a sparse model alone where that makes it faster.
 
@@ -59,6 +66,7 @@ def accelerate(
         min_gain: at least 1: how many times faster a layer has to be.
         int8: store kept values in 8 bits with a scale for each row's 256 columns: smaller, and no longer exact.
         budget_s: seconds for each layer's timing.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is a layer.
 
     Returns:
         A new model and a report, which also names what stayed dense and why: shared or tied weights, hooks,
@@ -77,6 +85,7 @@ def accelerate(
         True
     """
     _check_numbers(min_gain, budget_s)
+    check_progress(progress)
     new = copy_model(bare_model(_model_of(model)))
     modes = {name: module.training for name, module in new.named_modules()}
     new.eval()
@@ -87,7 +96,7 @@ def accelerate(
     expected = as_tensors(output_leaves(record_inputs(new, found, examples)))
     layers: list[LayerSpeed] = []
     chosen: dict[str, SparseLayer] = {}
-    for candidate in found:
+    for candidate in over(found, "accelerate", progress, label=lambda candidate: candidate.name):
         if not candidate.counts:
             left[candidate.name] = "the example does not call it"
         elif None in candidate.counts:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from sparse_accel.report import format_table
+from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, change, share, sizes, written
+from sparse_accel.report.left import left_notes, left_tables
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class LayerSpeed:
 
 
 @dataclass(frozen=True)
-class AccelerateReport:
-    """Dense against sparse layers.
+class AccelerateReport(Report):
+    """Dense against sparse layers; a table when printed.
 
     Attributes:
         layers: every layer that was timed.
@@ -63,41 +63,54 @@ class AccelerateReport:
     max_abs_diff: float
     notes: list[str]
 
-    def to_plain(self) -> dict[str, Any]:
-        """Everything as JSON-able data."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        rows: list[list[Any]] = [
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        columns = [
+            Column("layer", "layer"),
+            Column("kind", "kind", left=True),
+            Column("shape", "shape", sizes),
+            Column("inputs", "inputs"),
+            Column("zeros", "zeros", share),
+            Column("chosen", "chosen", left=True),
+            Column("us_dense", "µs dense", written(".0f"), unit="µs"),
+            Column("us_now", "µs now", written(".0f"), unit="µs"),
+            Column("gain", "gain", lambda gain: f"{gain:.2f}×"),
+            Column("bytes", "bytes", change, unit="B", parts=("dense", "now")),
+        ]
+        rows = [
             [
-                layer.name or "model",
-                layer.kind,
-                "×".join(map(str, layer.shape)),
-                layer.inputs,
-                f"{100 * layer.sparsity:.1f} %",
-                layer.chosen,
-                f"{layer.us['dense']:.0f}",
-                f"{layer.us[layer.chosen]:.0f}",
-                f"{layer.gain:.2f}×",
-                f"{layer.bytes[0]:,} → {layer.bytes[1]:,}",
+                *(at.name or "model", at.kind, at.shape, at.inputs, at.sparsity),
+                *(at.chosen, at.us["dense"], at.us[at.chosen], at.gain, at.bytes),
             ]
-            for layer in self.layers
+            for at in self.layers
         ]
         before, now = (sum(layer.bytes[i] for layer in self.layers) for i in (0, 1))
-        rows += [[None], ["total", "", "", "", "", "", "", "", "", f"{before:,} → {now:,}"]]
-        headers = ["layer", "kind", "shape", "inputs", "zeros", "chosen", "µs dense", "µs now", "gain", "bytes"]
-        lines = [format_table(headers, rows)]
         ratio = self.latency_ms[0] / self.latency_ms[1] if self.latency_ms[1] else 1.0
-        lines.append(
-            f"latency of the example: {self.latency_ms[0]:.3g} ms → {self.latency_ms[1]:.3g} ms ({ratio:.2f}×); "
-            f"a layer had to gain {self.min_gain:g}×"
-        )
-        lines.append(f"largest output difference: {self.max_abs_diff:.3g}")
-        lines += [f"{layer.name or 'model'}: {layer.note}" for layer in self.layers if layer.note]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.left.items():
-            reasons.setdefault(reason, []).append(name or "model")
-        for reason, names in reasons.items():
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            lines.append(f"left dense: {', '.join(names[:8])}{more}: {reason}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        latency = f"{self.latency_ms[0]:.3g} ms → {self.latency_ms[1]:.3g} ms"
+        facts = [
+            Fact("latency of the example", latency, f"{ratio:.2f}×"),
+            Fact("", f"a layer had to gain {self.min_gain:g}×", joined=True),
+            Fact("largest output difference", f"{self.max_abs_diff:.3g}"),
+            Fact("bytes of these weights", change((before, now)), plain=""),
+        ]
+        notes = [Note(layer.note, layer.name or "model") for layer in self.layers if layer.note]
+        notes += [*left_notes(self.left), *map(Note, self.notes)]
+        total = ("total", *[None] * 8, (before, now))
+        tables = [Table(columns, rows, total), *left_tables(self.left)]
+        return Contents("Accelerated model", facts, tables, self._charts(), notes=notes)
+
+    def _charts(self) -> list[Bars]:
+        """Milliseconds of the whole, microseconds and bytes of each layer, dense and now."""
+        names = [layer.name or "model" for layer in self.layers]
+        us = {
+            "dense": [layer.us["dense"] for layer in self.layers],
+            "now": [layer.us[layer.chosen] for layer in self.layers],
+        }
+        told = [f"{layer.us['dense']:.0f} → {layer.us[layer.chosen]:.0f}, {layer.chosen}" for layer in self.layers]
+        kept = [100 * now / dense if dense else 0.0 for dense, now in (layer.bytes for layer in self.layers)]
+        texts = [change(layer.bytes) for layer in self.layers]
+        return [
+            Bars("Latency per layer", names, us, told, unit="µs"),
+            Bars("Bytes of the weight", names, {"now": kept}, texts, whole=max(100.0, *kept, 0.0), unit="% of dense"),
+            Bars("Latency of the example", ["dense", "now"], {"time": list(self.latency_ms)}, unit="ms"),
+        ]

@@ -1,7 +1,7 @@
 """Progress of the zeros, and checkpoints that have them, in plain loops, transformers' Trainer and Lightning.
 
 ``SparsityHistory`` needs nothing else; ``TrainerCallback`` imports transformers and ``LightningCallback`` Lightning on
-first use. Imports: :mod:`~sparse_accel.diagnostics`.
+first use. Imports: :mod:`~sparse_accel.diagnostics`, :mod:`~sparse_accel.report`.
 """
 
 from typing import Any

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from sparse_accel.diagnostics import sparsity
+from sparse_accel.report import Column, Contents, Fact, Lines, Note, Report, Table, number, share, written
 
 
 def inner_optimizer(optimizer: Any) -> Any:
@@ -25,8 +26,10 @@ def set_mode(optimizer: Any, mode: str) -> None:
         method()
 
 
-class SparsityHistory:
+class SparsityHistory(Report):
     """A table of the zero groups over a training run, measured at the proximal iterate.
+
+    It is a :class:`sparse_accel.Report`: ``print(history)``, ``history.plot("zeros.png")``, ``history.html(...)``.
 
     Args:
         model: that is trained, or a wrapper that has it inside.
@@ -98,6 +101,44 @@ class SparsityHistory:
                     self.writer.add_scalar(f"sparsity/{name}", row[name], row["step"])
         return row
 
+    def to_plain(self) -> dict[str, Any]:
+        """The rows, as JSON-able data; values that are none, such as tensors, as text."""
+        plain = (bool, int, float, str, type(None))
+        return {"rows": [{k: v if isinstance(v, plain) else str(v) for k, v in row.items()} for row in self.rows]}
+
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        more = list(dict.fromkeys(name for row in self.rows for name in row if name not in _COLUMNS))
+        known = [name for name in _COLUMNS if not self.rows or any(row.get(name) is not None for row in self.rows)]
+        names = [*known, *more]
+        columns = [_COLUMNS.get(name, Column(name, name)) for name in names]
+        table = Table(columns, [[row.get(name) for name in names] for row in self.rows])
+        last = self.rows[-1] if self.rows else {}
+        facts = [
+            Fact(f"{what} in the end", share(last[key]), plain="")
+            for key, what in (("group_sparsity", "zero groups"), ("weighted_group_sparsity", "weights in zero groups"))
+            if key in last
+        ]
+        shares = {
+            "zero groups": self._curve("group_sparsity", 100.0),
+            "weights in zero groups": self._curve("weighted_group_sparsity", 100.0),
+        }
+        charts = [Lines("Zeros while training", "step", shares, unit="%", low=0.0, high=100.0)]
+        curves = {name: self._curve(name) for name in ("strength", *more)}
+        varied = {name: points for name, points in curves.items() if len({y for _, y in points}) > 1}
+        charts += [Lines(name, "step", {name: points}) for name, points in varied.items()]
+        notes = [] if self.rows else [Note("nothing has been recorded")]
+        return Contents("Sparsity while training", facts, [table], charts, notes=notes)
+
+    def _curve(self, name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+        """What was recorded under a name, where it is a number."""
+        values = ((row["step"], row.get(name)) for row in self.rows)
+        return [
+            (float(step), scale * float(value))
+            for step, value in values
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         """The rows, for a checkpoint."""
         return {"rows": [dict(row) for row in self.rows]}
@@ -105,3 +146,17 @@ class SparsityHistory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the rows of a checkpoint."""
         self.rows = [dict(row) for row in state["rows"]]
+
+
+_COLUMNS = {
+    column.key: column
+    for column in (
+        Column("step", "step", number),
+        Column("groups", "groups"),
+        Column("zero_groups", "zero groups"),
+        Column("group_sparsity", "of groups", share),
+        Column("weighted_group_sparsity", "of weights", share),
+        Column("strength", "strength", written(".4g")),
+        Column("target", "target", share),
+    )
+}

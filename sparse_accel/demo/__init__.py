@@ -22,12 +22,13 @@ from sparse_accel.groups import param_groups
 from sparse_accel.optim import RMDA
 from sparse_accel.optim.lr_scheduler import MultiStageLR
 from sparse_accel.penalties import GroupLasso
+from sparse_accel.progress import Show
 from sparse_accel.removal.checkpoint import load, save
 from sparse_accel.removal.compact import compact
 
 from .digits import DigitsNet, load_digits
 from .progress import Advance, progress_bar
-from .summary import Targets, measure, plot, table
+from .summary import DemoReport, Targets, measure, plot, table
 from .training import Epoch, Images, fit, outputs, refresh_batch_norm, stage_ends
 
 __all__ = ["DemoResult", "run"]
@@ -47,7 +48,7 @@ class DemoResult:
     Attributes:
         figures: everything that is written to ``demo.json``.
         missed: one sentence for each target that was missed.
-        files: what was written, by kind: ``"figures"``, ``"plot"``, ``"checkpoint"``.
+        files: what was written, by kind: ``"figures"``, ``"plot"``, ``"page"``, ``"checkpoint"``.
     """
 
     figures: dict[str, Any]
@@ -60,20 +61,20 @@ class DemoResult:
         return 1 if self.missed else 0
 
 
-def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0, progress: bool = True) -> DemoResult:
-    """Run the demo, print its table, and write a plot, the figures and the compact model's checkpoint.
+def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0, progress: Show = True) -> DemoResult:
+    """Run the demo, print its table, and write a plot, a page, the figures and the compact model's checkpoint.
 
     Args:
         out_dir: created if need be.
         epochs: of each of the two trainings; RMDA's four stages share them.
         seed: of initial weights and shuffling.
-        progress: show a progress bar.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is an epoch.
 
     Returns:
         The figures; ``.status`` is 1 where the compact model missed a target.
 
     Raises:
-        ModuleNotFoundError: scikit-learn, matplotlib or rich is missing (``pip install 'sparse-accel[demo]'``).
+        ImportError: scikit-learn or matplotlib is missing (``pip install 'sparse-accel[demo]'``).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors this small gain nothing from more, and results depend on their number
@@ -83,7 +84,7 @@ def run(out_dir: Path | str = "out/demo", *, epochs: int = EPOCHS, seed: int = 0
         torch.set_num_threads(threads)
 
 
-def _run(out_dir: Path, epochs: int, seed: int, progress: bool) -> DemoResult:
+def _run(out_dir: Path, epochs: int, seed: int, progress: Show) -> DemoResult:
     images = load_digits()
     with progress_bar(2 * epochs, progress) as advance:
         dense, dense_history = train_dense(images, epochs, seed, advance)
@@ -116,19 +117,23 @@ def _run(out_dir: Path, epochs: int, seed: int, progress: bool) -> DemoResult:
         },
     }
     histories = {"dense, SGD": dense_history, "RMDA + group lasso": sparse_history}
+    title = "scikit-learn digits: dense training against RMDA with group lasso"
+    difference = {"RMDA, compact": small.max_abs_diff}
+    report = DemoReport(title, measured, difference, histories, small.report, stage_ends(epochs, STAGES), missed)
     files = {
         "plot": plot(
             out_dir / "demo.png",
             histories,
             small.report,
             milestones=stage_ends(epochs, STAGES),
-            title="scikit-learn digits: dense training against RMDA with group lasso",
+            title=title,
         ),
+        "page": report.html(out_dir / "demo.html"),
         "figures": out_dir / "demo.json",
         "checkpoint": checkpoint,
     }
     files["figures"].write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    lines = [table(measured, {"RMDA, compact": small.max_abs_diff}), ""]
+    lines = [table(measured, difference), ""]
     lines += [f"{kind + ':':<12}{path}" for kind, path in files.items()]
     lines += [f"TARGET MISSED: {sentence}" for sentence in missed]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -11,7 +11,18 @@ import torch
 from torch import nn
 
 from sparse_accel.diagnostics.sparsity import sparsity
-from sparse_accel.report import CompactReport, count_macs, format_table, plot_training
+from sparse_accel.report import (
+    Column,
+    CompactReport,
+    Contents,
+    Note,
+    Report,
+    Table,
+    count_macs,
+    format_table,
+    plot_training,
+)
+from sparse_accel.report.training import training_curves
 
 from .training import Epoch, Images, accuracy, latencies_ms
 
@@ -81,10 +92,12 @@ def measure(
     return figures
 
 
-def table(figures: Mapping[str, ModelFigures], max_abs_diff: Mapping[str, float], *, batch: int = 256) -> str:
+def rows(
+    figures: Mapping[str, ModelFigures], max_abs_diff: Mapping[str, float], *, batch: int = 256
+) -> list[list[Any]]:
     """The models side by side; ``max_abs_diff`` of compact ones against the model they were made from."""
     models = list(figures.values())
-    rows: list[list[Any]] = [
+    return [
         ["accuracy", *(f"{100 * m.accuracy:.2f} %" for m in models)],
         ["groups (input channels)", *(m.groups for m in models)],
         ["zero groups", *(f"{100 * m.group_sparsity:.1f} %" for m in models)],
@@ -94,12 +107,56 @@ def table(figures: Mapping[str, ModelFigures], max_abs_diff: Mapping[str, float]
         [f"latency, batch of {batch} ²", *(f"{m.latency_ms:.2f} ms" for m in models)],
         ["largest output difference", *(f"{max_abs_diff[k]:.1e}" if k in max_abs_diff else "" for k in figures)],
     ]
-    threads = torch.get_num_threads()
-    notes = (
-        "¹ multiply-accumulates: FLOPs of torch.utils.flop_counter / 2   "
-        f"² median, models taking turns, CPU threads: {threads}"
+
+
+def footnotes() -> tuple[str, str]:
+    """Of the table."""
+    return (
+        "¹ multiply-accumulates: FLOPs of torch.utils.flop_counter / 2",
+        f"² median, models taking turns, CPU threads: {torch.get_num_threads()}",
     )
-    return "\n".join([format_table(["", *figures], rows), notes])
+
+
+def table(figures: Mapping[str, ModelFigures], max_abs_diff: Mapping[str, float], *, batch: int = 256) -> str:
+    """:func:`rows` as plain text."""
+    return "\n".join([format_table(["", *figures], rows(figures, max_abs_diff, batch=batch)), "   ".join(footnotes())])
+
+
+@dataclass(frozen=True)
+class DemoReport(Report):
+    """The demo as a report.
+
+    Attributes:
+        title: of it.
+        figures: of each model, by its label.
+        max_abs_diff: of compact models against those that they were made from.
+        histories: of the trainings, by label.
+        compact: what was removed.
+        milestones: epochs after which a stage ended.
+        missed: a sentence for each target that was missed.
+    """
+
+    title: str
+    figures: Mapping[str, ModelFigures]
+    max_abs_diff: Mapping[str, float]
+    histories: Mapping[str, Sequence[Epoch]]
+    compact: CompactReport
+    milestones: Sequence[int] = ()
+    missed: Sequence[str] = ()
+
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        columns = [Column("figure", ""), *(Column(label, label) for label in self.figures)]
+        plain = {label: [epoch._asdict() for epoch in epochs] for label, epochs in self.histories.items()}
+        notes = [Note(sentence, "target missed", warning=True) for sentence in self.missed]
+        notes += [Note(text, "") for text in footnotes()]
+        return Contents(
+            self.title,
+            tables=[Table(columns, rows(self.figures, self.max_abs_diff))],
+            charts=training_curves(plain, self.milestones),
+            parts=[self.compact.contents()],
+            notes=notes,
+        )
 
 
 def plot(

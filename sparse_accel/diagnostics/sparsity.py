@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_accel.groups import Grouping, group_layout, named_groupings
-from sparse_accel.report import format_table, percent
+from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, percent, share, sizes
 from sparse_accel.sharding import all_sums, local_part, shard_dims, shard_groups
 
 
@@ -27,18 +27,27 @@ class TensorSparsity:
     in_zero_groups: int
     zeros: int
 
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Zero groups of the groups, elements in zero groups of the elements, zero elements of the elements."""
+        numel = max(1, self.numel)
+        return self.zero_groups / max(1, self.groups), self.in_zero_groups / numel, self.zeros / numel
+
 
 @dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(Report):
     """Zero groups of a model; a table when printed.
 
     Attributes:
         by: the grouping.
         layers: one row per weight, a tied weight once.
+        left: elements of the other parameters of two or more dimensions (embeddings, stacks that nobody described,
+            parametrized weights), by name: they count nowhere.
     """
 
     by: str
     layers: list[TensorSparsity]
+    left: dict[str, int] = field(default_factory=dict)
 
     def _sum(self, key: str) -> int:
         return sum(getattr(layer, key) for layer in self.layers)
@@ -78,35 +87,49 @@ class SparsityReport:
             "weighted_group_sparsity": self.weighted_group_sparsity,
             "sparsity": self.sparsity,
             "layers": [asdict(layer) for layer in self.layers],
+            "left": dict(self.left),
         }
 
-    def __str__(self) -> str:
-        rows: list[list[Any]] = [
-            [
-                layer.name,
-                "×".join(map(str, layer.shape)),
-                layer.groups,
-                layer.zero_groups,
-                percent(layer.zero_groups, layer.groups),
-                percent(layer.in_zero_groups, layer.numel),
-                percent(layer.zeros, layer.numel),
-            ]
-            for layer in self.layers
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        columns = [
+            Column("weight", "weight"),
+            Column("shape", "shape", sizes),
+            Column("groups", "groups"),
+            Column("zero_groups", "zero groups"),
+            Column("of_groups", "of groups", share),
+            Column("of_weights", "of weights", share),
+            Column("zero_weights", "zero weights", share),
         ]
-        rows += [
-            [None],
-            [
-                "total",
-                "",
-                self.groups,
-                self.zero_groups,
-                percent(self.group_sparsity, 1),
-                percent(self.weighted_group_sparsity, 1),
-                percent(self.sparsity, 1),
-            ],
+        rows = [(layer.name, layer.shape, layer.groups, layer.zero_groups, *layer.shares) for layer in self.layers]
+        shares = (self.group_sparsity, self.weighted_group_sparsity, self.sparsity)
+        table = Table(columns, rows, ("total", None, self.groups, self.zero_groups, *shares), f"groups by {self.by}")
+        facts = [
+            Fact("zero groups", share(shares[0]), f"{self.zero_groups:,} of {self.groups:,}", plain=""),
+            Fact("weights in zero groups", share(shares[1]), plain=""),
+            Fact("zero weights", share(shares[2]), f"of {self._sum('numel'):,}", plain=""),
         ]
-        headers = ["weight", "shape", "groups", "zero groups", "of groups", "of weights", "zero weights"]
-        return format_table(headers, rows, title=f"groups by {self.by}")
+        bars = Bars(
+            "Zeros per weight",
+            [layer.name for layer in self.layers],
+            {
+                "zero groups": [100 * layer.shares[0] for layer in self.layers],
+                "zero weights": [100 * layer.shares[2] for layer in self.layers],
+            },
+            [f"{share(layer.shares[0])}, {share(layer.shares[2])}" for layer in self.layers],
+            whole=100.0,
+            unit="%",
+        )
+        return Contents("Sparsity", facts, [table], [bars], notes=self._notes())
+
+    def _notes(self) -> list[Note]:
+        if not self.left:
+            return []
+        names, count = list(self.left), sum(self.left.values())
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        whole = count + self._sum("numel")
+        what = f"{percent(count, whole)} of the weights of two or more dimensions, which are not counted"
+        return [Note(f"{', '.join(names[:8])}{more}: {what}", "left out")]
 
 
 def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | None] | None = None) -> SparsityReport:
@@ -134,14 +157,13 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
     """
     Grouping(by).check()
     with torch.no_grad():
-        return SparsityReport(
-            by,
-            [
-                tensor_sparsity(name, parameter, grouping)
-                for name, parameter, grouping in named_groupings(model, by, stacked)
-                if grouping is not None
-            ],
-        )
+        layers, left = [], {}
+        for name, parameter, grouping in named_groupings(model, by, stacked):
+            if grouping is not None:
+                layers.append(tensor_sparsity(name, parameter, grouping))
+            elif parameter.dim() >= 2:
+                left[name] = parameter.numel()
+        return SparsityReport(by, layers, left)
 
 
 def tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:

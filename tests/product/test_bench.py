@@ -34,7 +34,9 @@ def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(timer, "last_cache_bytes", lambda device: 1 << 16)
     file = tmp_path / "new" / "rows.json"
-    assert bench.main(["--workloads", "tiny", "--seconds", "0.001", "--json", str(file)]) == 0
+    page = tmp_path / "page.html"
+    assert bench.main(["--workloads", "tiny", "--seconds", "0.001", "--json", str(file), "--html", str(page)]) == 0
+    assert "RMDA by input" in page.read_text()
     output = capsys.readouterr().out
     for word in ("GB/s", "% of copy", "time / twin", "RMDA by input", "AdamW(fused=True)"):
         assert word in output
@@ -46,6 +48,25 @@ def test_all_benches_write_their_rows(tmp_path, capsys, monkeypatch):
         assert row["time_over_peer"] > 0
         assert row["bench"] == "glm" or row["time_over_twin"] > 0  # whose twin is too slow for most sizes
     assert written["machine"]["torch"] == torch.__version__
+
+
+def test_results_are_reports(tmp_path, capsys):
+    from bench import report
+
+    files = sorted((ROOT / "bench" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        content = json.loads(file.read_text())
+        read = report.BenchReport.read(file)
+        assert read.to_plain() == content
+        assert sum(len(table.rows) for table in read.contents().tables) == len(content["rows"])
+    assert report.main([str(files[-1])]) == 0
+    assert "note: Cold caches" in capsys.readouterr().out
+    assert report.main([str(files[-1]), "--html", str(tmp_path / "new" / "page.html")]) == 0
+    assert "<svg" in (tmp_path / "new" / "page.html").read_text()
+    (tmp_path / "x.json").write_text("[]")
+    assert report.main([str(tmp_path / "x.json")]) == 2
+    assert "expected an object with machine and rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

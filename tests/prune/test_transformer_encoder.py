@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import sparse_accel as sa
-from sparse_accel import report
 from sparse_accel._modes import layer_by_layer
+from sparse_accel.report import compact as comparison
 
 GENERATOR = torch.Generator().manual_seed(3)
 TOKENS = torch.randn(4, 6, 8, generator=GENERATOR)
@@ -111,7 +111,7 @@ def test_compact_ispasp_and_curvature_iht(name: str, example: str) -> None:
 
 
 def test_no_nested_tensor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "latencies_ms", lambda *_: [1.0, 1.0])  # measured as fast as the caller's runs are
+    monkeypatch.setattr(comparison, "latencies_ms", lambda *_: [1.0, 1.0])  # measured as fast as the caller's runs are
     model, seen = _randomized(Encoder()), []
 
     def watch(_module: nn.Module, args: Any, output: Any) -> None:

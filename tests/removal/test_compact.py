@@ -182,7 +182,7 @@ def test_report_survives_a_failing_counter(monkeypatch: pytest.MonkeyPatch, capl
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no counting today")
 
-    monkeypatch.setattr("sparse_accel.report.FlopCounterMode.__enter__", fail)
+    monkeypatch.setattr("sparse_accel.report.costs.FlopCounterMode.__enter__", fail)
     report = compact(randomize(Mlp()), torch.randn(2, 6)).report
     assert report.macs == (0, 0)
     assert "no counting today" in caplog.text

@@ -16,9 +16,9 @@ from zoo_own import OWN
 from zoo_transformers import TRANSFORMERS
 
 import sparse_accel as sa
-from sparse_accel import report
 from sparse_accel.channels.call import run_model
 from sparse_accel.channels.containers import output_tensors
+from sparse_accel.report import compact as comparison
 
 ZOO = {**OWN, **TRANSFORMERS}
 # Models none of whose widths can go, with the words that say why.
@@ -61,7 +61,7 @@ def assert_reloads(result: Any, fresh: nn.Module, batches: list[Any], folder: Pa
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies are not what this is about: one round."""
-    monkeypatch.setattr(report, "latencies_ms", partial(report.latencies_ms, budget_s=0.0))
+    monkeypatch.setattr(comparison, "latencies_ms", partial(comparison.latencies_ms, budget_s=0.0))
 
 
 @pytest.fixture(params=sorted(ZOO))

@@ -16,6 +16,7 @@ from sparse_accel.calibration.data import all_reduce_, eval_mode, to_device
 from sparse_accel.calibration.padding import Padding
 from sparse_accel.calibration.ranks import broadcast_, fewest, together
 from sparse_accel.channels.call import run_model
+from sparse_accel.progress import Meter, meter, of_steps
 from sparse_accel.prune.refinement.masters import Masters, seeded
 from sparse_accel.prune.refinement.options import RefineOptions, RefineReport
 from sparse_accel.prune.refinement.samples import Samples
@@ -74,12 +75,20 @@ class Distillation:
         self.live = False  # whether the BatchNorms take each mini-batch's own statistics
         self.scales: dict[Key, float] = {}
         self.notes: list[str] = []
+        self.meter: Meter | None = None
 
     def run(self) -> RefineReport:
         """Fit; the model then has the weights with the least held-out error, those it came with among them."""
         start = time.perf_counter()
         options = self.options
-        with seeded(options.seed, self.device), self._in_eval(), self.masters.training(), self._or_as_before():
+        show = meter(of_steps(options.progress), "refine", self.steps, begin=False)
+        with (
+            show as self.meter,
+            seeded(options.seed, self.device),
+            self._in_eval(),
+            self.masters.training(),
+            self._or_as_before(),
+        ):
             self._measure()
             errors = {0: self.error()}
             self._tell(0, errors[0])
@@ -126,6 +135,8 @@ class Distillation:
                 self.notes.append(f"ended at step {step}: a gradient is not finite")
                 break
             done = step
+            if self.meter is not None:
+                self.meter.move(step)
             if step in marks:
                 if self.live:
                     self._average_norms()
@@ -209,8 +220,8 @@ class Distillation:
 
     def _tell(self, step: int, error: float) -> None:
         logger.info("refine: step %d of %d: held-out error %.4g", step, self.steps, error)
-        if self.options.progress is not None:
-            self.options.progress(step, self.steps, error)
+        if self.meter is not None:
+            self.meter.at(step, "", error)
 
     def _tensors(self) -> list[Tensor]:
         """What a run changes: parameters and statistics."""

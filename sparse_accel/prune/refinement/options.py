@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from sparse_accel.progress import Show, check_progress
 from sparse_accel.removal.fields import Field
+from sparse_accel.report import Column, Contents, Fact, Lines, Note, Report, Table, number, written
 
 NORMS = ("auto", "held", "reestimated")
 LARGEST = 1e30  # step size: beyond it steps leave the range of float32
@@ -23,7 +25,7 @@ class RefineOptions:
     windows: Sequence[str] | None = None
     norms: str = "auto"
     augment: Callable[[Any], Any] | None = None
-    progress: Callable[[int, int, float], None] | None = None
+    progress: Show | Callable[[int, int, float], Any] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,11 +42,23 @@ class RefineOptions:
             raise TypeError(f"windows: expected a list of patterns, got {self.windows!r}")
         if self.windows is not None and not all(isinstance(pattern, str) for pattern in self.windows):
             raise TypeError(f"windows: expected a list of patterns, got {self.windows!r}")
-        for name, function in (("augment", self.augment), ("progress", self.progress)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name}: expected a function or None, got {type(function).__name__}")
+        if self.augment is not None and not callable(self.augment):
+            raise TypeError(f"augment: expected a function or None, got {type(self.augment).__name__}")
+        check_progress(self.progress)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed: expected a whole number from 0 to 2³² − 1, got {self.seed!r}")
+
+    def shown_by(self, progress: Show) -> RefineOptions:
+        """With the ``progress`` of the call that refines, where these settings have none of their own.
+
+        Example:
+            >>> RefineOptions().shown_by(False).progress, RefineOptions(progress=True).shown_by(False).progress
+            (False, True)
+        """
+        if progress is None or self.progress is not None:
+            return self
+        # Behind a function of one argument it is not taken for one of the older form.
+        return replace(self, progress=(lambda at: progress(at)) if callable(progress) else progress)
 
     @classmethod
     def of(cls, refine: Any) -> RefineOptions | None:
@@ -73,8 +87,8 @@ class RefineOptions:
             raise type(error)(f"refine: {error}") from error
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON-able data, functions by name: what tells one run from another."""
-        functions = {name: getattr(self, name) for name in ("augment", "progress")}
+        """As JSON-able data, functions by name: what tells one run from another (whether it has a bar does not)."""
+        functions = {"augment": self.augment, "progress": self.progress if callable(self.progress) else None}
         named = {name: None if f is None else getattr(f, "__qualname__", repr(f)) for name, f in functions.items()}
         windows = None if self.windows is None else list(self.windows)
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -82,7 +96,7 @@ class RefineOptions:
 
 
 @dataclass(frozen=True)
-class RefineReport:
+class RefineReport(Report):
     """What a refinement did; lines of text when printed.
 
     Attributes:
@@ -153,12 +167,24 @@ class RefineReport:
             field["kind"].text(),
         )
 
-    def __str__(self) -> str:
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
         before, after = self.error
-        lines = [
-            f"refinement ({self.kind}): held-out error of the outputs {before:.4g} → {after:.4g}, "
-            f"after {self.best} of {self.steps} steps, {self.seconds:.1f} s",
-            f"held out: {self.held_out}; fitted: the outputs and {len(self.windows)} windows"
-            + (f"; BatchNorm statistics {self.norms}" if self.norms else ""),
+        error = f"{before:.4g} → {after:.4g}"
+        taken = f"after {self.best} of {self.steps} steps, {self.seconds:.1f} s"
+        norms = f"; BatchNorm statistics {self.norms}" if self.norms else ""
+        plain = f"refinement ({self.kind}): held-out error of the outputs {error}, {taken}"
+        facts = [
+            Fact("held-out error of the outputs", error, taken, self.kind, plain=plain),
+            Fact("", f"held out: {self.held_out}; fitted: the outputs and {len(self.windows)} windows{norms}"),
         ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        looks = Table(
+            [Column("step", "step", number), Column("error", "held-out error", written(".4g"))],
+            list(self.errors.items()),
+            title="Held-out error by step",
+            detail=True,
+        )
+        marks = [self.best] if len(self.errors) > 1 else []
+        curve = Lines("Held-out error", "step", {"error": sorted(self.errors.items())}, marks=marks, low=0.0)
+        notes = [Note(note) for note in self.notes]
+        return Contents("Refinement", facts, [looks], [curve], notes=notes)

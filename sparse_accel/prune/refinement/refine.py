@@ -17,6 +17,7 @@ from sparse_accel.calibration.observations import Observations
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.ranks import together
 from sparse_accel.channels.call import run_model
+from sparse_accel.progress import Show
 from sparse_accel.prune.refinement.fit import Distillation
 from sparse_accel.prune.refinement.masters import Masters
 from sparse_accel.prune.refinement.options import RefineOptions, RefineReport
@@ -55,7 +56,7 @@ def refine(
     windows: Sequence[str] | None = None,
     norms: str = "auto",
     augment: Callable[[Any], Any] | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Show | Callable[[int, int, float], Any] = None,
     seed: int = 0,
     padding: Keys = DEFAULT,
     batch_first: bool | None = None,
@@ -92,7 +93,8 @@ def refine(
             as ``"auto"``, but never trained with statistics held unless mini-batches are smaller.
         augment: takes a batch (on the device), returns another one that both models are run on: flips, crops. Torch's,
             NumPy's and Python's global random numbers are seeded around it.
-        progress: called as ``progress(step, steps, held_out_error)`` at the start and at every look at the error.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`; it is called at the start and at every
+            look at the error, a function that takes three arguments as ``progress(step, steps, held_out_error)``.
         seed: of the order of the samples. The same seed gives the same bits on one machine, whatever the global
             generators' states.
         padding, batch_first: as for :class:`~sparse_accel.prune.CurvatureIHT`: positions of padding do not count.

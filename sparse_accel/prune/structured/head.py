@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.columns import column_count
+from sparse_accel.calibration.columns import column_count, is_convolution
 from sparse_accel.calibration.replay.engine import Engine
-from sparse_accel.channels.widths import Consumer
+from sparse_accel.channels.widths import Consumer, Width
 from sparse_accel.prune.structured.feed import Feed
 from sparse_accel.prune.structured.layer import Layer, Settings
 from sparse_accel.prune.structured.sites import Site
@@ -32,6 +32,14 @@ def find_head(sites: Mapping[str, Site]) -> str | None:
     """The linear map whose result is an output of the model, if there is exactly one."""
     heads = [name for name, site in sites.items() if site.output and not site.residual and site.norm is None]
     return heads[0] if len(heads) == 1 else None
+
+
+def wants_refit(asked: bool | None, settings: Settings, widths: Sequence[Width], work: nn.Module) -> bool:
+    """Whether the classifier is to be refit: as asked, or with ``refit="auto"`` after a convolution."""
+    if asked is not None:
+        return asked
+    modules = [work.get_submodule(consumer.module) for width in widths for consumer in width.consumers]
+    return settings.refit == "auto" and any(is_convolution(module) for module in modules)
 
 
 def refit_classifier(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.batches import Batches
-from sparse_accel.calibration.columns import is_convolution
 from sparse_accel.calibration.data import Calibration, check_bytes
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.replay.engine import Engine
@@ -19,16 +18,19 @@ from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.widths import Width, grouped
+from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.prune.refinement.options import RefineOptions
 from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
-from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier
+from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier, wants_refit
 from sparse_accel.prune.structured.kinds.norms import prunable
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks, refine_result
 from sparse_accel.prune.structured.request import (
     Request,
     as_patterns,
+    check_budget,
+    check_least,
     check_multiple,
     check_one_of,
     check_share,
@@ -126,6 +128,8 @@ class ISpaSP:
         refine: fit the smaller model to the dense one by gradients, without labels: ``"auto"``, or a dict of settings,
             such as ``steps``, of :func:`sparse_accel.prune.refine`. None: the least squares above alone.
         seed: of ``"random"``.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is a width, its error the one
+            after the refit.
 
     Raises:
         ValueError: an argument is not one of those allowed, or a pattern matches nothing.
@@ -177,20 +181,16 @@ class ISpaSP:
         tolerance: float | None = None,
         refine: Any = None,
         seed: int = 0,
+        progress: Show = None,
     ) -> None:
         check_one_of("method", method, METHODS)
         check_one_of("refit", refit, REFITS)
         check_one_of("scope", scope, ("inner", "all"))
         check_share("keep", keep)
         check_multiple("round_to", round_to)
-        if budget is not None and (len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "latency_ms")):
-            raise ValueError(f"budget: expected one of flops, params and latency_ms, got {dict(budget)}")
-        if budget is not None and "latency_ms" not in budget:
-            check_share("budget: " + next(iter(budget)), next(iter(budget.values())))
-        if iterations < 1:
-            raise ValueError(f"iterations: expected at least 1, got {iterations}")
-        if relu_iterations is not None and relu_iterations < 0:
-            raise ValueError(f"relu_iterations: expected at least 0, got {relu_iterations}")
+        check_budget(budget)
+        check_least("iterations", iterations, 1)
+        check_least("relu_iterations", relu_iterations, 0)
         self.model = bare_model(model, UnsupportedModelError)
         self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(self.model)
         self.budget = None if budget is None else dict(budget)
@@ -202,6 +202,8 @@ class ISpaSP:
         check_tolerance("tolerance", tolerance)
         self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
         self.mask, self.batch_first = mask, batch_first
+        check_progress(progress)
+        self.progress = progress
         self.refine = RefineOptions.of(refine)
         Padding(mask, batch_first, "mask")  # refuses what is none
         self.settings = Settings(
@@ -251,16 +253,20 @@ class ISpaSP:
         widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = largest_state(widths, work, sites, self.settings, self.max_memory)
-        head = find_head(sites) if self._wants_head(widths, work) else None
+        head = find_head(sites) if wants_refit(self.refit_head, self.settings, widths, work) else None
         kept: dict[str, Tensor] = {}
         gone: dict[str, Tensor] = {}
         changes: list[WidthChange] = []
-        with Engine(dense, work, data, findings.order, self.activation_memory) as engine:
+        with (
+            meter(self.progress, "ISpaSP", len(widths) + (head is not None)) as done,
+            Engine(dense, work, data, findings.order, self.activation_memory) as engine,
+        ):
             keeps = self._keeps(widths, engine, sites)
             steps = [*map(watched, widths), [] if head is None else [head]]
             engine.plan(steps)
             for number, width in enumerate(widths):
                 if keeps[width.name] == width.units and not kept:
+                    done.advance(width.name)
                     continue
                 engine.advance(steps[number:])
                 kept[width.name], change = self._prune(
@@ -268,6 +274,7 @@ class ISpaSP:
                 )
                 changes.append(change)
                 notes += [change.note] if change.note else []
+                done.advance(width.name, change.error and change.error[1])
                 if self.fine_tune is not None:
                     fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept, self.tolerance)
                     work.eval()
@@ -276,6 +283,7 @@ class ISpaSP:
                 engine.advance([[head]])
                 before, after = refit_classifier(head, engine, sites[head], self.settings, gone.get(head))
                 notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
+                done.advance(head, after)
             notes += engine.notes()
 
         def result(removed: RemovalResult) -> StructuredResult:
@@ -294,7 +302,7 @@ class ISpaSP:
                 raise
         out = result(removed)
         if self.refine is not None and kept:
-            refine_result(out, dense, data, self.refine, self.max_memory)
+            refine_result(out, dense, data, self.refine.shown_by(self.progress), self.max_memory)
         return out
 
     def _prune(
@@ -320,9 +328,3 @@ class ISpaSP:
         fixed = {width.name: self.request.count(width) for width in given}
         steps = {width.name: self.request.step(width) for width in widths}
         return allocate(self.budget, widths, fixed, steps, engine, self.example_inputs, sites, self.settings)
-
-    def _wants_head(self, widths: list[Width], work: nn.Module) -> bool:
-        if self.refit_head is not None:
-            return self.refit_head
-        modules = [work.get_submodule(consumer.module) for width in widths for consumer in width.consumers]
-        return self.settings.refit == "auto" and any(is_convolution(module) for module in modules)

@@ -17,7 +17,21 @@ from sparse_accel.removal.configs import RELOAD, follow_biases
 from sparse_accel.removal.remove import RemovalResult
 from sparse_accel.removal.surgery import Plan
 from sparse_accel.removal.verify import ROUNDED
-from sparse_accel.report import CompactReport, compare_models, format_table, percent
+from sparse_accel.report import (
+    Bars,
+    Column,
+    CompactReport,
+    Contents,
+    Fact,
+    Note,
+    Report,
+    Table,
+    change,
+    compare_models,
+    percent,
+    written,
+)
+from sparse_accel.report.compact import MACS
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class WidthChange:
 
 
 @dataclass(frozen=True)
-class StructuredReport:
+class StructuredReport(Report):
     """What was pruned and what it cost; a table when printed.
 
     Attributes:
@@ -86,24 +100,49 @@ class StructuredReport:
         refinement = None if self.refinement is None else self.refinement.to_plain()
         return asdict(self) | {"refinement": refinement}
 
-    def __str__(self) -> str:
-        rows: list[list[Any]] = []
-        for width in self.widths:
-            before, after = ("", "") if width.error is None else (f"{error:.4f}" for error in width.error)
-            units = f"{width.units[0]:,} → {width.units[1]:,}"
-            rows.append([width.name, width.kind, units, before, after, width.target, f"{width.seconds:.2f}"])
-        params, macs = self.params, self.macs
-        lines = [
-            format_table(["width", "kind", "units", "error", "after refit", "target", "seconds"], rows),
-            f"parameters: {params[0]:,} → {params[1]:,} ({percent(params[1], params[0])} kept)",
-            f"MACs (torch.utils.flop_counter, FLOPs / 2, on the example): {macs[0]:,} → {macs[1]:,} "
-            f"({percent(macs[1], macs[0])} kept)",
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        ends = ("before", "after")
+        columns = [
+            Column("width", "width"),
+            Column("kind", "kind", left=True),
+            Column("units", "units", change, parts=ends),
+            Column("error", "error", written(".4f")),
+            Column("error_refit", "after refit", written(".4f")),
+            Column("target", "target", left=True),
+            Column("seconds", "seconds", written(".2f"), unit="s"),
+        ]
+        rows = [
+            (at.name, at.kind, at.units, *((None, None) if at.error is None else at.error), at.target, at.seconds)
+            for at in self.widths
+        ]
+        facts = [
+            Fact("parameters", change(self.params), f"{percent(self.params[1], self.params[0])} kept"),
+            Fact("MACs", change(self.macs), f"{percent(self.macs[1], self.macs[0])} kept", basis=MACS),
         ]
         if self.latency_ms:
-            lines.append(f"latency on the example: {self.latency_ms[0]:.3g} ms → {self.latency_ms[1]:.3g} ms")
-        lines.append(f"{self.seconds:.1f} s; statistics {self.nbytes / 1e6:.1f} MB")
-        lines += [] if self.refinement is None else [str(self.refinement)]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+            facts.append(Fact("latency on the example", " → ".join(f"{ms:.3g} ms" for ms in self.latency_ms)))
+        facts.append(Fact("", f"{self.seconds:.1f} s; statistics {self.nbytes / 1e6:.1f} MB"))
+        layers = replace(self.totals.contents().tables[0], title="Layers", detail=True)
+        parts = [] if self.refinement is None else [self.refinement.contents()]
+        notes = [Note(note) for note in self.notes]
+        charts = [*self._charts(), *self.totals.costs_kept()]
+        return Contents("Structured pruning (ISpaSP)", facts, [Table(columns, rows), layers], charts, parts, notes)
+
+    def _charts(self) -> list[Bars]:
+        """Units kept and errors, by width."""
+        names = [width.name for width in self.widths]
+        kept = [100 * now / before if before else 0.0 for before, now in (width.units for width in self.widths)]
+        texts = [f"{now:,} of {before:,}" for before, now in (width.units for width in self.widths)]
+        charts = [Bars("Units kept", names, {"kept": kept}, texts, whole=100.0, unit="%")]
+        known = [(width.name, width.error) for width in self.widths if width.error is not None]
+        if known:
+            errors = {
+                "before the refit": [error[0] for _, error in known],
+                "after the refit": [error[1] for _, error in known],
+            }
+            charts.append(Bars("Relative error of what reads them", [name for name, _ in known], errors))
+        return charts
 
 
 def left_stacks(model: nn.Module, touched: Container[str] = ()) -> list[str]:

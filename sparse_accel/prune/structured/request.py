@@ -131,6 +131,28 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")
 
 
+def check_budget(budget: Mapping[str, float] | None) -> None:
+    """Refuse a budget that is not of one known cost.
+
+    Raises:
+        ValueError: it is not; the message says what was expected.
+    """
+    if budget is not None and (len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "latency_ms")):
+        raise ValueError(f"budget: expected one of flops, params and latency_ms, got {dict(budget)}")
+    if budget is not None and "latency_ms" not in budget:
+        check_share("budget: " + next(iter(budget)), next(iter(budget.values())))
+
+
+def check_least(name: str, value: int | None, least: int) -> None:
+    """Refuse numbers that are too small.
+
+    Raises:
+        ValueError: the number is below ``least``.
+    """
+    if value is not None and value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
 def check_multiple(name: str, value: Any) -> None:
     """Raise ValueError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

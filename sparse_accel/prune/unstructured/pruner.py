@@ -23,6 +23,7 @@ from sparse_accel.calibration.replay.front import Front
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY, Store
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.survey import find_parts, find_units
+from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.prune.refinement.masters import Masters
 from sparse_accel.prune.refinement.options import RefineOptions
 from sparse_accel.prune.unstructured.allocate import allocate
@@ -41,10 +42,9 @@ from sparse_accel.prune.unstructured.solve import (
     solve_layer,
     work_bytes,
 )
-from sparse_accel.prune.unstructured.steps import find_steps, leave, modules_of
+from sparse_accel.prune.unstructured.steps import find_steps, leave, modules_of, split
 from sparse_accel.wrappers import bare_model, copy_model
 
-HELD_OUT_EVERY = 8
 UNREACHED = "none of the batches to learn from reaches it"
 
 logger = logging.getLogger("sparse_accel")
@@ -92,6 +92,8 @@ class CurvatureIHT:
         resume_dir: folder for the finished layers. A run with the same settings and data goes on where the last one
             stopped, to the same bits on CPUs.
         dtype: in which the Hessians are summed, float64 or float32.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is the layers that read the same
+            inputs, with their largest error; then the rounds of ``refine``, with the held-out error.
         **solver: further arguments of :func:`sparse_accel.prune.layerwise_solve`, such as ``damping``.
 
     Under ``torch.distributed`` every rank brings its share of the data; Hessians are summed over the ranks, and all
@@ -129,6 +131,7 @@ class CurvatureIHT:
         activation_memory: int = ACTIVATION_MEMORY,
         resume_dir: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float64,
+        progress: Show = None,
         **solver: Any,
     ) -> None:
         model = bare_model(model)
@@ -150,6 +153,8 @@ class CurvatureIHT:
         self.max_memory = max_memory
         self.activation_memory = activation_memory
         self.resume_dir = resume_dir
+        check_progress(progress)
+        self.progress = progress
         Padding(padding, batch_first)  # refuses what is none
         self.options = SolverOptions(method, iterations, seed, dtype, dict(solver))
         select_layers(self.model, targets, skip, sparsity)  # say now what is wrong with them
@@ -194,7 +199,8 @@ class _Run:
         with together(device):
             self.padding.learn(self.model, seen)
             first = next(batches.batches())
-        self.train, self.held_out = self._split(batches, held_out)
+        judge = None if held_out is None else Batches(held_out, self.model, self.padding)
+        self.train, self.held_out = split(batches, judge, rounds=isinstance(settings.refine, int) and settings.refine)
         self.layers = [layer for step in self.steps for layer in step.layers]
         self.pruned = modules_of(self.layers)
         self.store = Store(settings.activation_memory)
@@ -203,15 +209,6 @@ class _Run:
         self.memory = self._require_memory()
         self.progress = Progress(settings.resume_dir, record_of(settings, self.layers, first), device)
         self.reports: list[LayerReport] = []
-
-    def _split(self, data: Batches, held_out: Calibration | None) -> tuple[Batches, Batches]:
-        """What to learn from, and what to compare rounds on."""
-        if held_out is not None:
-            return data, Batches(held_out, self.model, self.padding)
-        if not isinstance(self.settings.refine, int) or not self.settings.refine or len(data.prints) < 2:
-            return data, data
-        train = data.part(lambda number: number % HELD_OUT_EVERY != 1)
-        return train, data.part(lambda number: number % HELD_OUT_EVERY == 1)
 
     def _require_memory(self) -> int:
         """State what the run takes beyond the model and the data."""
@@ -235,15 +232,19 @@ class _Run:
         """Do what is not done yet."""
         if self.settings.allocation == "global":
             self._allocate()
-        for number, step in enumerate(self.steps):
-            self._step(number, step)
+        with meter(self.settings.progress, "CurvatureIHT", len(self.steps)) as done:
+            for number, step in enumerate(self.steps):
+                count = len(self.reports)
+                self._step(number, step)
+                errors = [report.error for report in self.reports[count:]]
+                done.advance(step.layers[0].name, max(errors, default=None))
         solved = [layer for layer in self.layers if layer.name not in self.selection.left]
         if not solved:
             raise ValueError("calibration: none of the batches to learn from reaches a layer to prune")
         if self.settings.refine:
             self.front.clear()
         refinement = Refinement(self.dense, self.model, solved, self.train, self.held_out)
-        rounds, best, distilled, nonzero = refinement.by(self.settings.refine, self.progress)
+        rounds, best, distilled, nonzero = refinement.by(self.settings.refine, self.progress, self.settings.progress)
         masks = Masks(self.model, nonzero)
         shares, weights = shares_of(self.model, self.selection.left)
         warn_of_left(self.selection.left, shares)

@@ -26,6 +26,7 @@ from sparse_accel.calibration.ranks import broadcast_, fewest, together
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.slices import SliceCall
 from sparse_accel.channels.call import run_model
+from sparse_accel.progress import Show, over
 from sparse_accel.prune.refinement.options import RefineOptions, RefineReport
 from sparse_accel.prune.refinement.refine import checked_masks, refine_
 from sparse_accel.prune.unstructured.layers import Layer, StackedLayer
@@ -110,7 +111,7 @@ class Refinement:
         for weight in weights:
             broadcast_(weight.data)
 
-    def run(self, rounds: int, progress: Progress) -> tuple[list[float], int]:
+    def run(self, rounds: int, progress: Progress, show: Show = None) -> tuple[list[float], int]:
         """Up to ``rounds`` rounds; the pruned model then has the best round's weights.
 
         A round that makes the error larger is taken back, and later ones take half as long steps.
@@ -118,13 +119,14 @@ class Refinement:
         Args:
             rounds: how many.
             progress: finished rounds are taken from it and put into it.
+            show: see :mod:`sparse_accel.progress`.
 
         Returns:
             The errors before the first round and after each, and which is the least.
         """
         errors: list[float] = []
         best, kept = 0, [layer.weight.detach().clone() for layer in self.layers]
-        for number in range(rounds + 1):
+        for number in over(range(rounds + 1), "refine", show, error=lambda: errors[-1]):
             key = f"round_{number:02d}"
             layers = {layer.name: layer.weight for layer in self.layers} if number else {}
             done = progress.get(key, layers, lambda notes: notes["error"].number(0))
@@ -147,20 +149,21 @@ class Refinement:
         return errors, best
 
     def by(
-        self, how: int | RefineOptions, progress: Progress
+        self, how: int | RefineOptions, progress: Progress, show: Show = None
     ) -> tuple[list[float], int, RefineReport | None, dict[str, Tensor]]:
         """Rounds, or a fit of all parameters to the dense model's blocks and outputs, the supports kept.
 
         Returns:
             What :meth:`run` does, the report of a fit, and the supports by name of the parameter.
         """
-        rounds, best = self.run(how, progress) if isinstance(how, int) and how else ([], 0)
+        rounds, best = self.run(how, progress, show) if isinstance(how, int) and how else ([], 0)
         nonzero = {layer.parameter_name: layer.weight.detach() != 0 for layer in self.layers}
         if isinstance(how, int):
             return rounds, best, None, nonzero
         judge = None if self.held_out is self.train else self.held_out
         kept = checked_masks(self.pruned, None) | nonzero
-        return rounds, best, refine_(self.pruned, self.dense, self.train, judge, kept, how), nonzero
+        report = refine_(self.pruned, self.dense, self.train, judge, kept, how.shown_by(show))
+        return rounds, best, report, nonzero
 
     # ------------------------------------------------------------------ parts of a step
 

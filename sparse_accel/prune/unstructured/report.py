@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparse_accel.prune.refinement.options import RefineReport
 from sparse_accel.removal.fields import Field
-from sparse_accel.report import format_table, percent
+from sparse_accel.report import Bars, Column, Contents, Fact, Lines, Note, Report, Table, percent, share, sizes, written
+from sparse_accel.report.left import left_notes, left_tables
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class LayerReport:
 
 
 @dataclass
-class CurvatureIHTReport:
+class CurvatureIHTReport(Report):
     """Every pruned layer, in the order in which they were solved; a table when printed.
 
     Attributes:
@@ -167,62 +167,69 @@ class CurvatureIHTReport:
             refinement=None if _missing(field, "refinement") else RefineReport.from_field(field["refinement"]),
         )
 
-    def __str__(self) -> str:
-        rows: list[list[Any]] = [
-            [
-                layer.name or "model",
-                layer.kind,
-                "×".join(map(str, layer.shape)),
-                f"{100 * layer.sparsity:.2f} %",
-                f"{layer.error:.3g}",
-                f"{layer.seconds:.2f}",
-                f"{layer.damping:.1g}",
-            ]
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        columns = [
+            Column("layer", "layer"),
+            Column("kind", "kind", left=True),
+            Column("shape", "shape", sizes),
+            Column("sparsity", "sparsity", lambda value: share(value, 2)),
+            Column("error", "error", written(".3g")),
+            Column("seconds", "solver s", written(".2f"), unit="s"),
+            Column("damping", "damping", written(".1g")),
+        ]
+        rows = [
+            (layer.name or "model", layer.kind, layer.shape, layer.sparsity, layer.error, layer.seconds, layer.damping)
             for layer in self.layers
         ]
         seconds = sum(layer.seconds for layer in self.layers)
-        kept = f"{100 * self.sparsity:.2f} %"
-        rows += [[None], ["total", "", "", kept, "", f"{seconds:.2f}", ""]]
-        lines = [format_table(["layer", "kind", "shape", "sparsity", "error", "solver s", "damping"], rows)]
-        lines.append(f"method {self.method}; {self.seconds:.1f} s in all, {self.memory / 1e6:.0f} MB stated")
-        if self.rounds:
-            errors = ", ".join(f"{error:.4g}" for error in self.rounds)
-            lines.append(f"held-out error of the outputs, first pass and further rounds: {errors}; kept: {self.best}")
-        lines += [] if self.refinement is None else [str(self.refinement)]
-        lines += [f"{at.name or 'model'}: {at.dead} of its inputs are always zero" for at in self.layers if at.dead]
-        if self.weights:
-            lines.append(
-                f"{percent(self.sparsity, 1)} of the weights of these layers, {percent(self.model_sparsity, 1)} of all "
-                f"{self.weights} weights of the model are zero; {percent(self.left_share, 1)} were left dense"
-            )
-        lines += [
-            f"{layer.name}: no input reached {', '.join(map(str, layer.idle))}: their largest weights are kept"
+        table = Table(columns, rows, ("total", None, None, self.sparsity, None, seconds, None))
+        notes = [
+            Note(f"{layer.dead} of its inputs are always zero", layer.name or "model")
+            for layer in self.layers
+            if layer.dead
+        ]
+        notes += [
+            Note(f"no input reached {', '.join(map(str, layer.idle))}: their largest weights are kept", layer.name)
             for layer in self.layers
             if layer.idle
         ]
-        lines += left_lines(self.left, self.shares)
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        notes += [*left_notes(self.left, self.shares), *map(Note, self.notes)]
+        parts = [] if self.refinement is None else [self.refinement.contents()]
+        tables = [table, *left_tables(self.left, self.shares)]
+        return Contents("Sparse weights (CurvatureIHT)", self._facts(), tables, self._charts(), parts, notes)
+
+    def _facts(self) -> list[Fact]:
+        facts = [Fact("", f"method {self.method}; {self.seconds:.1f} s in all, {self.memory / 1e6:.0f} MB stated")]
+        if self.rounds:
+            errors = ", ".join(f"{error:.4g}" for error in self.rounds)
+            text = f"held-out error of the outputs, first pass and further rounds: {errors}; kept: {self.best}"
+            facts.append(Fact("", text))
+        own, all_, left = (percent(share, 1) for share in (self.sparsity, self.model_sparsity, self.left_share))
+        facts.append(Fact("zero weights of these layers", own, plain=""))
+        if self.weights:
+            plain = (
+                f"{own} of the weights of these layers, {all_} of all {self.weights} weights of the model are zero; "
+                f"{left} were left dense"
+            )
+            facts.append(Fact("zero weights of the model", all_, f"of {self.weights:,}", plain=plain))
+            facts.append(Fact("weights left dense", left, plain=""))
+        return facts
+
+    def _charts(self) -> list[Bars | Lines]:
+        names = [layer.name or "model" for layer in self.layers]
+        zero = [100 * layer.sparsity for layer in self.layers]
+        texts = [share(layer.sparsity, 2) for layer in self.layers]
+        charts: list[Bars | Lines] = [
+            Bars("Relative output error per layer", names, {"error": [layer.error for layer in self.layers]}),
+            Bars("Zero weights per layer", names, {"zero": zero}, texts, whole=100.0, unit="%"),
+        ]
+        if len(self.rounds) > 1:
+            rounds = {"error": [(float(number), error) for number, error in enumerate(self.rounds)]}
+            charts.append(Lines("Held-out error of the outputs", "round", rounds, marks=[self.best], low=0.0))
+        return charts
 
 
 def _missing(field: Field, key: str) -> bool:
     """Whether an object of a file has no such entry, as in older files, or null there."""
     return key not in field or field[key].value is None
-
-
-def left_lines(left: Mapping[str, str], shares: Mapping[str, float]) -> list[str]:
-    """What was left dense, a line for each reason, with the share of all weights.
-
-    Example:
-        >>> left_lines({"a": "skip", "b": "idle", "c": "idle"}, {"a": 0.25, "b": 0.125, "c": 0.125})
-        ['left dense: b, c: idle (25.0 % of the weights)', 'left dense: a: skip (25.0 % of the weights)']
-    """
-    names: dict[str, list[str]] = {}
-    for name, reason in sorted(left.items(), key=lambda item: item[1] in ("skip", "targets")):
-        names.setdefault(reason, []).append(name)
-    lines = []
-    for reason, group in names.items():
-        share = sum(shares.get(name, 0.0) for name in group)
-        more = f" and {len(group) - 8} more" if len(group) > 8 else ""
-        what = f" ({percent(share, 1)} of the weights)" if shares else ""
-        lines.append(f"left dense: {', '.join(group[:8])}{more}: {reason}{what}")
-    return lines

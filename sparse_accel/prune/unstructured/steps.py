@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import Calibration
 from sparse_accel.calibration.observations import Observations
 from sparse_accel.calibration.ranks import of_all, together
@@ -22,6 +23,8 @@ from sparse_accel.prune.unstructured.selection import Selection
 from sparse_accel.prune.unstructured.stacked import called_module, stacked, watch_stacks
 
 logger = logging.getLogger("sparse_accel")
+
+HELD_OUT_EVERY = 8
 
 
 def find_steps(
@@ -188,3 +191,19 @@ class _Tokens:
 def modules_of(layers: Sequence[Layer]) -> set[nn.Module]:
     """Every module that applies one of the layers."""
     return {module for layer in layers for module in layer.modules.values()}
+
+
+def split(data: Batches, held_out: Batches | None, *, rounds: int) -> tuple[Batches, Batches]:
+    """What to learn from, and what to compare rounds on: given, or every eighth batch, or the same if there is but one.
+
+    Args:
+        data: the calibration data.
+        held_out: to compare on, if given.
+        rounds: that will be compared; without any nothing is set aside.
+    """
+    if held_out is not None:
+        return data, held_out
+    if not rounds or len(data.prints) < 2:
+        return data, data
+    train = data.part(lambda number: number % HELD_OUT_EVERY != 1)
+    return train, data.part(lambda number: number % HELD_OUT_EVERY == 1)

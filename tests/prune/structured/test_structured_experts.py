@@ -13,7 +13,7 @@ import sparse_accel as sa
 from sparse_accel.prune import ISpaSP, find_widths, gram_obs, refit, remove_units
 from sparse_accel.prune.structured.report import left_stacks
 from sparse_accel.removal.compact import CompactError, UnsupportedModelError
-from sparse_accel.report import _grouped_flops, count_macs
+from sparse_accel.report.costs import _grouped_flops, count_macs
 
 E, DIM, INNER = 3, 8, 12
 
