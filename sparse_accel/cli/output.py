@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from sparse_accel._build_info import version
+from sparse_accel.progress import Progress, Show
 
 logger = logging.getLogger("sparse_accel")
+_STEPS = ("units kept, ", "% zero, error ")  # in the log's lines on steps
 
 
 class Output:
@@ -62,15 +64,20 @@ class Output:
             sys.stdout.write(text.rstrip("\n") + "\n")
         sys.stdout.flush()
 
-    @contextmanager
-    def listening(self, step: str = "", total: int = 0) -> Iterator[None]:
-        """The library's log as progress, its warnings and those of others as notes.
+    @property
+    def progress(self) -> Show:
+        """What long calls of the library show: a bar in a terminal, lines elsewhere, nothing if quiet."""
+        return False if self.quiet else True if sys.stderr.isatty() else self._step
 
-        Args:
-            step: words in every line that ends one step.
-            total: number of such steps, if known.
-        """
-        handler = _Handler(self, step, total)
+    def _step(self, at: Progress) -> None:
+        if at.done:
+            self.say(str(at))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """The library's warnings and those of others as notes; besides steps, which :attr:`progress` has, its log as
+        progress where there is no bar."""
+        handler = _Handler(self)
         level, propagate = logger.level, logger.propagate
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -91,24 +98,17 @@ class Output:
 
 
 class _Handler(logging.Handler):
-    """Hands the library's log on, with the steps counted."""
+    """Hands the library's log on."""
 
-    def __init__(self, output: Output, step: str, total: int) -> None:
+    def __init__(self, output: Output) -> None:
         super().__init__(logging.INFO)
-        self.output, self.step, self.total = output, step, total
-        self.start, self.done = 0.0, 0  # of the first step's end: what comes before it is no measure of the others
+        self.output = output
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             self.output.note(text)
-        elif self.step and self.step in text:
-            self.start = self.start or time.perf_counter()
-            left = (time.perf_counter() - self.start) / max(self.done, 1) * (self.total - self.done - 1)
-            self.done += 1
-            rest = f"; {left:.0f} s left" if left > 0 else ""
-            self.output.say(f"{self.done}/{max(self.total, self.done)} {text}{rest}")
-        else:
+        elif not sys.stderr.isatty() and not any(words in text for words in _STEPS):
             self.output.say(text)
 
 

@@ -2,67 +2,65 @@
 
 from __future__ import annotations
 
-import html
+import io
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from sparse_accel.report import Contents, Note, Report
+from sparse_accel.report.text import plain_text
 
 FORMATS = ("table", "json", "markdown", "html")
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
-pre {{ overflow-x: auto; line-height: 1.4; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<pre>{text}</pre>
-{notes}</body>
-</html>
-"""
 
+@dataclass(frozen=True)
+class Told(Report):
+    """A report with what the command adds to it.
 
-def as_text(report: Any, notes: Sequence[str] = ()) -> str:
-    """For a terminal: the report's table, then the notes that are not in it.
-
-    Example:
-        >>> as_text("a table", ["remarkable"])
-        'a table\\nnote: remarkable'
+    Attributes:
+        report: that the library made.
+        title: of pages and documents; its own by default.
+        notes: that are not in it.
     """
-    text = str(report)
-    return "\n".join([text, *(f"note: {note}" for note in notes if note not in text)])
+
+    report: Report
+    title: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        own = self.report.contents()
+        known = plain_text(own)
+        more = [Note(note) for note in self.notes if note not in known]
+        return replace(own, title=self.title or own.title, notes=[*own.notes, *more])
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as JSON-able data."""
+        return self.report.to_plain()
 
 
-def as_plain(report: Any) -> dict[str, Any]:
+def as_text(report: Report, notes: Sequence[str] = ()) -> str:
+    """For a terminal (a table of rich, where it is installed and stdout is one) or a pipe."""
+    told = Told(report, "", list(notes)) if notes else report
+    if not sys.stdout.isatty():
+        return str(told)
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    told.show(screen)
+    return screen.getvalue()
+
+
+def as_plain(report: Report) -> dict[str, Any]:
     """JSON-able data."""
-    plain: dict[str, Any] = report.to_plain()
-    return plain
+    return report.to_plain()
 
 
-def as_markdown(report: Any, title: str, notes: Sequence[str] = ()) -> str:
-    """Markdown: the table as it is, the notes as a list.
-
-    Example:
-        >>> print(as_markdown("a table", "prune", ["remarkable"]))
-        # prune
-        <BLANKLINE>
-        ```
-        a table
-        ```
-        <BLANKLINE>
-        - remarkable
-    """
-    listed = [f"- {note}" for note in notes]
-    return "\n".join([f"# {title}", "", "```", str(report), "```", *([""] if listed else []), *listed])
+def as_markdown(report: Report, title: str, notes: Sequence[str] = ()) -> str:
+    """Facts, tables and notes as Markdown."""
+    return Told(report, title, list(notes)).to_markdown()
 
 
-def as_html(report: Any, title: str, notes: Sequence[str] = ()) -> str:
+def as_html(report: Report, title: str, notes: Sequence[str] = ()) -> str:
     """One page that needs nothing else."""
-    items = "".join(f"<li>{html.escape(note)}</li>\n" for note in notes)
-    listed = f"<ul>\n{items}</ul>\n" if items else ""
-    return _PAGE.format(title=html.escape(title), text=html.escape(str(report)), notes=listed)
+    return Told(report, title, list(notes)).to_html()

@@ -110,7 +110,7 @@ def test_compact_and_what_looks_at_it(run, nets, here):
     assert "model: factory stocked_nets:conv" in table
     record = json.loads((here / "small" / "report.json").read_text())
     assert json.loads(run("report", "small", "--format", "json")[1])["record"] == record
-    assert run("report", "small", "-f", "markdown")[1].startswith("# sparse-accel compact: small\n\n```\n")
+    assert run("report", "small", "-f", "markdown")[1].startswith("# sparse-accel compact: small\n\n- **parameters**")
     page = run("report", "small", "--format", "html")[1]
     assert page.startswith("<!DOCTYPE html>")
     assert "8 → 5" in page

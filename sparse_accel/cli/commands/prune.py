@@ -171,6 +171,7 @@ def prune(
             skip=skip or (),
             max_memory=memory,
             refine=refine_settings(refine, refine_steps, seed),
+            progress=output.progress,
             seed=seed,
         )
         notes: list[str] = []
@@ -178,7 +179,7 @@ def prune(
         if widths and dry_run:
             _dry_run(pruner, widths, notes, source, data, output)
             return
-        with output.listening("units kept", len(widths)):
+        with output.listening():
             result = pruner.run(data.batches)
     if not result.kept:
         raise UserError(

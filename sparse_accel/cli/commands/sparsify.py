@@ -222,12 +222,12 @@ def sparsify(
             seed=seed,
             max_memory=memory,
             resume_dir=None if dry_run else resume,
+            progress=output.progress,
         )
         if dry_run:
             _dry_run(pruner, source, data, output)
             return
-    total = len(select_layers(source.model, targets, pruner.skip, general).layers)
-    with library_errors(options=HERE), output.listening("% zero", total):
+    with library_errors(options=HERE), output.listening():
         result = pruner.run(data.batches)
     assert target is not None
     record = write_result(

@@ -18,7 +18,7 @@ from sparse_accel.prune.refinement.options import RefineReport
 from sparse_accel.prune.structured.report import StructuredReport, WidthChange
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport
 from sparse_accel.removal.fields import CheckpointError, Field
-from sparse_accel.report import CompactReport, LayerChange, format_table
+from sparse_accel.report import Column, CompactReport, Contents, LayerChange, Note, Report, Table, sizes
 
 FORMAT = "sparse_accel.report"
 
@@ -48,7 +48,7 @@ def write_record(folder: Path, command: str, entries: Mapping[str, Any]) -> dict
 
 
 @dataclass(frozen=True)
-class PlanReport:
+class PlanReport(Report):
     """What the plan of a checkpoint says that was written without a report.
 
     Attributes:
@@ -63,9 +63,11 @@ class PlanReport:
         """Everything as JSON-able data."""
         return {"tensors": {name: list(pair) for name, pair in self.tensors.items()}, "notes": self.notes}
 
-    def __str__(self) -> str:
-        rows = [[name, *("×".join(map(str, shape)) for shape in pair)] for name, pair in self.tensors.items()]
-        return "\n".join([format_table(["tensor", "before", "after"], rows), *(f"note: {note}" for note in self.notes)])
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
+        columns = [Column("tensor", "tensor"), Column("before", "before", sizes), Column("after", "after", sizes)]
+        rows = [[name, *pair] for name, pair in self.tensors.items()]
+        return Contents("Removed channels", tables=[Table(columns, rows)], notes=[Note(note) for note in self.notes])
 
 
 def record_of_plan(plan: Mapping[str, Any], path: Path) -> dict[str, Any]:
