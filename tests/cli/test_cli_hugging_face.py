@@ -91,6 +91,11 @@ def test_widths_that_no_configuration_describes(run, here):
     status, out, err = run("compare", "bert", "small", "-c", "text.txt", *SHORT, "--json")
     assert status == 0, err
     document = json.loads(out)
+    status, told, err = run("sparsify", "-m", "small", "-c", "text.txt", *SHORT, "--method", "magnitude", "-o", "both")
+    assert status == 0, err
+    assert "it was made of small, which from_pretrained does not open" in told
+    assert not (here / "both" / "config.json").exists()
+    assert (sa.load("both", loaded).encoder.layer[0].attention.self.query.weight == 0).float().mean() == 0.5
     assert document["b"]["params"] == sum(p.numel() for p in loaded.parameters()) < document["a"]["params"]
     assert 0 < document["outputs"][0]["relative_error"] < 1
     assert document["macs"][1] < document["macs"][0]

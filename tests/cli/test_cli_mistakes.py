@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import signal
@@ -11,6 +12,7 @@ import torch
 from cli_models import make_llama
 from safetensors.torch import load_file, save_file
 
+import sparse_accel as sa
 from sparse_accel.cli import main
 from sparse_accel.cli.results import writing
 from sparse_accel.prune import ISpaSP
@@ -165,11 +167,29 @@ def test_folders_that_are_taken(run, refused, here):
     assert "report.json: damaged" in refused("report", "small")
 
 
-def test_results_without_a_configuration_are_no_model(run, refused):
-    arguments = ("-c", "text.txt", "--sequence-length", "16", "--samples", "8")
-    assert run("prune", "-m", "bert", *arguments, "-o", "small", "-q", "--method", "magnitude")[0] == 0
-    message = refused("sparsify", "-m", "small", *arguments, "-o", "x")
-    assert "holds a result (plan.json) whose widths no config.json describes" in message
+def test_results_of_results(run, refused, here):
+    """What no configuration describes is a start all the same: its result is opened by way of it."""
+    start = ("-m", "stocked_nets:make", "-c", "rows.npy", "-q")
+    assert run("prune", *start, "-o", "small")[0] == 0
+    status, out, err = run("sparsify", "-m", "small", "-c", "rows.npy", "-o", "both")
+    assert status == 0, err
+    assert f"model: what is loaded of {here / 'small'}" in out
+    nets = importlib.import_module("stocked_nets")
+    loaded = sa.load("both", sa.load("small", nets.make()))
+    assert (loaded[0].out_features, int((loaded[0].weight == 0).sum())) == (8, 24)
+    status, out, err = run("compare", "stocked_nets:make", "both", "-c", "rows.npy", "--json")
+    assert status == 0, err
+    assert json.loads(out)["b"]["params"] == sum(p.numel() for p in loaded.parameters())
+    assert "--weights: small is a result, which has its own" in refused(
+        "sparsify", "-m", "small", "--weights", "rows.npy", "-c", "rows.npy", "-o", "x"
+    )
+    assert "holds small, which this command reads" in refused("prune", "-m", "small", "-c", "rows.npy", "-o", "small")
+    (here / "small").rename(here / "moved")
+    assert f"was made of {here / 'small'}, which is not there" in refused("compare", "stocked_nets:make", "both")
+    (here / "moved" / "report.json").unlink()
+    assert "moved has no report.json, which says of which model it is" in refused(
+        "sparsify", "-m", "moved", "-c", "rows.npy", "-o", "x"
+    )
 
 
 def test_a_failed_check_leaves_nothing(refused, monkeypatch):

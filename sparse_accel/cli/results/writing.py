@@ -16,6 +16,7 @@ from sparse_accel.channels.runs import outputs_of
 from sparse_accel.cli.errors import CheckError, library_errors
 from sparse_accel.cli.output import Output
 from sparse_accel.cli.render import as_plain
+from sparse_accel.cli.results.opening import RESULT
 from sparse_accel.cli.results.pretrained import add_dense_config, add_pretrained, copy_companions
 from sparse_accel.cli.results.record import write_record
 from sparse_accel.cli.results.target import new_folder
@@ -23,6 +24,8 @@ from sparse_accel.cli.sources.hugging_face import CONFIG, hushed
 from sparse_accel.cli.sources.models import Source
 from sparse_accel.removal import checkpoint
 from sparse_accel.removal.verify import OutputMismatchError, comparable, verify_outputs
+
+NONE = "not a Hugging Face model"
 
 
 def write_result(
@@ -58,11 +61,14 @@ def write_result(
     """
     with new_folder(out) as folder, library_errors("--out"):
         checkpoint.save(result, folder)
-        why, copied = "not a Hugging Face model", list[str]()
+        why, copied = NONE, list[str]()
         rebuilt = hasattr(result.model, "save_pretrained") and getattr(result.model, "config", None) is not None
         if source.folder is not None and rebuilt:
-            add_dense_config(folder, source)
-            why = add_pretrained(folder, result)
+            if source.origin["kind"] == RESULT:
+                why = f"it was made of {source.spec}, which from_pretrained does not open"
+            else:
+                add_dense_config(folder, source)
+                why = add_pretrained(folder, result)
             copied = copy_companions(source.folder, folder)
         checks: dict[str, float] = {}
         if verify:
@@ -132,13 +138,15 @@ def next_steps(out: Path, record: Mapping[str, Any], model: nn.Module) -> str:
         lines[0] += f"; opened again by {' and '.join(record['verified'])}: {same}"
     if record["opens_with"]["from_pretrained"]:
         lines.append(f'  {name}.from_pretrained("{out}")')
-    elif record["model"]["kind"] == "hugging_face":
+    elif record["from_pretrained"] != NONE:
         lines.append(f"from_pretrained does not open it: {record['from_pretrained']} (--skip leaves such layers whole)")
     if record["model"]["kind"] == "hugging_face":
         lines.append(
             f'  sparse_accel.load("{out}", {name}(AutoConfig.from_pretrained("{out}/dense")))'
             "  # from transformers import AutoConfig"
         )
+    elif record["model"]["kind"] == RESULT:
+        lines.append(f'  sparse_accel.load("{out}", model)  # model: what is loaded of {record["model"]["folder"]}')
     else:
         lines.append(f'  sparse_accel.load("{out}", model)  # model: what {record["model"]["spec"]} makes')
     return "\n".join(lines)
