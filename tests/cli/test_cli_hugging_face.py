@@ -101,6 +101,28 @@ def test_widths_that_no_configuration_describes(run, here):
     assert document["macs"][1] < document["macs"][0]
 
 
+@pytest.mark.parametrize("command", ["prune", "sparsify"])
+def test_from_pretrained_is_not_promised_without_a_look(run, here, monkeypatch, command):
+    """Where it gives another model after all, the folder is one for sparse_accel.load, and says so."""
+    real = transformers.LlamaForCausalLM.from_pretrained.__func__
+
+    def wrong(kind, folder, **options):
+        made = real(kind, folder, **options)
+        if str(folder).endswith(".unfinished"):
+            made[0].lm_head.weight.data.add_(1)
+        return made
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", classmethod(wrong))
+    arguments = ("-m", "llama", "-c", "text.txt", *SHORT, "--method", "magnitude", "-o", "small")
+    status, out, err = run(command, *arguments)
+    assert status == 0, err
+    assert "from_pretrained does not open it: it would not give the same model" in out
+    weights = "model.safetensors" if command == "prune" else "sparse_model.safetensors"
+    assert [path.name for path in (here / "small").glob("*.safetensors")] == [weights]
+    assert not (here / "small" / "config.json").exists()
+    assert sa.load("small", dense(here / "small", transformers.LlamaForCausalLM)) is not None
+
+
 def test_one_kind_of_widths_is_uniform(run, here):
     status, out, err = run("prune", "-m", "bert", "-c", "text.txt", *SHORT, "--only", "channels", "-o", "small", "-q")
     assert (status, out, err) == (0, "", "")
