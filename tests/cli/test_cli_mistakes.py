@@ -7,6 +7,7 @@ import json
 import pickle
 import signal
 
+import numpy as np
 import pytest
 import torch
 from cli_models import make_llama
@@ -115,6 +116,42 @@ def test_weights_that_are_not_the_models(refused, here):
     assert "(expected [16, 6], got [16, 7])" in message
     (here / "evil.pt").write_bytes(pickle.dumps(print))
     assert "without running code" in refused("prune", *OWN, "--weights", "evil.pt")
+
+
+def test_data_that_do_not_fit(refused, here):
+    rows = np.ones((4, 6), np.float32)
+    np.savez(here / "uneven.npz", input=rows, other=rows[:3])
+    np.savez(here / "strange.npz", left=rows, right=rows)
+    np.save(here / "none.npy", rows[:0])
+    np.save(here / "objects.npy", np.array([{}]), allow_pickle=True)
+    (here / "latin.txt").write_bytes("Übung macht den Meister\n".encode("latin-1"))
+    (here / "short.txt").write_text("the cat")
+    own, llama = ("-m", "stocked_nets:make", "-o", "small"), ("-m", "llama", "-o", "small")
+    for spec, message, model in (
+        ("uneven.npz", "expected as many samples of each array, got {'input': 4, 'other': 3}", own),
+        ("strange.npz", "left, right: Sequential.forward has no such argument; it takes input", own),
+        ("none.npy", "expected at least one sample, got none", own),
+        ("objects.npy", "expected arrays of numbers", own),
+        ("latin.txt", "expected a text in UTF-8", llama),
+        ("short.txt", "expected at least 62 tokens, got 2: --sequence-length", llama),
+    ):
+        assert message in refused("prune", *model, "-c", spec)
+
+
+def test_images_that_do_not_fit(refused, here):
+    image = pytest.importorskip("PIL.Image")
+    (here / "photos").mkdir()
+    image.new("RGB", (20, 24)).save(here / "photos" / "a.png")
+    image.new("RGB", (24, 24)).save(here / "photos" / "b.png")
+    arguments = ("-m", "stocked_nets:conv", "-c", "photos", "-o", "small")
+    assert "images of several sizes" in refused("prune", *arguments)
+    assert "the model does not run on inputs of shape (2, 3, 9, 9)" in refused("prune", *arguments, "--image-size", "9")
+    assert "expected one number or 3, not 0" in refused(
+        "prune", *arguments, "--image-size", "8", "--image-std", "1,0,1"
+    )
+    assert "LlamaForCausalLM takes tokens" in refused("prune", "-m", "llama", *arguments[2:])
+    (here / "photos" / "c.png").write_text("no image")
+    assert "c.png: not an image" in refused("prune", *arguments, "--image-size", "8")
 
 
 def test_folders_with_holes(refused, here):
