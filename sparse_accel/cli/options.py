@@ -22,7 +22,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="A Hugging Face folder (config.json and weights), module:factory (a function without arguments that "
-        "returns the model, importable from here). Results with a config.json are such folders, too.",
+        "returns the model, importable from here). Or the folder of a result, to go on from there.",
         metavar="FOLDER|MODULE:FACTORY",
         rich_help_panel=MODEL,
     ),

@@ -91,9 +91,36 @@ def test_widths_that_no_configuration_describes(run, here):
     status, out, err = run("compare", "bert", "small", "-c", "text.txt", *SHORT, "--json")
     assert status == 0, err
     document = json.loads(out)
+    status, told, err = run("sparsify", "-m", "small", "-c", "text.txt", *SHORT, "--method", "magnitude", "-o", "both")
+    assert status == 0, err
+    assert "it was made of small, which from_pretrained does not open" in told
+    assert not (here / "both" / "config.json").exists()
+    assert (sa.load("both", loaded).encoder.layer[0].attention.self.query.weight == 0).float().mean() == 0.5
     assert document["b"]["params"] == sum(p.numel() for p in loaded.parameters()) < document["a"]["params"]
     assert 0 < document["outputs"][0]["relative_error"] < 1
     assert document["macs"][1] < document["macs"][0]
+
+
+@pytest.mark.parametrize("command", ["prune", "sparsify"])
+def test_from_pretrained_is_not_promised_without_a_look(run, here, monkeypatch, command):
+    """Where it gives another model after all, the folder is one for sparse_accel.load, and says so."""
+    real = transformers.LlamaForCausalLM.from_pretrained.__func__
+
+    def wrong(kind, folder, **options):
+        made = real(kind, folder, **options)
+        if str(folder).endswith(".unfinished"):
+            made[0].lm_head.weight.data.add_(1)
+        return made
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", classmethod(wrong))
+    arguments = ("-m", "llama", "-c", "text.txt", *SHORT, "--method", "magnitude", "-o", "small")
+    status, out, err = run(command, *arguments)
+    assert status == 0, err
+    assert "from_pretrained does not open it: it would not give the same model" in out
+    weights = "model.safetensors" if command == "prune" else "sparse_model.safetensors"
+    assert [path.name for path in (here / "small").glob("*.safetensors")] == [weights]
+    assert not (here / "small" / "config.json").exists()
+    assert sa.load("small", dense(here / "small", transformers.LlamaForCausalLM)) is not None
 
 
 def test_one_kind_of_widths_is_uniform(run, here):

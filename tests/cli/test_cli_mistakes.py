@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import signal
 
+import numpy as np
 import pytest
 import torch
 from cli_models import make_llama
 from safetensors.torch import load_file, save_file
 
+import sparse_accel as sa
 from sparse_accel.cli import main
 from sparse_accel.cli.results import writing
 from sparse_accel.prune import ISpaSP
@@ -115,6 +118,42 @@ def test_weights_that_are_not_the_models(refused, here):
     assert "without running code" in refused("prune", *OWN, "--weights", "evil.pt")
 
 
+def test_data_that_do_not_fit(refused, here):
+    rows = np.ones((4, 6), np.float32)
+    np.savez(here / "uneven.npz", input=rows, other=rows[:3])
+    np.savez(here / "strange.npz", left=rows, right=rows)
+    np.save(here / "none.npy", rows[:0])
+    np.save(here / "objects.npy", np.array([{}]), allow_pickle=True)
+    (here / "latin.txt").write_bytes("Übung macht den Meister\n".encode("latin-1"))
+    (here / "short.txt").write_text("the cat")
+    own, llama = ("-m", "stocked_nets:make", "-o", "small"), ("-m", "llama", "-o", "small")
+    for spec, message, model in (
+        ("uneven.npz", "expected as many samples of each array, got {'input': 4, 'other': 3}", own),
+        ("strange.npz", "left, right: Sequential.forward has no such argument; it takes input", own),
+        ("none.npy", "expected at least one sample, got none", own),
+        ("objects.npy", "expected arrays of numbers", own),
+        ("latin.txt", "expected a text in UTF-8", llama),
+        ("short.txt", "expected at least 62 tokens, got 2: --sequence-length", llama),
+    ):
+        assert message in refused("prune", *model, "-c", spec)
+
+
+def test_images_that_do_not_fit(refused, here):
+    image = pytest.importorskip("PIL.Image")
+    (here / "photos").mkdir()
+    image.new("RGB", (20, 24)).save(here / "photos" / "a.png")
+    image.new("RGB", (24, 24)).save(here / "photos" / "b.png")
+    arguments = ("-m", "stocked_nets:conv", "-c", "photos", "-o", "small")
+    assert "images of several sizes" in refused("prune", *arguments)
+    assert "the model does not run on inputs of shape (2, 3, 9, 9)" in refused("prune", *arguments, "--image-size", "9")
+    assert "expected one number or 3, not 0" in refused(
+        "prune", *arguments, "--image-size", "8", "--image-std", "1,0,1"
+    )
+    assert "LlamaForCausalLM takes tokens" in refused("prune", "-m", "llama", *arguments[2:])
+    (here / "photos" / "c.png").write_text("no image")
+    assert "c.png: not an image" in refused("prune", *arguments, "--image-size", "8")
+
+
 def test_folders_with_holes(refused, here):
     folder = make_llama(here / "holes")
     weights = load_file(folder / "model.safetensors")
@@ -165,11 +204,29 @@ def test_folders_that_are_taken(run, refused, here):
     assert "report.json: damaged" in refused("report", "small")
 
 
-def test_results_without_a_configuration_are_no_model(run, refused):
-    arguments = ("-c", "text.txt", "--sequence-length", "16", "--samples", "8")
-    assert run("prune", "-m", "bert", *arguments, "-o", "small", "-q", "--method", "magnitude")[0] == 0
-    message = refused("sparsify", "-m", "small", *arguments, "-o", "x")
-    assert "holds a result (plan.json) whose widths no config.json describes" in message
+def test_results_of_results(run, refused, here):
+    """What no configuration describes is a start all the same: its result is opened by way of it."""
+    start = ("-m", "stocked_nets:make", "-c", "rows.npy", "-q")
+    assert run("prune", *start, "-o", "small")[0] == 0
+    status, out, err = run("sparsify", "-m", "small", "-c", "rows.npy", "-o", "both")
+    assert status == 0, err
+    assert f"model: what is loaded of {here / 'small'}" in out
+    nets = importlib.import_module("stocked_nets")
+    loaded = sa.load("both", sa.load("small", nets.make()))
+    assert (loaded[0].out_features, int((loaded[0].weight == 0).sum())) == (8, 24)
+    status, out, err = run("compare", "stocked_nets:make", "both", "-c", "rows.npy", "--json")
+    assert status == 0, err
+    assert json.loads(out)["b"]["params"] == sum(p.numel() for p in loaded.parameters())
+    assert "--weights: small is a result, which has its own" in refused(
+        "sparsify", "-m", "small", "--weights", "rows.npy", "-c", "rows.npy", "-o", "x"
+    )
+    assert "holds small, which this command reads" in refused("prune", "-m", "small", "-c", "rows.npy", "-o", "small")
+    (here / "small").rename(here / "moved")
+    assert f"was made of {here / 'small'}, which is not there" in refused("compare", "stocked_nets:make", "both")
+    (here / "moved" / "report.json").unlink()
+    assert "moved has no report.json, which says of which model it is" in refused(
+        "sparsify", "-m", "moved", "-c", "rows.npy", "-o", "x"
+    )
 
 
 def test_a_failed_check_leaves_nothing(refused, monkeypatch):

@@ -157,6 +157,27 @@ def test_report_is_that_of_the_run(run, here):
         assert "refinement (gradient-based" in shown
 
 
+@pytest.mark.parametrize("kind", ["ViTImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor"])
+@pytest.mark.parametrize(("height", "width"), [(30, 41), (26, 22), (13, 9)])
+def test_images_are_prepared_as_transformers_does(here, kind, height, width):
+    image = pytest.importorskip("PIL.Image")
+    transformers = pytest.importorskip("transformers")
+    from sparse_accel.cli.sources.images import ImageOptions, read_images
+    from sparse_accel.cli.sources.models import Source
+
+    sizes = {"size": {"height": 16, "width": 16}} if kind == "ViTImageProcessor" else {"size": {"shortest_edge": 16}}
+    sizes |= {"crop_size": {"height": 16, "width": 16}} if kind == "CLIPImageProcessor" else {}
+    processor = getattr(transformers, kind)(**sizes)
+    processor.save_pretrained(here / "folder")
+    (here / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    image.fromarray(pixels).save(here / "photos" / "a.png")
+    source = Source("", nn.Conv2d(3, 1, 1), lambda: nn.Conv2d(3, 1, 1), here / "folder", {}, [])
+    came, _ = read_images(here / "photos", source, ImageOptions(), 1, 0)
+    wanted = processor(image.fromarray(pixels), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(came.numpy(), wanted, atol=1e-6)
+
+
 def test_old_batch_norms(run, here):
     """Files of torch before 0.4.1 have no counters of batches."""
     layers = "nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)"

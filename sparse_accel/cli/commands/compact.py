@@ -11,12 +11,13 @@ from sparse_accel.cli import estimates, options
 from sparse_accel.cli.errors import UserError, library_errors
 from sparse_accel.cli.output import Output
 from sparse_accel.cli.render import as_plain, as_text
+from sparse_accel.cli.results.opening import open_start
 from sparse_accel.cli.results.target import check_target
 from sparse_accel.cli.results.writing import next_steps, write_result
 from sparse_accel.cli.sources.calibration import read_data
 from sparse_accel.cli.sources.examples import made_up
 from sparse_accel.cli.sources.images import ImageOptions
-from sparse_accel.cli.sources.models import ModelOptions, open_source
+from sparse_accel.cli.sources.models import ModelOptions
 from sparse_accel.cli.sources.settings import DataOptions
 from sparse_accel.removal.compact import compact as remove
 from sparse_accel.removal.configs import RELOAD
@@ -82,7 +83,7 @@ def compact(
     if calibration is not None and input_shape is not None:
         raise UserError("--input-shape: expected in place of --calibration, got both")
     output.say(f"opening {model}")
-    source = open_source(model, where)
+    source = open_start(model, where)
     if calibration is not None:
         data = read_data(calibration, source, DataOptions(2, sequence_length, 2, seed, tokenizer, images))
     else:

@@ -14,6 +14,7 @@ from sparse_accel.cli.render import FORMATS, as_html, as_markdown, as_plain, as_
 from sparse_accel.cli.results.opening import open_any, plan_of, tensors_in
 from sparse_accel.cli.results.record import read_record, record_of_plan, report_of
 from sparse_accel.cli.results.target import RECORD
+from sparse_accel.cli.results.writing import NONE
 from sparse_accel.cli.sources.models import ModelOptions
 from sparse_accel.diagnostics.sparsity import SparsityReport, TensorSparsity, tensor_sparsity
 from sparse_accel.diagnostics.sparsity import sparsity as sparsity_of
@@ -99,7 +100,7 @@ def report(
     notes.append(f"model: {' '.join(map(str, (record.get('model') or {}).values()))}")
     if record.get("calibration"):
         notes.append(f"calibration: {record['calibration']}")
-    if record.get("from_pretrained"):
+    if record.get("from_pretrained") not in (None, "", NONE):
         notes.append(f"from_pretrained does not open it: {record['from_pretrained']}")
     render = {"markdown": lambda: as_markdown(found, title, notes), "html": lambda: as_html(found, title, notes)}
     text = render.get(form, lambda: as_text(found, notes))()

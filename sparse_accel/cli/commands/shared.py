@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sparse_accel.cli.errors import UserError
 from sparse_accel.cli.output import Output
+from sparse_accel.cli.results.opening import open_start
 from sparse_accel.cli.sources.calibration import Data, read_data
-from sparse_accel.cli.sources.models import ModelOptions, Source, open_source
+from sparse_accel.cli.sources.models import ModelOptions, Source
 from sparse_accel.cli.sources.settings import DataOptions
 
 MISSING = "--calibration is missing: a text file, a folder of images, arrays or module:loader"
@@ -36,7 +37,7 @@ def opened(model: str, calibration: str, how: ModelOptions, what: DataOptions, o
         UserError: either cannot be opened, or they do not fit.
     """
     output.say(f"opening {model}")
-    source = open_source(model, how)
+    source = open_start(model, how)
     data = read_data(calibration, source, what)
     for note in (*source.notes, *data.notes):
         output.note(note)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_accel.cli.errors import UserError, library_errors
 from sparse_accel.cli.results.pretrained import DENSE
@@ -22,6 +22,7 @@ from sparse_accel.cli.sources.weights import tensors_of_file, weight_files
 from sparse_accel.prune.unstructured.masks import unpack
 from sparse_accel.removal import checkpoint
 
+RESULT = "result"  # kind of a model that is the result of an earlier command
 PLANS = {"plan.json": "model.safetensors", "sparse_model.json": "sparse_model.safetensors"}
 
 
@@ -82,6 +83,32 @@ def open_any(spec: str, model: str | None, options: ModelOptions) -> Opened:
     return Opened(spec, Source(spec, small.eval(), base.build, folder, base.origin, []))
 
 
+def open_start(spec: str, options: ModelOptions) -> Source:
+    """What ``--model`` names, results that no configuration describes among them.
+
+    What is made of such a result is opened by way of it: its folder is noted, and has to stay.
+
+    Raises:
+        UserError: see :func:`open_any` and :func:`~sparse_accel.cli.sources.models.open_source`.
+    """
+    path = Path(spec).expanduser()
+    if not path.is_dir() or is_model_folder(path) or plan_of(path) is None:
+        return open_source(spec, options)
+    if options.weights is not None:
+        raise UserError(f"--weights: {spec} is a result, which has its own")
+    source = open_any(spec, None, options).source
+    if source is None:
+        raise UserError(f"--model: {spec} has no {RECORD}, which says of which model it is")
+    dense = source.build
+
+    def build() -> nn.Module:
+        with library_errors(spec):
+            return checkpoint.load(path, dense())
+
+    origin = {"kind": RESULT, "class": type(source.model).__name__, "folder": str(path.resolve())}
+    return Source(spec, source.model, build, source.folder, origin, source.notes)
+
+
 def plan_of(folder: Path) -> dict[str, Any] | None:
     """The plan of a checkpoint of :func:`sparse_accel.save`, None if the folder holds none.
 
@@ -104,6 +131,14 @@ def _dense_of(folder: Path) -> Source:
     origin = read_record(folder).get("model")
     if not isinstance(origin, dict):
         raise UserError(f"{folder / RECORD}: damaged: expected 'model' in it")
+    if origin.get("kind") == RESULT:
+        start = Path(str(origin.get("folder")))
+        if not start.is_dir():
+            raise UserError(f"{folder}: was made of {start}, which is not there: --model says how it is built")
+        source = open_any(str(start), None, ModelOptions()).source
+        if source is None:
+            raise UserError(f"{folder}: was made of {start}, which has no {RECORD}")
+        return source
     if origin.get("kind") == "factory":
         spec = str(origin.get("spec"))
         found = imported(f"{folder / RECORD} (--model says otherwise)", spec)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparse_accel.cli.sources.hugging_face import CONFIG, hushed
 from sparse_accel.cli.sources.models import Source
+from sparse_accel.cli.sources.weights import weight_files
 from sparse_accel.removal.configs import ADVICE, RELOAD
 
 DENSE = "dense"  # folder of the dense model's configuration, from which sparse_accel.load starts
@@ -55,6 +56,15 @@ def add_pretrained(folder: Path, result: Any) -> str:
         if getattr(model, "generation_config", None) is not None and model.can_generate():
             model.generation_config.save_pretrained(folder)
     return ""
+
+
+def remove_pretrained(folder: Path) -> None:
+    """Take back what :func:`add_pretrained` has added: it would not open, or mislead."""
+    (folder / CONFIG).unlink()
+    if (folder / "sparse_model.json").is_file():  # the weights with their zeros
+        for path in (*weight_files(folder), *folder.glob("model.safetensors.index.json")):
+            if path.name != "sparse_model.safetensors":
+                path.unlink()
 
 
 def copy_companions(origin: Path, folder: Path) -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,16 @@ from sparse_accel.channels.runs import outputs_of
 from sparse_accel.cli.errors import CheckError, library_errors
 from sparse_accel.cli.output import Output
 from sparse_accel.cli.render import as_plain
-from sparse_accel.cli.results.pretrained import add_dense_config, add_pretrained, copy_companions
+from sparse_accel.cli.results.opening import RESULT
+from sparse_accel.cli.results.pretrained import add_dense_config, add_pretrained, copy_companions, remove_pretrained
 from sparse_accel.cli.results.record import write_record
 from sparse_accel.cli.results.target import new_folder
-from sparse_accel.cli.sources.hugging_face import CONFIG, hushed
+from sparse_accel.cli.sources.hugging_face import hushed
 from sparse_accel.cli.sources.models import Source
 from sparse_accel.removal import checkpoint
 from sparse_accel.removal.verify import OutputMismatchError, comparable, verify_outputs
+
+NONE = "not a Hugging Face model"
 
 
 def write_result(
@@ -58,11 +60,14 @@ def write_result(
     """
     with new_folder(out) as folder, library_errors("--out"):
         checkpoint.save(result, folder)
-        why, copied = "not a Hugging Face model", list[str]()
+        why, copied = NONE, list[str]()
         rebuilt = hasattr(result.model, "save_pretrained") and getattr(result.model, "config", None) is not None
         if source.folder is not None and rebuilt:
-            add_dense_config(folder, source)
-            why = add_pretrained(folder, result)
+            if source.origin["kind"] == RESULT:
+                why = f"it was made of {source.spec}, which from_pretrained does not open"
+            else:
+                add_dense_config(folder, source)
+                why = add_pretrained(folder, result)
             copied = copy_companions(source.folder, folder)
         checks: dict[str, float] = {}
         if verify:
@@ -73,7 +78,7 @@ def write_result(
                     checks["from_pretrained"] = _check_pretrained(folder, result.model, example)
                 except (CheckError, OutputMismatchError) as error:
                     why = f"it would not give the same model: {error}"
-                    (folder / CONFIG).unlink()
+                    remove_pretrained(folder)
         return write_record(
             folder,
             command,
@@ -132,35 +137,15 @@ def next_steps(out: Path, record: Mapping[str, Any], model: nn.Module) -> str:
         lines[0] += f"; opened again by {' and '.join(record['verified'])}: {same}"
     if record["opens_with"]["from_pretrained"]:
         lines.append(f'  {name}.from_pretrained("{out}")')
-    elif record["model"]["kind"] == "hugging_face":
+    elif record["from_pretrained"] != NONE:
         lines.append(f"from_pretrained does not open it: {record['from_pretrained']} (--skip leaves such layers whole)")
     if record["model"]["kind"] == "hugging_face":
         lines.append(
             f'  sparse_accel.load("{out}", {name}(AutoConfig.from_pretrained("{out}/dense")))'
             "  # from transformers import AutoConfig"
         )
+    elif record["model"]["kind"] == RESULT:
+        lines.append(f'  sparse_accel.load("{out}", model)  # model: what is loaded of {record["model"]["folder"]}')
     else:
         lines.append(f'  sparse_accel.load("{out}", model)  # model: what {record["model"]["spec"]} makes')
     return "\n".join(lines)
-
-
-def arguments_of(local: Mapping[str, Any], defaults: Mapping[str, inspect.Parameter] | None = None) -> dict[str, Any]:
-    """What a user said, as plain data.
-
-    Args:
-        local: values by name.
-        defaults: the command's parameters: values equal to their defaults are left out.
-
-    Example:
-        >>> arguments_of({"out": Path("small"), "keep": (".5",)})
-        {'out': 'small', 'keep': ['.5']}
-    """
-    out: dict[str, Any] = {}
-    for name, value in local.items():
-        if defaults is not None and name in defaults and defaults[name].default == value:
-            continue
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            out[name] = [str(item) for item in value]
-        else:
-            out[name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-    return out

@@ -18,6 +18,7 @@ from sparse_accel.cli.sources.models import Source
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 CONFIG = "preprocessor_config.json"
 BILINEAR = 2  # of PIL
+WARPED = 384  # sides from which on crop_pct does not count
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class _Recipe:
             image = image.resize(self.resize[::-1], self.resample)
         elif self.resize is not None:
             factor = self.resize / min(image.size)
-            width, height = (max(self.resize, round(side * factor)) for side in image.size)
+            width, height = (max(self.resize, int(side * factor)) for side in image.size)
             image = image.resize((width, height), self.resample)
         if self.crop is not None:
             height, width = self.crop
@@ -157,6 +158,9 @@ def _recipe(source: Source, options: ImageOptions) -> _Recipe:
         size = own.get("size") if own.get("do_resize", True) else None
         resize = _size(size, path)
         crop = _pair(own.get("crop_size")) if own.get("do_center_crop", False) else None
+        if own.get("crop_pct") and isinstance(resize, int):  # ConvNeXt: the middle of small images, large ones whole
+            square = (resize, resize)
+            resize, crop = (int(resize / own["crop_pct"]), square) if resize < WARPED else (square, None)
     elif isinstance(getattr(config, "image_size", None), int):
         resize = crop = (config.image_size, config.image_size)
     normalized = bool(own.get("do_normalize", True)) if own else False

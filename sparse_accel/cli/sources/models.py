@@ -85,8 +85,8 @@ def _folder(spec: str, path: Path, options: ModelOptions) -> Source:
         made = [name for name in ("plan.json", "sparse_model.json") if (path / name).is_file()]
         if made:
             raise UserError(
-                f"--model: {spec} holds a result ({made[0]}) whose widths no config.json describes: start from the "
-                "dense model; compare, sparsity and report open it"
+                f"--model: expected the model that results are made of, {spec} holds a result ({made[0]}) whose widths "
+                "no config.json describes"
             )
         raise UserError(f"--model: {EXPECTED}; {spec} has no config.json")
     notes: list[str] = []
