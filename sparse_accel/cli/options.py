@@ -23,7 +23,7 @@ Model = Annotated[
         "-m",
         help="A Hugging Face folder (config.json and weights), module:factory (a function without arguments that "
         "returns the model, importable from here). Or the folder of a result, to go on from there.",
-        metavar="FOLDER|MODULE:FACTORY",
+        metavar="MODEL",
         rich_help_panel=MODEL,
     ),
 ]
@@ -33,7 +33,7 @@ OptionalModel = Annotated[
         "--model",
         "-m",
         help="As for prune: a Hugging Face folder or module:factory.",
-        metavar="FOLDER|MODULE:FACTORY",
+        metavar="MODEL",
         rich_help_panel=MODEL,
     ),
 ]
@@ -63,7 +63,7 @@ Calibrate = Annotated[
         "-c",
         help="Inputs like those that the model will see, no labels: a text file, a folder of images, "
         ".npy/.npz/.safetensors, or module:loader (batches, or a function that returns them).",
-        metavar="FILE|FOLDER|MODULE:LOADER",
+        metavar="DATA",
         rich_help_panel=DATA,
     ),
 ]

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -71,23 +70,38 @@ def test_plain_knows_all_commands(typer):
     assert {command.name for command in app.registered_commands} == {"info", *plain.COMMANDS}
 
 
-def test_info_needs_torch_alone():
-    """No typer, no transformers and nothing else is imported on the way."""
-    code = "import sys; from sparse_accel import cli; sys.modules['typer'] = None; sys.argv = ['x', 'info']; "
-    code += "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: None if n == 'typer' else f(n); "
-    code += (
-        "status = cli.main(); print({'typer', 'click', 'rich', 'transformers', 'sklearn'} & set(sys.modules), status)"
-    )
+def test_as_a_module_info_needs_torch_alone():
+    """python -m sparse_accel info, where nothing but torch is installed: nothing else is imported on the way."""
+    code = """
+import importlib.util, runpy, sys
+find, hidden = importlib.util.find_spec, {"typer", "click", "rich", "transformers", "sklearn"}
+importlib.util.find_spec = lambda name: None if name in hidden else find(name)
+sys.argv = ["sparse-accel", "info"]
+try:
+    runpy.run_module("sparse_accel", run_name="__main__")
+except SystemExit as end:
+    print(hidden & set(sys.modules), end.code)
+"""
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert output.splitlines()[-1] == "{'typer'} 0"  # the None from above
+    assert output.splitlines()[0] == str(sparse_accel.build_info()).splitlines()[0]
+    assert output.splitlines()[-1] == "set() 0"
 
 
-def test_as_a_module_and_completion(typer):
-    command = [sys.executable, "-m", "sparse_accel"]
-    environment = {**os.environ, "_SPARSE_ACCEL_COMPLETE": "complete_bash"}
-    environment |= {"COMP_WORDS": "sparse-accel s", "COMP_CWORD": "1"}
-    output = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert output.stdout.split() == ["sparsify", "sparsity"]
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("sparse-accel s", ["sparsify", "sparsity"]),
+        ("sparse-accel prune --meth", ["--method"]),
+        ("sparse-accel prune --method g", ["gram_obs", "gram_cosamp"]),
+        ("sparse-accel sparsity x --by e", ["element"]),
+    ],
+)
+def test_completion(typer, monkeypatch, capsys, words, expected):
+    monkeypatch.setenv("_SPARSE_ACCEL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    cli.main([])
+    assert capsys.readouterr().out.split() == expected
 
 
 def test_demo_passes_its_options_on(typer, monkeypatch, tmp_path):

@@ -73,8 +73,8 @@ def compact(
 
     \b
     A network of your own, trained with RMDA:
-      sparse-accel compact -m nets:make --weights trained.pt --input-shape 1,3,32,32
-          --out small/
+      sparse-accel compact -m nets:make --weights trained.pt \\
+        --input-shape 1,3,32,32 --out small/
     """
     output = Output(as_json=as_json, quiet=quiet)
     target = None if dry_run else check_target(out, [model, weights, calibration, tokenizer], force=force)

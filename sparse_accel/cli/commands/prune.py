@@ -53,7 +53,7 @@ def prune(
         typer.Option(
             help="Share of the units of every layer to keep (.5, the default); PATTERN=.5 or PATTERN=64 (a number of "
             "units) for some. May be repeated.",
-            metavar="SHARE|PATTERN=SHARE",
+            metavar="SHARE",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -136,8 +136,8 @@ def prune(
     What would go, and how long it takes:
       sparse-accel prune -m my-bert/ -c text.txt --dry-run
     Half of the multiplications of a model of your own:
-      sparse-accel prune -m nets:make --weights net.pt -c images/ --image-size 32
-          --budget flops=.5 --out half/
+      sparse-accel prune -m nets:make --weights net.pt -c images/ \\
+        --image-size 32 --budget flops=.5 --out half/
     """
     output = Output(as_json=as_json, quiet=quiet)
     every, some = options.shares("--keep", keep or [])

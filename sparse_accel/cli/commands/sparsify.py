@@ -193,8 +193,8 @@ def sparsify(
     Half of the weights of a Hugging Face model:
       sparse-accel sparsify -m my-bert/ -c text.txt --sparsity .5 --out sparse/
     Two of four, the first layer dense:
-      sparse-accel sparsify -m my-llama/ -c text.txt --sparsity 2:4 --skip layers.0
-          --out sparse/
+      sparse-accel sparsify -m my-llama/ -c text.txt --sparsity 2:4 \\
+        --skip layers.0 --out sparse/
     """
     output = Output(as_json=as_json, quiet=quiet)
     if by not in BY:
