@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,58 @@ def test_large_texts_are_read_in_part(run, here, monkeypatch):
     status, out, err = run("prune", "-m", "llama", "-c", "long.txt", *SHORT, "--dry-run", "--json")
     assert status == 0, err
     assert "long.txt: its first 0 MiB alone are used" in json.loads(out)["notes"]
+
+
+OWN_CODE = """
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own_for_the_command_line"
+
+    def __init__(self, width=32, **more):
+        super().__init__(**more)
+        self.width, self.intermediate_size = width, more.get("intermediate_size", 48)
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = nn.Embedding(300, config.width)
+        self.up, self.down = nn.Linear(config.width, 48), nn.Linear(48, config.width)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, input_ids):
+        return self.down(torch.relu(self.up(self.table(input_ids))))
+"""
+
+
+def test_code_of_a_folder_runs_when_asked_for(run, here, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(here / "cache"))
+    monkeypatch.syspath_prepend(str(here))
+    (here / "own_code.py").write_text(OWN_CODE)
+    own = importlib.import_module("own_code")
+    own.OwnConfig.register_for_auto_class()
+    own.OwnModel.register_for_auto_class("AutoModel")
+    own.OwnModel(own.OwnConfig()).save_pretrained(here / "own")
+    arguments = ("-c", "text.txt", "--tokenizer", "bytes", *SHORT)
+    assert run("prune", "-m", "own", *arguments, "-o", "small")[0] == 2
+    trusting = (*arguments, "--trust-remote-code")
+    status, out, err = run("prune", "-m", "own", *trusting, "-o", "small")
+    assert status == 0, err
+    assert "from_pretrained does not open it" in out  # 48 stands in the code
+    assert sa.load("small", own.OwnModel(own.OwnConfig())).up.out_features == 24
+    status, out, err = run("compare", "own", "small", *trusting, "--json")
+    assert status == 0, err
+    assert json.loads(out)["b"]["params"] < json.loads(out)["a"]["params"]
+    assert run("compare", "own", "small", *arguments)[0] == 2
 
 
 def test_compact_llama(run, here):

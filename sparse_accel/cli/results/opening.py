@@ -15,7 +15,7 @@ from sparse_accel.cli.errors import UserError, library_errors
 from sparse_accel.cli.results.pretrained import DENSE
 from sparse_accel.cli.results.record import read_record
 from sparse_accel.cli.results.target import RECORD
-from sparse_accel.cli.sources.hugging_face import class_named, config_of, from_config, is_model_folder
+from sparse_accel.cli.sources.hugging_face import class_named, class_of, config_of, from_config, is_model_folder
 from sparse_accel.cli.sources.imports import imported, is_import
 from sparse_accel.cli.sources.models import ModelOptions, Source, built, open_source
 from sparse_accel.cli.sources.weights import tensors_of_file, weight_files
@@ -72,7 +72,7 @@ def open_any(spec: str, model: str | None, options: ModelOptions) -> Opened:
     if model is not None:
         base = open_source(model, replace(options, weights=None))
     elif (path / RECORD).is_file():
-        base = _dense_of(path)
+        base = _dense_of(path, options)
     else:
         return Opened(spec, None, f"{spec} has no {RECORD}: --model says of which model it is")
     with library_errors(spec):
@@ -126,7 +126,7 @@ def plan_of(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _dense_of(folder: Path) -> Source:
+def _dense_of(folder: Path, options: ModelOptions) -> Source:
     """A model of the sizes that a result started from, whose values do not matter."""
     origin = read_record(folder).get("model")
     if not isinstance(origin, dict):
@@ -135,7 +135,7 @@ def _dense_of(folder: Path) -> Source:
         start = Path(str(origin.get("folder")))
         if not start.is_dir():
             raise UserError(f"{folder}: was made of {start}, which is not there: --model says how it is built")
-        source = open_any(str(start), None, ModelOptions()).source
+        source = open_any(str(start), None, ModelOptions(trust=options.trust)).source
         if source is None:
             raise UserError(f"{folder}: was made of {start}, which has no {RECORD}")
         return source
@@ -145,11 +145,17 @@ def _dense_of(folder: Path) -> Source:
         return Source(spec, built(spec, found), lambda: built(spec, found), None, origin, [])
     if not is_model_folder(folder / DENSE):
         raise UserError(f"{folder}: expected the dense configuration in {DENSE}/, found none: --model FOLDER")
-    config = config_of(folder / DENSE, trust=False)
+    config = config_of(folder / DENSE, trust=options.trust)
     kind = class_named(str(origin.get("class")))
+    if kind is None and options.trust:
+        kind = class_of(config, trust=True)
     if kind is None:
         raise UserError(f"{folder / RECORD}: transformers has no class {origin.get('class')!r}: --model FOLDER")
-    return Source(str(folder), from_config(config, kind), lambda: from_config(config, kind), folder, origin, [])
+
+    def build() -> nn.Module:
+        return from_config(config, kind, trust=options.trust)
+
+    return Source(str(folder), build(), build, folder, origin, [])
 
 
 def files_of(spec: str) -> list[Path]:

@@ -138,7 +138,9 @@ def next_steps(out: Path, record: Mapping[str, Any], model: nn.Module) -> str:
     if record["opens_with"]["from_pretrained"]:
         lines.append(f'  {name}.from_pretrained("{out}")')
     elif record["from_pretrained"] != NONE:
-        lines.append(f"from_pretrained does not open it: {record['from_pretrained']} (--skip leaves such layers whole)")
+        why = record["from_pretrained"]
+        hint = " (--skip leaves such layers whole)" if "no configuration says" in why else ""
+        lines.append(f"from_pretrained does not open it: {why}{hint}")
     if record["model"]["kind"] == "hugging_face":
         lines.append(
             f'  sparse_accel.load("{out}", {name}(AutoConfig.from_pretrained("{out}/dense")))'

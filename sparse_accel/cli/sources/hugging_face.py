@@ -87,13 +87,14 @@ def class_of(config: Any, *, trust: bool) -> Any:
         return getattr(transformers, (autos or ["AutoModel"])[0])
 
 
-def from_config(config: Any, kind: Any) -> nn.Module:
+def from_config(config: Any, kind: Any, *, trust: bool = False) -> nn.Module:
     """A model whose weights have no values that matter: those of a file follow."""
     with hushed():
         from transformers.initialization import no_init_weights
     with hushed(), torch.random.fork_rng(devices=[]), no_init_weights():
-        make: Any = getattr(kind, "_from_config", None) or kind.from_config
-        model: Any = make(copy.deepcopy(config))
+        own = copy.deepcopy(config)
+        plain = getattr(kind, "_from_config", None)  # an AutoModel has none
+        model: Any = plain(own) if plain is not None else kind.from_config(own, trust_remote_code=trust)
         if hasattr(model, "tie_weights"):
             model.tie_weights()  # which belongs to the initialization that is left out
     module: nn.Module = model
@@ -115,7 +116,7 @@ def open_model(folder: Path, weights: Path | None, notes: list[str], *, trust: b
     config = config_of(folder, trust=trust)
     kind = class_of(config, trust=trust)
     if weights is not None:
-        model = from_config(config, kind)
+        model = from_config(config, kind, trust=trust)
         load_weights(model, weights)
         return model
     if not weight_files(folder):
