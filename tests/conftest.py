@@ -12,6 +12,7 @@ from cuda_emulator import build
 
 from sparse_accel import native
 
+pytest_plugins = ["cli_fixtures"]
 pytest_configure = require_cuda.pytest_configure
 pytest_collection_modifyitems = require_cuda.pytest_collection_modifyitems
 pytest_runtest_setup = require_cuda.pytest_runtest_setup

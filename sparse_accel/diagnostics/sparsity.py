@@ -160,13 +160,25 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
         layers, left = [], {}
         for name, parameter, grouping in named_groupings(model, by, stacked):
             if grouping is not None:
-                layers.append(_tensor_sparsity(name, parameter, grouping))
+                layers.append(tensor_sparsity(name, parameter, grouping))
             elif parameter.dim() >= 2:
                 left[name] = parameter.numel()
         return SparsityReport(by, layers, left)
 
 
-def _tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:
+def tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:
+    """Count the zeros of one weight.
+
+    Args:
+        name: for the report.
+        weight: of two or more dimensions unless ``grouping`` is by element.
+        grouping: how it is cut into groups.
+
+    Example:
+        >>> row = tensor_sparsity("weight", torch.eye(3)[:, :2], Grouping("output"))
+        >>> row.groups, row.zero_groups, row.zeros
+        (3, 1, 4)
+    """
     layout = group_layout(torch.empty(weight.shape, device="meta"), grouping)
     nonzero = local_part(weight).ne(0)
     alive = _group_any(nonzero, grouping.of_part(shard_dims(weight)))

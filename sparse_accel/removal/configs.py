@@ -26,6 +26,7 @@ from sparse_accel.removal.surgery import Plan, attribute
 _NEURONS = ("intermediate_size", "ffn_dim", "d_ff", "hidden_dim", "n_inner")
 _INNER = re.compile("inner|intermediate|ffn|d_ff|mlp|hidden_dim")  # names that may be None: a multiple of the width
 RELOAD = "from_pretrained: "  # what a note about a configuration starts with
+ADVICE = "save with sparse_accel.save and load with sparse_accel.load"  # what it ends in
 _CHOICES = 4  # different numbers of units that are tried for one name
 
 Changes = dict[str, list[Any]]
@@ -118,16 +119,15 @@ def _note_reload(model: nn.Module, small: nn.Module, plan: Plan, path: str) -> N
     start = f"{RELOAD}{path or 'the model'} ({type(small.get_submodule(path)).__name__}): "
     plan["notes"] = [note for note in plan["notes"] if not note.startswith(start)]
     came, before = _differences(small.get_submodule(path)), _differences(model.get_submodule(path))
-    advice = "save with sparse_accel.save and load with sparse_accel.load"
     if came is None:
-        plan["notes"].append(f"{start}cannot be built from its configuration for comparison; {advice}")
+        plan["notes"].append(f"{start}cannot be built from its configuration for comparison; {ADVICE}")
         return
     names = sorted(came.tensors) + sorted(
         came.numbers - (before or came).numbers
     )  # a number may have been another one all along
     if names:
         shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        plan["notes"].append(f"{start}no configuration says what {shown} became; {advice}")
+        plan["notes"].append(f"{start}no configuration says what {shown} became; {ADVICE}")
 
 
 def _apply(small: nn.Module, plan: Plan, path: str, changes: Changes) -> None:

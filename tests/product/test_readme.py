@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 # In reading order: a page's code goes on from that of the pages before it.
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("training", "callbacks", "pruning", "sparse_weights", "sppam"))]
-PAGES += ["docs/ops.md", "docs/sparse_recovery.md", "docs/reports.md", "docs/measurements.md"]
+PAGES += ["docs/ops.md", "docs/sparse_recovery.md", "docs/reports.md", "docs/command_line.md", "docs/measurements.md"]
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
 
@@ -23,6 +23,8 @@ def test_every_page_is_known():
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the demo extra is not installed")
+    pytest.importorskip("typer", reason="the cli extra is not installed")
+    pytest.importorskip("transformers", reason="the test group is not installed")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     counts = {}

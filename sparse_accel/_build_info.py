@@ -1,0 +1,10 @@
+"""Written by CMake: what this build was made from."""
+
+version = "0.1.0"
+commit = "53b3a0e73faa-dirty"
+torch_version = "2.13.0+cpu"
+torch_cuda = ""
+with_cuda = "OFF" == "ON"
+cuda_version = ""
+cuda_architectures = ""
+compiler = "GNU 12.2.0 -O2 -DNDEBUG"
