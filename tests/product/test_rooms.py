@@ -26,7 +26,7 @@ BELOW: dict[str, set[str]] = {
     "penalties": {"ops", "groups", "sharding"},
     "optim": {"penalties", "ops", "groups", "sharding"},
     "report": {"channels", "wrappers"},
-    "diagnostics": {"report", "groups", "sharding"},
+    "diagnostics": {"report", "groups", "sharding", "removal", "calibration", "channels", "wrappers", "_modes"},
     "callbacks": {"diagnostics"},
     "removal": {"report", "channels", "penalties", "groups", "wrappers", "_build_info", "_modes"},
     "acceleration": {"removal", "report", "channels", "ops", "wrappers", "_modes"},
