@@ -34,12 +34,15 @@ from sparse_accel.report import format_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 EPS, GAMMA, BATCH = 0.02**0.5, 0.5**0.5, 100  # eps^2 = .02, momentum 1 - gamma eps = .9
 SPREAD = 0.1  # of all parameters at the start
 TRAINED = 1400  # digits; the others are held out
 METHODS = {"SHB": (EPS**2, 1 - GAMMA * EPS), "SGD": (EPS / GAMMA, 0.0)}  # the same step size / (1 - momentum)
 COLORS = {"SHB": "#e8590c", "SGD": "#1971c2"}
+FLOOR = 1e-6  # of the plot
 KINDS = ("rescaled", "refitted", "straight line", "aligned line")
 
 
@@ -123,43 +126,46 @@ def measure(nets: list[MeanField], limit: MeanField, x: Tensor, y: Tensor, held:
 
 
 def plot(results: dict[str, dict[int, dict]], file: Path) -> None:
-    """Dropout, barriers and distance over the width."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), sharex=True, constrained_layout=True)
+    """Dropout, barriers and distance over the width; what is below FLOOR is drawn there."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), sharex=True, constrained_layout=True)
     styles = dict(zip(KINDS, ("-", "--", ":", "-."), strict=True))
     widths = sorted(next(iter(results.values())))
-    for method, rows in results.items():
-        color = COLORS[method]
-        for kind in KINDS[:2]:
-            values = [rows[width][f"dropout, {kind}"] for width in widths]
-            axes[0].loglog(
-                widths, values, styles[kind], marker="o", markersize=4, color=color, label=f"{method}, {kind}"
-            )
-        for kind in KINDS:
-            values = [max(rows[width][f"barrier, {kind}"], 1e-6) for width in widths]
-            axes[1].loglog(
-                widths, values, styles[kind], marker="o", markersize=4, color=color, label=f"{method}, {kind}"
-            )
-        values = [rows[width]["distance"] for width in widths]
-        axes[2].loglog(widths, values, marker="o", markersize=4, color=color, label=method)
     rate = [math.sqrt(math.log(width) / width) for width in widths]
-    first = results["SHB"][widths[0]]
-    for axis, key in ((axes[0], "dropout, rescaled"), (axes[1], "barrier, rescaled")):
-        axis.loglog(widths, [first[key] * value / rate[0] for value in rate], color="0.6", label="sqrt(log M / M)")
-    axes[2].loglog(
-        widths, [first["distance"] * (widths[0] / w) ** 0.5 for w in widths], color="0.6", label="1 / sqrt(M)"
-    )
-    titles = ("Half of the units dropped: change of the loss", "Barrier between two networks", "Distance to the limit")
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title)
+    curves = {
+        axes[0]: [("dropout, " + kind, styles[kind]) for kind in KINDS[:2]],
+        axes[1]: [("barrier, " + kind, styles[kind]) for kind in KINDS],
+        axes[2]: [("distance", "-")],
+    }
+    for axis, lines in curves.items():
+        for method, rows in results.items():
+            for key, style in lines:
+                values = [max(rows[width][key], FLOOR) for width in widths]
+                axis.loglog(widths, values, style, marker="o", markersize=4, color=COLORS[method])
+        first = results["SHB"][widths[0]][lines[0][0]]
+        reference = [first * value / rate[0] for value in rate]
+        if axis is axes[2]:
+            reference = [first * (widths[0] / width) ** 0.5 for width in widths]
+        axis.loglog(widths, reference, color="0.6", linewidth=3, alpha=0.6, zorder=0)
         axis.set_xlabel("width M")
-        axis.set_xticks(widths, [str(width) for width in widths], minor=False)
-        axis.minorticks_off()
-        axis.grid(color="0.92")
+        axis.set_xticks(widths, [str(width) for width in widths])
+        axis.xaxis.minorticks_off()
+        axis.grid(color="0.92", which="both")
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8)
-    axes[1].legend(fontsize=8, ncol=2, loc="lower left")
-    axes[2].legend(fontsize=8)
-    figure.savefig(file, dpi=120)
+    axes[0].set_title("Half of the units dropped: change of the loss")
+    axes[1].set_title("Barrier between two networks")
+    axes[2].set_title("Distance of the outputs to the mean-field limit")
+    colors = [Line2D([], [], color=COLORS[method], marker="o", markersize=4, label=method) for method in results]
+    kinds = [Line2D([], [], color="0.2", linestyle=styles[kind], label=kind) for kind in KINDS]
+    law = Line2D([], [], color="0.6", linewidth=3, alpha=0.6, label="sqrt(log M / M)")
+    axes[0].legend(handles=[*colors, *kinds[:2], law], frameon=False)
+    axes[1].legend(handles=[*kinds, law], frameon=False, loc="lower left")
+    axes[2].legend(
+        handles=[*colors, Line2D([], [], color="0.6", linewidth=3, alpha=0.6, label="1 / sqrt(M)")], frameon=False
+    )
+    axes[2].yaxis.set_minor_formatter(NullFormatter())
+    axes[2].set_yticks([0.01, 0.02, 0.05, 0.1, 0.2], ["0.01", "0.02", "0.05", "0.1", "0.2"])
+    figure.savefig(file, dpi=100)
     plt.close(figure)
 
 

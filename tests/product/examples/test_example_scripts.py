@@ -101,10 +101,11 @@ def test_read_idx_refuses_other_files(fashion_mnist, tmp_path, damage):
     "name, arguments, files",
     [
         ("sppam_stability", ["--cells", "11"], ["sppam_stability.png"]),
+        ("heavy_ball_mean_field", ["--quick"], ["heavy_ball_mean_field.png"]),
         ("sppam_glm", ["--limit", "20", "--lrs", "2"], ["sppam_glm.png"]),
     ],
 )
-def test_proximal_point_examples(name, arguments, files, tmp_path, monkeypatch, capsys):
+def test_examples_on_made_or_bundled_data(name, arguments, files, tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
