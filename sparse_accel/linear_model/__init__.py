@@ -13,6 +13,7 @@ except ImportError as error:
         "sparse_accel.linear_model needs scikit-learn 1.6 or newer: pip install 'sparse-accel[sklearn]'"
     ) from error
 
+from .path import SparsePath, sparse_path
 from .sparse import SparseLinearRegression, SparseLogisticRegression
 from .sppam import SPPAMClassifier, SPPAMPoissonRegressor, SPPAMRegressor
 
@@ -22,4 +23,6 @@ __all__ = [
     "SPPAMRegressor",
     "SparseLinearRegression",
     "SparseLogisticRegression",
+    "SparsePath",
+    "sparse_path",
 ]

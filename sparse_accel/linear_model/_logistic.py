@@ -1,13 +1,17 @@
 """Weighted logistic regression with the intercept optimized away: what sparse recovery minimizes over k coefficients.
 
-With ``b(theta)`` the best intercept, ``f(theta) = mean_i w_i (log(1 + e^{v_i}) - y_i v_i)``, ``v = A theta + b(theta)``, is
-smooth and convex. Its gradient is that at fixed b, and its Hessian the Schur complement: the Gram matrix of the rows,
-centred and weighted by the curvatures ``w_i s_i (1 - s_i)``.
+With the best intercept ``b(theta)`` and ``v = A theta + b(theta)``, the mean of ``w (log(1 + e^v) - y v)`` is smooth
+and convex. Its gradient is that at fixed b, and its Hessian the Schur complement: the Gram matrix of the rows, centred
+and weighted by the curvatures ``w s (1 - s)``, ``s = sigmoid(v)``.
 """
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,32 +44,28 @@ class ProfiledLogistic(Objective):
         self.shape = torch.Size((A.shape[1],))
         self.samples = len(A)
         self.initial = A.new_zeros(1, A.shape[1])
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # theta, A theta, the intercept
 
     def intercept(self, theta: Tensor) -> Tensor:
-        """The best intercept, ``[1]``: Newton steps in a bracket that halves where they leave it."""
-        if not self._intercept:
-            return theta.new_zeros(1)
-        v = self._rows @ theta[0]
-        share = (self._weights * self._y).sum()
-        level = (share / (1 - share)).log()
-        low, high = level - v.max(), level - v.min()
-        b = (low + high) / 2
-        for _ in range(_STEPS):
-            s = (v + b).sigmoid()
-            slope = (self._weights * s).sum() - share
-            low, high = torch.where(slope > 0, low, b), torch.where(slope > 0, b, high)
-            bend = (self._weights * s * (1 - s)).sum()
-            new = b - slope / bend.clamp(min=1e-300)
-            new = torch.where((new >= low) & (new <= high), new, (low + high) / 2)
-            if bool((new - b).abs() <= 4e-16 * (1 + b.abs())):
-                break
-            b = new
-        return b[None]
+        """The best intercept, ``[1]``."""
+        return self._at(theta)[1]
+
+    def _at(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """``A theta`` and the best intercept; those of the last theta are kept, which most calls are about."""
+        if self._last is None or not torch.equal(self._last[0], theta):
+            v = self._rows @ theta[0]
+            b = 0.0
+            if self._intercept:
+                start = 0.0 if self._last is None else float(self._last[2])
+                b = _best_intercept(v.numpy(), self._y.numpy(), self._weights.numpy(), start)
+            self._last = theta.clone(), v, torch.tensor([b], dtype=v.dtype)
+        return self._last[1], self._last[2]
 
     def _predictor(self, theta: Tensor, rows: Tensor | None) -> Tensor:
         if rows is not None:
             raise ValueError("rows: expected None, an intercept is that of all rows")
-        return self._rows @ theta[0] + self.intercept(theta)
+        v, b = self._at(theta)
+        return v + b
 
     def _bends(self, theta: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Curvatures ``[n]``, and the rows' mean by them ``[d]``, 0 without an intercept."""
@@ -107,3 +107,22 @@ class ProfiledLogistic(Objective):
         centred = self._rows - self._weights @ self._rows if self._intercept else self._rows
         gram = centred.T @ (self._weights[:, None] * centred)
         return torch.linalg.eigvalsh(gram)[-1:] / 4
+
+
+def _best_intercept(v: np.ndarray, y: np.ndarray, weights: np.ndarray, start: float) -> float:
+    """The root of ``sum w (sigmoid(v + b) - y)``: Newton steps, halved intervals where they leave the bracket."""
+    share = weights @ y
+    level = math.log(share / (weights @ (1 - y)))
+    low, high = level - float(v.max()), level - float(v.min())  # all rows below the mean, all above it
+    b = min(max(start, low), high)
+    for _ in range(_STEPS):
+        s = expit(v + b)
+        slope = float(weights @ s - share)
+        low, high = (low, b) if slope > 0 else (b, high)
+        bend = float(weights @ (s * (1 - s)))
+        new = b - slope / bend if bend > 0 else math.inf
+        new = new if low <= new <= high else (low + high) / 2
+        if abs(new - b) <= 4e-16 * (1 + abs(b)):
+            break
+        b = new
+    return b

@@ -43,7 +43,7 @@ class Iterates:
 
     def copy(self) -> Iterates:
         """What a fit may move; random numbers go on from the same state."""
-        random = np.random.RandomState()  # noqa: NPY002
+        random = np.random.RandomState()
         random.set_state(self.random.get_state())
         return Iterates(self.x.copy(), self.last.copy(), self.total.copy(), self.counted, random)
 
@@ -93,7 +93,7 @@ def order_of_rows(X: Any, y: np.ndarray) -> np.ndarray:
 
     With it a fit gives the same for rows in any order, and for repeated rows what their weights give.
     """
-    direction = np.random.RandomState(0).standard_normal(X.shape[1])  # noqa: NPY002
+    direction = np.random.RandomState(0).standard_normal(X.shape[1])
     if sparse.issparse(X):
         key = X.astype(np.float64) @ direction
     else:  # row by row in one order of additions: equal rows get equal keys

@@ -15,6 +15,9 @@ from ._logistic import ProfiledLogistic
 from ._shared import LinearClassifier, LinearModel, two_classes
 
 FEW = 10
+# Least squares: features that repeat each other leave the choice open; a trace of ridge settles it. The coefficients
+# are those without it.
+CHOICE_RIDGE = 1e-9
 
 
 class _SparseModel(BaseEstimator):
@@ -48,7 +51,9 @@ class _SparseModel(BaseEstimator):
         if self.k is None:
             return min(FEW, d)
         if isinstance(self.k, bool) or int(self.k) != self.k or not 1 <= self.k <= d:
-            raise ValueError(f"k: expected a whole number from 1 to {d}, the number of features, or None, got {self.k!r}")
+            raise ValueError(
+                f"k: expected a whole number from 1 to {d}, the number of features, or None, got {self.k!r}"
+            )
         return int(self.k)
 
     def _scaled(self, X: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,10 +71,12 @@ class _SparseModel(BaseEstimator):
             X /= spread
         return X, mean, spread
 
-    def _solve(self, problem: Any) -> Recovery:
+    def _solve(self, problem: Any, least: float = 0.0) -> Recovery:
+        """The solution; a ridge of ``least`` where less was asked for."""
         if int(self.max_iter) != self.max_iter or self.max_iter < 1:
             raise ValueError(f"max_iter: expected a whole number >= 1, got {self.max_iter!r}")
-        return solve(problem, self._count(), self.method, ridge=float(self.ridge), iterations=int(self.max_iter))
+        ridge = self.ridge if not isinstance(self.ridge, (int, float)) or self.ridge < 0 else max(self.ridge, least)
+        return solve(problem, self._count(), self.method, ridge=ridge, iterations=int(self.max_iter))
 
 
 class SparseLinearRegression(RegressorMixin, LinearModel, _SparseModel):
@@ -120,16 +127,27 @@ class SparseLinearRegression(RegressorMixin, LinearModel, _SparseModel):
         level = float(weights @ y / weights.sum()) if self.fit_intercept else 0.0
         root = np.sqrt(weights / weights.mean())
         A, b = (torch.from_numpy(np.ascontiguousarray(part)) for part in (rows * root[:, None], (y - level) * root))
-        found = self._solve(LeastSquares(A, b))
-        self.coef_ = found.theta.numpy() / spread
+        found = self._solve(LeastSquares(A, b), CHOICE_RIDGE)
+        kept = found.support.numpy().nonzero()[0]
+        self.coef_ = np.zeros(X.shape[1])
+        self.coef_[kept] = _least_squares(A.numpy()[:, kept], b.numpy(), float(self.ridge)) / spread[kept]
         self.intercept_ = level - float(mean @ self.coef_)
-        self.support_ = found.support.numpy().nonzero()[0]
+        self.support_ = kept
         self.n_iter_ = max(1, found.iterations)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """The mean ``[n]``."""
         return self._linear(X)
+
+
+def _least_squares(A: np.ndarray, b: np.ndarray, ridge: float) -> np.ndarray:
+    """The minimizer of ``|A x - b|^2 / (2 n) + ridge / 2 |x|^2``, the shortest of several."""
+    if ridge:
+        n, k = A.shape
+        A, b = np.r_[A, np.sqrt(n * ridge) * np.eye(k)], np.r_[b, np.zeros(k)]
+    found: np.ndarray = np.linalg.lstsq(A, b, rcond=None)[0]
+    return found
 
 
 class SparseLogisticRegression(LinearClassifier, _SparseModel):

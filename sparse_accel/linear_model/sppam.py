@@ -238,7 +238,7 @@ class SPPAMClassifier(LinearClassifier, _SPPAMModel):
         if not first and known is not None and not np.array_equal(known, self.classes_):
             raise ValueError(f"classes: expected {self.classes_.tolist()} as before, got {known.tolist()}")
         X, y, weights = self._check_fit(X, y, sample_weight, reset=first)
-        if first:
+        if known is not None:
             self.classes_ = known
         return self._fit(X, y, weights, partial=True)
 

@@ -34,7 +34,7 @@ BELOW: dict[str, set[str]] = {
     "prune": {"removal", "calibration", "report", "channels", "ops", "groups", "wrappers", "_modes"},
     "sparse_recovery": {"ops", "_modes"},
     "sppam": set(),
-    "linear_model": {"optim", "ops"},
+    "linear_model": {"optim", "ops", "sparse_recovery", "report"},
     "demo": {"prune", "removal", "diagnostics", "optim", "penalties", "report", "groups"},
     "_compat": set(),
     "_info": {"_C", "_build_info"},
