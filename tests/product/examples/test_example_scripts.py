@@ -101,6 +101,7 @@ def test_read_idx_refuses_other_files(fashion_mnist, tmp_path, damage):
     "name, arguments, files",
     [
         ("sppam_stability", ["--cells", "11"], ["sppam_stability.png"]),
+        ("sparse_path", ["--most", "2", "--folds", "2"], ["sparse_path_diabetes.png"]),
         ("heavy_ball_mean_field", ["--quick"], ["heavy_ball_mean_field.png"]),
         ("sppam_glm", ["--limit", "20", "--lrs", "2"], ["sppam_glm.png"]),
     ],
