@@ -36,14 +36,14 @@ def matching(chain: Chain, a: State, b: State) -> list[Tensor]:
     Returns:
         For each layer int64 [units]: unit ``order[i]`` of b belongs to unit i of a.
     """
-    orders = [torch.arange(width.units) for width in chain.widths]
+    orders = [torch.arange(width.units, device="cpu") for width in chain.widths]
     alone = len(orders) == 1  # its match depends on no other layer's: once is enough
     for sweep in range(1 if alone else SWEEPS):
         changed = False
         for layer in range(len(orders)):
             likeness = _likeness(chain, a, b, layer, orders, outgoing=alone or sweep > 0)
             order = _assign(likeness)
-            own = torch.arange(len(order))
+            own = torch.arange(len(order), device="cpu")
             if float(likeness[own, order].sum()) > float(likeness[own, orders[layer]].sum()):
                 changed |= not torch.equal(order, orders[layer])
                 orders[layer] = order
@@ -55,10 +55,10 @@ def matching(chain: Chain, a: State, b: State) -> list[Tensor]:
 def _likeness(chain: Chain, a: State, b: State, layer: int, orders: Sequence[Tensor], *, outgoing: bool) -> Tensor:
     """Inner products of a's units with b's, float64 [units, units], on the CPU."""
     known = chain.permuted(
-        b, [order if other != layer else torch.arange(len(order)) for other, order in enumerate(orders)]
+        b, [order if other != layer else torch.arange(len(order), device="cpu") for other, order in enumerate(orders)]
     )
     units = len(orders[layer])
-    total = torch.zeros(units, units, dtype=torch.float64)
+    total = torch.zeros(units, units, dtype=torch.float64, device="cpu")
     for name, axis in [*chain.rows.items(), *(chain.columns.items() if outgoing else ())]:
         if axis.layer == layer and a[name].is_floating_point():
             total += (_flat(a[name], axis) @ _flat(known[name], axis).T).cpu()
@@ -67,7 +67,7 @@ def _likeness(chain: Chain, a: State, b: State, layer: int, orders: Sequence[Ten
 
 def _flat(tensor: Tensor, axis: Axis) -> Tensor:
     """What each unit owns, float64 [units, ...]."""
-    places = axis.entries(torch.arange(len(axis.table)), tensor)
+    places = axis.entries(torch.arange(len(axis.table), device="cpu"), tensor)
     return tensor.double().index_select(axis.dim, places).movedim(axis.dim, 0).reshape(len(axis.table), -1)
 
 

@@ -115,7 +115,7 @@ class Chain:
         found = dict(state)
         for axes in (self.rows, self.columns):
             for name, axis in axes.items():
-                places = torch.arange(len(axis.table))
+                places = torch.arange(len(axis.table), device="cpu")
                 moved = found[name].index_select(axis.dim, axis.entries(orders[axis.layer], found[name]))
                 new = found[name].clone()
                 found[name] = new.index_copy_(axis.dim, axis.entries(places, new), moved)

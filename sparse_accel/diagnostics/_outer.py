@@ -38,9 +38,9 @@ def untreated(width: Width, *, refit: bool = False) -> str:
 
 def choose_units(width: Width, keep: float, generator: torch.Generator) -> Tensor:
     """A random share of the units, at least one, ascending; of every part of :attr:`Width.balance` equally many."""
-    parts = torch.arange(width.units)[None] if width.balance is None else width.balance
+    parts = torch.arange(width.units, device="cpu")[None] if width.balance is None else width.balance
     count = max(1, round(keep * parts.shape[1]))
-    chosen = [part[torch.randperm(len(part), generator=generator)[:count]] for part in parts]
+    chosen = [part[torch.randperm(len(part), generator=generator, device="cpu")[:count]] for part in parts]
     return torch.cat(chosen).sort().values
 
 
@@ -58,7 +58,7 @@ def rescale(model: nn.Module, width: Width, kept: Tensor, scale: float | None = 
         module = model.get_submodule(consumer.module)
         matrix = weight_matrix(module, module.get_parameter("weight").detach())
         columns = columns_of(module, consumer, kept).to(matrix.device)
-        every = columns_of(module, consumer, torch.arange(width.units)).to(matrix.device)
+        every = columns_of(module, consumer, torch.arange(width.units, device="cpu")).to(matrix.device)
         flat = matrix.transpose(1, 2).reshape(-1, matrix.shape[1]).clone()  # [groups * D, out / groups]
         own = flat[columns] * factor
         flat[every] = 0
@@ -70,7 +70,7 @@ def columns_of(module: nn.Module, consumer: Consumer, units: Tensor) -> Tensor:
     """Entries of ``groups * D`` that units own in a reader's :func:`~sparse_accel.calibration.columns.columns`."""
     taps = math.prod(getattr(module, "kernel_size", (1,)))
     channels = consumer.channels.cpu()[units.cpu()].flatten()
-    return (channels[:, None] * taps + torch.arange(taps)).flatten()
+    return (channels[:, None] * taps + torch.arange(taps, device="cpu")).flatten()
 
 
 def _write(module: nn.Module, flat: Tensor) -> None:
@@ -145,7 +145,8 @@ class Moments:
                 square = square + gram.count * mean[:, :, None] * mean[:, None, :]
                 cross = cross + gram.count * gram.target_mean[:, :, None] * mean[:, None, :]
             own, every = (
-                _mask(module, consumer, units).to(weight.device) for units in (kept, torch.arange(self.width.units))
+                _mask(module, consumer, units).to(weight.device)
+                for units in (kept, torch.arange(self.width.units, device="cpu"))
             )
             for group in range(len(weight)):
                 at, rest = own[group], ~every[group]
@@ -161,7 +162,7 @@ class Moments:
 def _mask(module: nn.Module, consumer: Consumer, units: Tensor) -> Tensor:
     """Which columns units own, bool [groups, D]."""
     groups, features = column_count(module)
-    mask = torch.zeros(groups * features, dtype=torch.bool)
+    mask = torch.zeros(groups * features, dtype=torch.bool, device="cpu")
     mask[columns_of(module, consumer, units)] = True
     return mask.reshape(groups, features)
 

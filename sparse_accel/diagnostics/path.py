@@ -153,7 +153,7 @@ class _Builder:
         """A and B of every layer; of an odd number one unit is in neither, but in the first layer, where it is in B."""
         kept: Halves = ([], [])
         for layer, width in enumerate(self.chain.widths):
-            order, half = torch.randperm(width.units, generator=generator), width.units // 2
+            order, half = torch.randperm(width.units, generator=generator, device="cpu"), width.units // 2
             kept[0].append(order[:half].sort().values)
             kept[1].append(order[half : None if layer == 0 else 2 * half].sort().values)
         return kept

@@ -58,7 +58,7 @@ class ProfiledLogistic(Objective):
             if self._intercept:
                 start = 0.0 if self._last is None else float(self._last[2])
                 b = _best_intercept(v.numpy(), self._y.numpy(), self._weights.numpy(), start)
-            self._last = theta.clone(), v, torch.tensor([b], dtype=v.dtype)
+            self._last = theta.clone(), v, torch.tensor([b], dtype=v.dtype, device=v.device)
         return self._last[1], self._last[2]
 
     def _predictor(self, theta: Tensor, rows: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ class ProfiledLogistic(Objective):
         return (along @ self._rows - along.sum() * mean)[None]
 
     def hessian(self, theta: Tensor, rows: Tensor | None = None) -> Tensor:
-        return self.hessian_on(theta, torch.arange(self.size)[None], rows)
+        return self.hessian_on(theta, torch.arange(self.size, device="cpu")[None], rows)
 
     def hessian_on(self, theta: Tensor, index: Tensor, rows: Tensor | None = None) -> Tensor:
         bend, mean = self._bends(theta, rows)
