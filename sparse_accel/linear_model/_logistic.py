@@ -46,6 +46,10 @@ class ProfiledLogistic(Objective):
         self.initial = A.new_zeros(1, A.shape[1])
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # theta, A theta, the intercept
 
+    def restricted(self, index: Tensor) -> ProfiledLogistic:
+        """The same of some coefficients alone, the others being zero."""
+        return ProfiledLogistic(self._rows[:, index], self._y, self._weights, self._intercept)
+
     def intercept(self, theta: Tensor) -> Tensor:
         """The best intercept, ``[1]``."""
         return self._at(theta)[1]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 
-from sparse_accel.sparse_recovery import LeastSquares, Recovery, solve
+from sparse_accel.sparse_recovery import LeastSquares, Stopping, solve
 
 from ._logistic import ProfiledLogistic
 from ._shared import LinearClassifier, LinearModel, two_classes
 
 FEW = 10
+STILL = 5  # iterations without a change of the choice, after which its minimizer is looked for
 # Least squares: features that repeat each other leave the choice open; a trace of ridge settles it. The coefficients
 # are those without it.
 CHOICE_RIDGE = 1e-9
@@ -71,12 +74,22 @@ class _SparseModel(BaseEstimator):
             X /= spread
         return X, mean, spread
 
-    def _solve(self, problem: Any, least: float = 0.0) -> Recovery:
-        """The solution; a ridge of ``least`` where less was asked for."""
+    def _options(self) -> dict[str, Any]:
+        """What :func:`~sparse_accel.sparse_recovery.solve` is asked for.
+
+        Raises:
+            ValueError: ``max_iter`` is no number of iterations.
+        """
         if int(self.max_iter) != self.max_iter or self.max_iter < 1:
             raise ValueError(f"max_iter: expected a whole number >= 1, got {self.max_iter!r}")
-        ridge = self.ridge if not isinstance(self.ridge, (int, float)) or self.ridge < 0 else max(self.ridge, least)
-        return solve(problem, self._count(), self.method, ridge=ridge, iterations=int(self.max_iter))
+        return {"k": self._count(), "method": self.method, "ridge": self.ridge}
+
+    def _late(self) -> None:
+        warnings.warn(
+            f"{type(self).__name__}: the choice had not settled after max_iter={self.max_iter} iterations",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 class SparseLinearRegression(RegressorMixin, LinearModel, _SparseModel):
@@ -93,7 +106,7 @@ class SparseLinearRegression(RegressorMixin, LinearModel, _SparseModel):
         fit_intercept: fit one.
         standardize: choose in units of each feature's standard deviation. The coefficients are those of the features as
             they are. I-OBS without ridge chooses the same either way.
-        max_iter: iterations at most.
+        max_iter: iterations at most, of ``"htp"``, ``"niht"`` and ``"iht"``.
 
     Attributes:
         coef_: ``[d]``, zero outside the support. intercept_: number. support_: the k features, ascending. n_iter_.
@@ -127,7 +140,12 @@ class SparseLinearRegression(RegressorMixin, LinearModel, _SparseModel):
         level = float(weights @ y / weights.sum()) if self.fit_intercept else 0.0
         root = np.sqrt(weights / weights.mean())
         A, b = (torch.from_numpy(np.ascontiguousarray(part)) for part in (rows * root[:, None], (y - level) * root))
-        found = self._solve(LeastSquares(A, b), CHOICE_RIDGE)
+        options = self._options()
+        if isinstance(self.ridge, (int, float)) and 0 <= self.ridge < CHOICE_RIDGE:
+            options["ridge"] = CHOICE_RIDGE
+        # A whole Newton step from zero makes the choice: a second one finds nothing to change.
+        steps = 1 if self.method in ("iobs", "topk_iobs") else int(self.max_iter)
+        found = solve(LeastSquares(A, b), **options, iterations=steps)
         kept = found.support.numpy().nonzero()[0]
         self.coef_ = np.zeros(X.shape[1])
         self.coef_[kept] = _least_squares(A.numpy()[:, kept], b.numpy(), float(self.ridge)) / spread[kept]
@@ -157,7 +175,8 @@ class SparseLogisticRegression(LinearClassifier, _SparseModel):
     count: for any coefficients it is the best one.
 
     Args:
-        k, method, fit_intercept, standardize, max_iter: as for :class:`SparseLinearRegression`.
+        k, method, fit_intercept, standardize: as for :class:`SparseLinearRegression`.
+        max_iter: iterations at most; a ``ConvergenceWarning`` says when the choice had not settled by then.
         ridge: adds ``ridge / 2 |coef|^2``, in standardized units if so. On classes that k features separate there is no
             minimum without it.
         class_weight: factors of the rows' weights, by label (1 for others), or ``"balanced"``: the same sum for each
@@ -213,12 +232,33 @@ class SparseLogisticRegression(LinearClassifier, _SparseModel):
         coefs, intercepts, supports, iterations = [], [], [], [1]
         for target in self._targets(y):
             problem = ProfiledLogistic(A, torch.from_numpy(target), own, self.fit_intercept)
-            found = self._solve(problem)
-            coef = found.theta.numpy() / spread
+            theta, support, count = self._choose(problem)
+            coef = theta.numpy() / spread
             coefs.append(coef)
-            intercepts.append(float(problem.intercept(found.theta[None])) - float(mean @ coef))
-            supports.append(found.support.numpy().nonzero()[0])
-            iterations.append(found.iterations)
+            intercepts.append(float(problem.intercept(theta[None])) - float(mean @ coef))
+            supports.append(support.numpy().nonzero()[0])
+            iterations.append(count)
         self.coef_, self.intercept_ = np.stack(coefs), np.array(intercepts)
         self.support_, self.n_iter_ = np.stack(supports), max(iterations)
         return self
+
+    def _choose(self, problem: ProfiledLogistic) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Choices and minimizers on them by turns, until a choice stays: theta, support, number of iterations."""
+        options, theta, before, used = self._options(), None, None, 0
+        while used < self.max_iter:
+            left = int(self.max_iter) - used
+            found = solve(problem, **options, initial=theta, iterations=left, stop=Stopping(support=STILL))
+            used += found.iterations
+            index = found.support.nonzero().flatten()
+            on_it = problem.restricted(index)  # as many as are asked for: Newton's method
+            best = solve(on_it, len(index), ridge=self.ridge, initial=found.theta[index], iterations=int(self.max_iter))
+            theta = torch.zeros_like(found.theta).index_copy(0, index, best.theta)
+            settled = before is not None and torch.equal(before, found.support)
+            before = found.support
+            if settled:
+                break
+        else:
+            self._late()
+        assert theta is not None
+        assert before is not None
+        return theta, before, used

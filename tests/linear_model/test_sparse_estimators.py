@@ -160,6 +160,7 @@ def test_sparse_rows_constant_columns_and_small_widths() -> None:
     assert np.count_nonzero(Linear().fit(wide, y).coef_) == 10
 
 
+@pytest.mark.filterwarnings("error")
 def test_features_that_repeat_each_other(caplog) -> None:
     """Of equal features one is chosen, without a warning, and the fit is that of the others."""
     X, y = data()
@@ -264,3 +265,20 @@ def test_other_estimators_and_names_are_refused() -> None:
         sparse_path(models.Ridge(), X, y, [1])
     with pytest.raises(ValueError, match="names: expected one for each of the 7 features, got 2"):
         sparse_path(Linear(), X, y, [1], names=["a", "b"])
+
+
+def test_what_has_not_settled_is_said() -> None:
+    exceptions = pytest.importorskip("sklearn.exceptions")
+    X, y = datasets.load_breast_cancer(return_X_y=True)
+    with pytest.warns(exceptions.ConvergenceWarning, match="the choice had not settled after max_iter=1 iterations"):
+        Logistic(k=3, max_iter=1).fit(X, y)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_logistic_loss_is_at_its_minimum_on_the_choice(k: int) -> None:
+    X, y = datasets.load_breast_cancer(return_X_y=True)
+    model = Logistic(k=k).fit(X, y)
+    kept = model.support_[0]
+    Z = (X - X.mean(0)) / X.std(0)
+    theirs = models.LogisticRegression(C=1 / (1e-3 * len(y)), tol=1e-12, max_iter=5000).fit(Z[:, kept], y)
+    np.testing.assert_allclose((model.coef_ * X.std(0))[0, kept], theirs.coef_[0], rtol=1e-4)

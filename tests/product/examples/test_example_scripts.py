@@ -125,3 +125,21 @@ def test_proximal_point_examples_say_what_is_missing(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["sppam_glm", *arguments])
     assert module.main() == 2
     assert "a9a: missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_heavy_ball_at_width_800() -> None:
+    """What the mean-field theory says: a path of low loss where the straight line has a wall."""
+    spec = importlib.util.spec_from_file_location("heavy_ball_mean_field", EXAMPLES / "heavy_ball_mean_field.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows, labels = module.digits()
+    x, y = rows[: module.TRAINED], labels[: module.TRAINED]
+    nets = [module.train(800, "SHB", seed, seed, 20, x, y) for seed in (0, 1)]
+    found = module.measure(nets, nets[1], x, y, rows[module.TRAINED :], labels[module.TRAINED :])
+    assert found["accuracy"] > 0.9
+    assert found["barrier, rescaled"] <= 0.06
+    assert found["barrier, refitted"] <= 1e-3
+    assert found["barrier, straight line"] > 0.2
+    assert found["barrier, aligned line"] < 0.02
+    assert found["dropout, refitted"] < 1e-3 < found["dropout, rescaled"] < 0.1
