@@ -73,10 +73,10 @@ class Chain:
         units: tuple[Tensor, Tensor],
         below: tuple[Tensor, Tensor] | None,
     ) -> None:
-        """Write units of one state into places of another, in place: all that makes them.
+        """Write units of one state into places of another: all that makes them.
 
         Args:
-            target: changes.
+            target: gets new tensors; its old ones, which other states may share, stay.
             source: where the units are taken from.
             layer: theirs.
             units: which ones, and their new places.
@@ -92,23 +92,24 @@ class Chain:
                 moved = torch.zeros_like(block)
                 taken = block.index_select(read.dim, read.entries(below[0], block))
                 block = moved.index_copy_(read.dim, read.entries(below[1], block), taken)
-            target[name].index_copy_(axis.dim, axis.entries(units[1], target[name]), block)
+            target[name] = target[name].index_copy(axis.dim, axis.entries(units[1], target[name]), block)
 
     def read(self, target: State, source: State, units: tuple[Tensor, Tensor]) -> None:
         """Let the output layer read the last hidden layer's units in places of theirs as it does in another state.
 
         Args:
-            target: its output layer changes: all other places are read no more.
+            target: gets new tensors for its output layer: all other places are read no more.
             source: whose output layer reads the units.
             units: which ones, and their places.
         """
         for name in self.outer:
             if name not in self.columns:
-                target[name].copy_(source[name])
+                target[name] = source[name]
                 continue
             axis = self.columns[name]
             taken = source[name].index_select(axis.dim, axis.entries(units[0], source[name]))
-            target[name].zero_().index_copy_(axis.dim, axis.entries(units[1], taken), taken)
+            silent = torch.zeros_like(target[name])
+            target[name] = silent.index_copy_(axis.dim, axis.entries(units[1], taken), taken)
 
     def permuted(self, state: State, orders: Sequence[Tensor]) -> State:
         """The same network with its units in another order: unit ``orders[layer][i]`` comes to place i."""

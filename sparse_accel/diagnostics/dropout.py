@@ -99,7 +99,7 @@ class DropoutReport:
         rows.insert(len(self.layers), [None])
         how = "refitted by least squares" if self.refit else "rescaled"
         title = f"loss {self.loss:.4g}; {100 * self.keep:.4g} % of the units kept, their outer weights {how}"
-        headers = ["layer", "kind", "units", "kept", "mean |change|", "largest", "sqrt(log M / M)"]
+        headers = ["layer", "kind", "units", "kept", "mean |change|", "largest rise", "sqrt(log M / M)"]
         lines = [format_table(headers, rows, title=title)]
         return "\n".join([*lines, *(f"not treated: {line}" for line in grouped(self.skipped))])
 
@@ -122,8 +122,8 @@ def dropout_stability(
     A network that stochastic heavy ball (or SGD) has trained in the mean-field regime is an average over many units,
     and half of them give nearly the same: the change shrinks like ``sqrt(log M / M)`` with M units. Of a kept set A of
     N units, whatever reads the units is multiplied by ``N / |A|`` on A and by 0 elsewhere; with ``refit`` it takes the
-    least-squares weights on A (and a new bias, where it has one) that come closest to what it gave before. "All at
-    once" drops in all layers together, front to back.
+    least-squares weights on A (and a new bias, where it has one) that come closest to what it gave before, over all
+    positions of the data, those of padding too. "All at once" drops in all layers together, front to back.
 
     Units are those of :func:`sparse_accel.prune.find_widths`: neurons of an MLP, channels of a convolution, hidden
     neurons and heads of a Transformer. Residual streams, stacked experts and units that a response normalization

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -106,8 +107,13 @@ def low_loss_path(
             )
         del other
         generator = torch.Generator().manual_seed(seed)
-        tried = [builder.knots(ends, builder.halves(generator)) for _ in range(trials)]
-        knots = min(tried, key=lambda own: max(map(work.loss_at, own))) if trials > 1 else tried[0]
+        knots: list[State] = []
+        lowest = math.inf
+        for _ in range(trials):
+            tried = builder.knots(ends, builder.halves(generator))
+            highest = max(map(work.loss_at, tried)) if trials > 1 else 0.0
+            if not knots or highest < lowest:
+                knots, lowest = tried, highest
         lines = {"path": knots, "straight": ends}
         if aligned:
             lines["aligned"] = [ends[0], chain.permuted(ends[1], matching(chain, *ends))]
@@ -163,13 +169,13 @@ class _Builder:
         first = self._descend(ends[0], *halves)
         second = self._descend(ends[1], *halves[::-1])
         start, goal = first[-1], second[-1]
-        ready = _copy(start)
+        ready = dict(start)
         for layer in range(len(self.chain.widths)):
             active = self._slot(len(self.chain.widths) - 1, layer, *halves[::-1])
             self.chain.place(ready, goal, layer, (active, active), None)
-        switched = _copy(ready)
+        switched = dict(ready)
         for name in self.chain.outer:
-            switched[name] = goal[name].clone()
+            switched[name] = goal[name]
         return [*first, ready, switched, *reversed(second)]
 
     def _descend(self, state: State, a: list[Tensor], b: list[Tensor]) -> list[State]:
@@ -182,14 +188,14 @@ class _Builder:
         knots = [state]
         for step in range(last + 1):
             dropped = self._dropped(state, a, last - step)
-            now = _copy(knots[-1])
+            now = dict(knots[-1])
             for layer in range(last - step + 1, last + 1):
                 places = self._slot(step, layer, a, b)
                 below = (a[layer - 1], self._slot(step, layer - 1, a, b))
                 self.chain.place(now, dropped, layer, (a[layer], places), below)
             if step:
                 knots.append(now)
-                now = _copy(now)
+                now = dict(now)
             self.chain.read(now, dropped, (a[last], self._slot(step, last, a, b)))
             knots.append(now)
         return knots
@@ -211,10 +217,6 @@ class _Builder:
             else:
                 rescale(self.work.model, width, a[layer])
         return self.work.state()
-
-
-def _copy(state: State) -> State:
-    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def _check_others(chain: Chain, a: State, b: State) -> None:

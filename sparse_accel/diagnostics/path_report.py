@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +92,38 @@ class LowLossPath:
             "aligned": None if self.aligned is None else list(self.aligned),
             "barriers": {line: self.barrier_of(line) for line in LINES if line != "aligned" or self.aligned},
         }
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw the losses over t into a PNG; segments that no output sees are shaded.
+
+        Args:
+            path: the file to write.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plots need matplotlib: pip install matplotlib") from error
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for number, segment in enumerate(self.segments):
+            if segment == "inner":
+                axes.axvspan(number / len(self.segments), (number + 1) / len(self.segments), color="0.94", zorder=0)
+        curves = {"straight": self.straight, "aligned": self.aligned, "path": self.losses}
+        for (line, values), color in zip(curves.items(), ("#868e96", "#1971c2", "#e8590c"), strict=True):
+            if values is not None:
+                label = f"{line}: barrier {self.barrier_of(line):.3g}"
+                axes.plot(self.t, values, label=label, color=color, linewidth=2)
+        axes.plot([0, 1], self.ends, "o", color="0.2", markersize=5)
+        axes.set(xlabel="t", ylabel="loss", title="From one network to the other", xlim=(-0.01, 1.01))
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+        return path
 
     def __str__(self) -> str:
         how = "refitted" if self.refit else "rescaled"

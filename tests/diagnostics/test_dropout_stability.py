@@ -254,6 +254,29 @@ def test_what_cannot_be_treated_is_named() -> None:
         dropout_stability(model, F.cross_entropy, data, layers=["enter"])
 
 
+def test_experts_and_response_norms_are_named() -> None:
+    transformers = pytest.importorskip("transformers")
+    from expert_models import VOCABULARY, mixtral, qwen2_moe
+
+    batch = {"input_ids": torch.randint(VOCABULARY, (4, 6))}
+
+    def loss(output, batch):
+        return F.cross_entropy(output.logits.flatten(0, 1), batch["input_ids"].flatten())
+
+    report = dropout_stability(qwen2_moe(), loss, batch, refit=True)
+    assert [row.name for row in report.layers] == ["model.layers.0.mlp.shared_expert.gate_proj"]
+    assert "parameters that are stacked" in report.skipped["model.layers.0.mlp.experts"]
+    with pytest.raises(
+        UnsupportedModelError, match=r"MixtralForCausalLM: no layer .*mlp.experts: the experts' neurons"
+    ):
+        dropout_stability(mixtral(), loss, batch)
+    config = transformers.ConvNextV2Config(hidden_sizes=[8], depths=[1], num_stages=1, image_size=16, num_labels=4)
+    model = transformers.ConvNextV2ForImageClassification(config)
+    data = torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2])
+    with pytest.raises(UnsupportedModelError, match=r"ConvNextV2.*grn divides each unit by a mean over all of them"):
+        dropout_stability(model, lambda output, targets: F.cross_entropy(output.logits, targets), data)
+
+
 def test_models_without_units_are_refused_by_name() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

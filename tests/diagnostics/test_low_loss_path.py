@@ -298,7 +298,7 @@ def test_without_scipy_the_message_says_what_to_do(monkeypatch) -> None:
     assert low_loss_path(a, b, F.cross_entropy, samples(a), aligned=False).aligned is None
 
 
-def test_trained_networks_and_the_report() -> None:
+def test_trained_networks_and_the_report(tmp_path) -> None:
     """A few steps of heavy ball at 200 units: the path lies far below the straight line, and refits lower still."""
     torch.manual_seed(0)
     x = torch.randn(300, 5)
@@ -319,6 +319,8 @@ def test_trained_networks_and_the_report() -> None:
     assert plain["barriers"]["path"] == path.barrier
     assert set(plain["barriers"]) == {"path", "straight", "aligned"}
     assert "path of 5 segments, outer weights refitted" in str(path)
+    pytest.importorskip("matplotlib")
+    assert path.plot(tmp_path / "new" / "path.png").read_bytes().startswith(b"\x89PNG")
     rescaled = dropout_stability(nets[0], F.cross_entropy, (x, y)).together.change
     refitted = dropout_stability(nets[0], F.cross_entropy, (x, y), refit=True).together.change
     assert refitted < rescaled
