@@ -253,7 +253,7 @@ class SparseLogisticRegression(LinearClassifier, _SparseModel):
             on_it = problem.restricted(index)  # as many as are asked for: Newton's method
             best = solve(on_it, len(index), ridge=self.ridge, initial=found.theta[index], iterations=int(self.max_iter))
             theta = torch.zeros_like(found.theta).index_copy(0, index, best.theta)
-            settled = before is not None and torch.equal(before, found.support)
+            settled = len(index) == problem.size or (before is not None and torch.equal(before, found.support))
             before = found.support
             if settled:
                 break
