@@ -195,24 +195,13 @@ def table(results: dict[str, dict[int, dict]]) -> str:
     return format_table(headers, rows)
 
 
-def main() -> int:
-    """Train, measure, print, plot."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--widths", type=int, nargs="+", default=[50, 100, 200, 400, 800, 1600, 3200])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="widths 50 and 200, 5 epochs: seconds")
-    parser.add_argument("--out", type=Path, default=Path("out/heavy_ball_mean_field"), help="folder of PNG and JSON")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    args = parser.parse_args()
-    widths, epochs = ([50, 200], 5) if args.quick else (sorted(set(args.widths)), args.epochs)
-    if widths[0] < 2 or epochs < 1:
-        parser.error("expected widths of 2 at least, and an epoch")
-    args.out.mkdir(parents=True, exist_ok=True)
+def run(widths: list[int], epochs: int, out: Path, quiet: bool) -> None:
+    """Train and measure all networks; print the table, write PNG and JSON."""
     start = time.perf_counter()
     rows, labels = digits()
     x, y = rows[:TRAINED], labels[:TRAINED]
     results: dict[str, dict[int, dict]] = {method: {} for method in METHODS}
-    with Progress(console=Console(stderr=True), disable=args.no_progress) as bar:
+    with Progress(console=Console(stderr=True), disable=quiet) as bar:
         # About as long as each takes: in units of the smallest network.
         task = bar.add_task("networks", total=len(METHODS) * (3 * sum(widths) + 2 * widths[-1]))
         for method, by_width in results.items():
@@ -227,10 +216,32 @@ def main() -> int:
     print(
         "dropout: change of the squared error without half of the units; path, straight, aligned: barriers between two"
     )
-    (args.out / "heavy_ball_mean_field.json").write_text(json.dumps({"epochs": epochs, "results": results}, indent=1))
-    file = args.out / "heavy_ball_mean_field.png"
+    (out / "heavy_ball_mean_field.json").write_text(json.dumps({"epochs": epochs, "results": results}, indent=1))
+    file = out / "heavy_ball_mean_field.png"
     plot(results, file)
     print(f"{time.perf_counter() - start:.0f} s; written: {file}")
+
+
+def main() -> int:
+    """Train, measure, print, plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[50, 100, 200, 400, 800, 1600, 3200])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="widths 50 and 200, 5 epochs: seconds")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (1: the products are small)")
+    parser.add_argument("--out", type=Path, default=Path("out/heavy_ball_mean_field"), help="folder of PNG and JSON")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    args = parser.parse_args()
+    widths, epochs = ([50, 200], 5) if args.quick else (sorted(set(args.widths)), args.epochs)
+    if widths[0] < 2 or epochs < 1 or args.threads < 1:
+        parser.error("expected widths of 2 at least, an epoch and a thread")
+    args.out.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        run(widths, epochs, args.out, args.no_progress)
+    finally:
+        torch.set_num_threads(threads)
     return 0
 
 

@@ -60,8 +60,8 @@ class Samples:
                 )
         elif isinstance(data, Tensor) or not (isinstance(data, Iterable) or callable(data)):
             raise TypeError(
-                "data: expected (inputs, targets), an iterable of such pairs or of mappings, or a function that "
-                f"returns one, got {type(data).__name__}"
+                "data: expected a tuple (inputs, targets) of tensors, an iterable of such pairs or of mappings, or a "
+                f"function that returns one, got {type(data).__name__}"
             )
         self.data = list(data) if isinstance(data, Iterator) else data
 
@@ -81,7 +81,8 @@ class Samples:
                 pair = (item, item)
             else:
                 raise TypeError(
-                    f"data: expected pairs (inputs, targets) or mappings as batches, got {type(item).__name__}"
+                    "data: expected pairs (inputs, targets) or mappings as batches (two tensors in a tuple are one "
+                    f"pair), got {type(item).__name__}"
                 )
             yield pair if device is None else to_device(pair, device)
         if empty:

@@ -42,6 +42,28 @@ class Gated(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
+class GatedTwice(nn.Module):
+    """Two gated layers, one after the other; the second makes gates and values with one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(5, 9), nn.Linear(5, 9)
+        self.both, self.down = nn.Linear(9, 14), nn.Linear(7, LABELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.gate(x)) * self.up(x)
+        gates, values = self.both(x).chunk(2, -1)
+        return self.down(torch.sigmoid(gates) * values)
+
+
+def transposed() -> nn.Sequential:
+    """A transposed convolution behind three others."""
+    return nn.Sequential(
+        nn.Unflatten(1, (5, 1)), nn.Conv1d(5, 6, 1), nn.ReLU(), nn.ConvTranspose1d(6, 7, 2), nn.ReLU(),
+        nn.ConvTranspose1d(7, 2, 1, stride=1), nn.Flatten(),
+    )  # fmt: skip
+
+
 class Residual(nn.Module):
     """A stream to which a hidden layer adds."""
 

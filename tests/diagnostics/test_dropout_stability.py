@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from diagnosed_models import Conv, Gated, Residual, mlp, prepared, samples, shaken, unchanged
+from diagnosed_models import Conv, Gated, GatedTwice, Residual, mlp, prepared, samples, shaken, transposed, unchanged
 from torch import nn
 from torch.nn import functional as F
 
@@ -45,9 +45,8 @@ MODELS = {
     "three layers": lambda: mlp(14, 9),
     "convolutions": lambda: shaken(Conv(), 1),
     "gated": Gated,
-    "transposed": lambda: nn.Sequential(
-        nn.Unflatten(1, (5, 1)), nn.Conv1d(5, 6, 1), nn.ReLU(), nn.ConvTranspose1d(6, 4, 2), nn.Flatten()
-    ),
+    "gated twice": GatedTwice,
+    "transposed": transposed,
 }
 
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diagnosed_models import Conv, Gated, Residual, mlp, prepared, samples, shaken, unchanged
+from diagnosed_models import Conv, Gated, GatedTwice, Residual, mlp, prepared, samples, shaken, transposed, unchanged
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,6 +28,8 @@ NETS = {
     "five layers": lambda: mlp(6, 9, 7, 8),
     "convolutions": Conv,
     "gated": Gated,
+    "gated twice": GatedTwice,
+    "transposed": transposed,
 }
 
 
@@ -118,7 +120,9 @@ def test_the_barrier_is_at_most_the_change_by_dropout() -> None:
     assert not bool((halves[0] & halves[1]).any())
 
 
-@pytest.mark.parametrize("kind", ["two layers", "three layers", "five layers", "convolutions", "gated"])
+@pytest.mark.parametrize(
+    "kind", ["two layers", "three layers", "five layers", "convolutions", "gated", "gated twice", "transposed"]
+)
 def test_a_permuted_copy_is_no_barrier_away(kind: str) -> None:
     a, _ = pair(kind)
     x, _ = samples(a)
