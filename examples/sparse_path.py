@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import sklearn
 from rich.console import Console
 from rich.progress import track
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -52,7 +53,8 @@ def l1_supports(X: np.ndarray, y: np.ndarray, ks: list[int], classify: bool) -> 
         if not classify:
             coefs = lars_path(Z, y - y.mean(), method="lasso", max_iter=4 * max(ks))[2].T
         else:
-            options = {"l1_ratio": 1.0, "solver": "liblinear", "tol": 1e-4}
+            old = tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8)
+            options = {"solver": "liblinear", "tol": 1e-4, **({"penalty": "l1"} if old else {"l1_ratio": 1.0})}
             coefs = [LogisticRegression(C=C, **options).fit(Z, y).coef_[0] for C in np.logspace(-3, 1, 40)]
     found = [np.flatnonzero(coef) for coef in coefs]
     return [max((support for support in found if len(support) <= k), key=len) for k in ks]
