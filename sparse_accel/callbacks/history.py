@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from sparse_accel.diagnostics import sparsity
+from sparse_accel.diagnostics.sparsity import sparsity
 from sparse_accel.report import Column, Contents, Fact, Lines, Note, Report, Table, number, share, written
 
 

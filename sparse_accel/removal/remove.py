@@ -118,7 +118,7 @@ def find_widths(
         ('0', 4, 9, [9, 10, 11, 12, 13, 14, 15, 16, 17])
     """
     model = bare_model(model, UnsupportedModelError)
-    graph, _ = _graph(model, Examples.of(example_inputs, methods, unvisited))
+    graph, _ = followed(model, Examples.of(example_inputs, methods, unvisited))
     return widths_of(graph, model)
 
 
@@ -170,7 +170,7 @@ def remove_units(
     model = bare_model(model, UnsupportedModelError)
     if optimizer is not None:
         optimizer = check_optimizer(optimizer, model)
-    graph, examples = _graph(model, Examples.of(example_inputs, methods, unvisited))
+    graph, examples = followed(model, Examples.of(example_inputs, methods, unvisited))
     widths = widths_of(graph, model)
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
     decision = _decision(graph, widths, chosen)
@@ -200,7 +200,7 @@ def remove_units(
     return result(difference)
 
 
-def _graph(model: nn.Module, examples: Examples) -> tuple[ChannelGraph, Examples]:
+def followed(model: nn.Module, examples: Examples) -> tuple[ChannelGraph, Examples]:
     """The model's graph, ready for a free choice of units, and a copy of the inputs."""
     examples = copy_examples(examples.check(model))
     probe = copy_model(model).eval()

@@ -253,11 +253,11 @@ def test_the_work_of_finding_widths_is_linear_in_depth():
     """Counted in function calls: each width asks for its own reads, not for all."""
     from sparse_accel.channels.runs import Examples
     from sparse_accel.channels.width_search import widths_of
-    from sparse_accel.removal.remove import _graph
+    from sparse_accel.removal.remove import followed
 
     def calls(depth: int) -> int:
         net = nn.Sequential(nn.Linear(3, 6), *(ResidualMLP() for _ in range(depth)), nn.Linear(6, 2))
-        graph, _ = _graph(net, Examples.of(torch.zeros(2, 3)))
+        graph, _ = followed(net, Examples.of(torch.zeros(2, 3)))
         count = 0
 
         def counted(frame, event, arg):

@@ -176,6 +176,23 @@ def _plain(name: str, path: Path) -> list[Tensor]:
     return found
 
 
+def _diagnostics(name: str, path: Path) -> list[Tensor]:
+    model, x = SHARED[name]
+    other = _filled(copy.deepcopy(model))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(NOISE[-parameter.numel() :].reshape(parameter.shape))
+    data = (x, NOISE[: len(x)].sign().clamp(min=0).long().cpu())
+    found = []
+    for refit in (False, True):
+        loss = torch.nn.functional.cross_entropy
+        report = sa.diagnostics.dropout_stability(model, loss, data, trials=2, refit=refit)
+        line = sa.diagnostics.low_loss_path(model, other, loss, data, points=2, refit=refit)
+        found += [torch.as_tensor([*report.together.losses, *line.losses, *(line.aligned or ())], device="cpu")]
+        found += line(0.3).values()
+    return found
+
+
 PATHS: dict[str, Callable[[str, Path], list[Tensor]]] = {
     "compact": _compact,
     "widths": _widths,
@@ -192,6 +209,7 @@ PATHS: dict[str, Callable[[str, Path], list[Tensor]]] = {
     "prox_sgd": _train(lambda groups: sa.ProxSGD(groups, lr=0.1)),
     "sppam": _sppam,
     "plain": _plain,
+    "diagnostics": _diagnostics,
 }
 
 
@@ -224,6 +242,8 @@ def test_estimators(meta: None) -> None:
     pytest.importorskip("sklearn")
     x = VECTORS.numpy()
     assert sa.linear_model.SPPAMRegressor(max_iter=2).fit(x, x[:, 0]).coef_.shape == (6,)
+    assert sa.linear_model.SparseLinearRegression(k=2).fit(x, x[:, 0] + x[:, 1]).support_.tolist() == [0, 1]
+    assert sa.linear_model.SparseLogisticRegression(k=1).fit(x, x[:, 0] > 0).support_.tolist() == [[0]]
 
 
 def test_no_factory_leaves_its_device_to_the_caller() -> None:

@@ -101,10 +101,12 @@ def test_read_idx_refuses_other_files(fashion_mnist, tmp_path, damage):
     "name, arguments, files",
     [
         ("sppam_stability", ["--cells", "11"], ["sppam_stability.png"]),
+        ("sparse_path", ["--most", "2", "--folds", "2"], ["sparse_path_diabetes.png"]),
+        ("heavy_ball_mean_field", ["--quick"], ["heavy_ball_mean_field.png"]),
         ("sppam_glm", ["--limit", "20", "--lrs", "2"], ["sppam_glm.png"]),
     ],
 )
-def test_proximal_point_examples(name, arguments, files, tmp_path, monkeypatch, capsys):
+def test_examples_on_made_or_bundled_data(name, arguments, files, tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -123,3 +125,21 @@ def test_proximal_point_examples_say_what_is_missing(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["sppam_glm", *arguments])
     assert module.main() == 2
     assert "a9a: missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_heavy_ball_at_width_800() -> None:
+    """What the mean-field theory says: a path of low loss where the straight line has a wall."""
+    spec = importlib.util.spec_from_file_location("heavy_ball_mean_field", EXAMPLES / "heavy_ball_mean_field.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows, labels = module.digits()
+    x, y = rows[: module.TRAINED], labels[: module.TRAINED]
+    nets = [module.train(800, "SHB", seed, seed, 20, x, y) for seed in (0, 1)]
+    found = module.measure(nets, nets[1], x, y, rows[module.TRAINED :], labels[module.TRAINED :])
+    assert found["accuracy"] > 0.9
+    assert found["barrier, rescaled"] <= 0.06
+    assert found["barrier, refitted"] <= 1e-3
+    assert found["barrier, straight line"] > 0.2
+    assert found["barrier, aligned line"] < 0.02
+    assert found["dropout, refitted"] < 1e-3 < found["dropout, rescaled"] < 0.1

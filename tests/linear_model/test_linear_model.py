@@ -16,14 +16,22 @@ sparse = pytest.importorskip("scipy.sparse")
 models = pytest.importorskip("sklearn.linear_model")
 check_estimator = pytest.importorskip("sklearn.utils.estimator_checks").check_estimator
 
-ESTIMATORS = [sa.linear_model.SPPAMRegressor, sa.linear_model.SPPAMClassifier, sa.linear_model.SPPAMPoissonRegressor]
+ESTIMATORS = [
+    sa.linear_model.SPPAMRegressor(),
+    sa.linear_model.SPPAMRegressor(momentum=0.5, lr=0.1, fit_intercept=False),
+    sa.linear_model.SPPAMClassifier(),
+    sa.linear_model.SPPAMPoissonRegressor(),
+    sa.linear_model.SparseLinearRegression(),
+    sa.linear_model.SparseLogisticRegression(ridge=0.1),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 def test_check_estimator(estimator: Any) -> None:
-    check_estimator(estimator())
+    """Weights as repeated rows, partial_fit, sparse input, cloning, pickling, and the rest: no check is left out."""
+    check_estimator(estimator)
 
 
 def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
