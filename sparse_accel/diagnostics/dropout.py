@@ -17,7 +17,7 @@ from sparse_accel.channels.widths import Width, Widths, grouped
 from sparse_accel.diagnostics._outer import Moments, choose_units, rescale, untreated
 from sparse_accel.diagnostics._passes import Bench, Loss, Samples, same_random_state
 from sparse_accel.removal.remove import find_widths
-from sparse_accel.report import format_table
+from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, share, written
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LayerDropout:
 
 
 @dataclass(frozen=True)
-class DropoutReport:
+class DropoutReport(Report):
     """What :func:`dropout_stability` found; a table when printed.
 
     Attributes:
@@ -91,17 +91,31 @@ class DropoutReport:
             "skipped": dict(self.skipped),
         }
 
-    def __str__(self) -> str:
-        rows: list[list[Any]] = [
-            [row.name, row.kind, row.units, row.kept, row.change, row.worst, row.rate]
-            for row in (*self.layers, self.together)
-        ]
-        rows.insert(len(self.layers), [None])
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
         how = "refitted by least squares" if self.refit else "rescaled"
-        title = f"loss {self.loss:.4g}; {100 * self.keep:.4g} % of the units kept, their outer weights {how}"
-        headers = ["layer", "kind", "units", "kept", "mean |change|", "largest rise", "sqrt(log M / M)"]
-        lines = [format_table(headers, rows, title=title)]
-        return "\n".join([*lines, *(f"not treated: {line}" for line in grouped(self.skipped))])
+        facts = [
+            Fact("loss of the whole network", f"{self.loss:.4g}"),
+            Fact("", f"{share(self.keep)} of the units kept, their outer weights {how}; {self.trials} trials"),
+        ]
+        columns = [
+            Column("layer", "layer"),
+            Column("kind", "kind", left=True),
+            Column("units", "units"),
+            Column("kept", "kept"),
+            Column("change", "mean |change|"),
+            Column("worst", "largest rise"),
+            Column("rate", "sqrt(log M / M)", written(".4g")),
+        ]
+
+        def row(of: LayerDropout) -> list[Any]:
+            return [of.name or "model", of.kind, of.units, of.kept, of.change, of.worst, of.rate]
+
+        rows = [row(layer) for layer in self.layers]
+        names, changes = [of.name or "model" for of in self.layers], [of.change for of in self.layers]
+        charts = [Bars("Mean |change| of the loss", names, {"dropped": changes})]
+        notes = [Note(line, "not treated") for line in grouped(self.skipped)]
+        return Contents("Dropout stability", facts, [Table(columns, rows, row(self.together))], charts, notes=notes)
 
 
 @outside_inference_mode

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from sparse_accel.diagnostics._chain import State
-from sparse_accel.report import format_table
+from sparse_accel.report import Column, Contents, Fact, Lines, Report, Table
 
 LINES = ("path", "straight", "aligned")
 
 
 @dataclass(frozen=True)
-class LowLossPath:
+class LowLossPath(Report):
     """What :func:`low_loss_path` found; a table when printed, and ``path(t)`` are the parameters at t in [0, 1].
 
     Attributes:
@@ -93,11 +93,12 @@ class LowLossPath:
             "barriers": {line: self.barrier_of(line) for line in LINES if line != "aligned" or self.aligned},
         }
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw the losses over t into a PNG; segments that no output sees are shaded.
+    def plot(self, path: str | Path, *, title: str | None = None) -> Path:
+        """Draw the losses over t; segments that no output sees are shaded.
 
         Args:
             path: the file to write.
+            title: of the picture.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -117,7 +118,7 @@ class LowLossPath:
                 label = f"{line}: barrier {self.barrier_of(line):.3g}"
                 axes.plot(self.t, values, label=label, color=color, linewidth=2)
         axes.plot([0, 1], self.ends, "o", color="0.2", markersize=5)
-        axes.set(xlabel="t", ylabel="loss", title="From one network to the other", xlim=(-0.01, 1.01))
+        axes.set(xlabel="t", ylabel="loss", title=title or "From one network to the other", xlim=(-0.01, 1.01))
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         path = Path(path)
@@ -125,19 +126,27 @@ class LowLossPath:
         figure.savefig(path, dpi=110)
         return path
 
-    def __str__(self) -> str:
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
         how = "refitted" if self.refit else "rescaled"
+        curves = {"path": self.losses, "straight": self.straight, "aligned": self.aligned}
         names = {
             "path": f"path of {len(self.segments)} segments, outer weights {how}",
             "straight": "straight line",
             "aligned": "straight line, units aligned",
         }
-        lines = [line for line in LINES if line != "aligned" or self.aligned is not None]
-        values = {"path": self.losses, "straight": self.straight, "aligned": self.aligned or ()}
-        rows = [[names[line], max(values[line]), self.barrier_of(line)] for line in lines]
+        known = {line: values for line, values in curves.items() if values is not None}
+        rows = [[names[line], max(values), self.barrier_of(line)] for line, values in known.items()]
         shape = ", ".join(f"{name or 'model'} ({units} units)" for name, units in self.layers.items())
-        title = f"losses of the ends {self.ends[0]:.4g} and {self.ends[1]:.4g}; {shape}"
-        return format_table(["line", "largest loss", "barrier"], rows, title=title)
+        facts = [
+            Fact("losses of the ends", f"{self.ends[0]:.4g}, {self.ends[1]:.4g}"),
+            Fact("hidden layers", shape),
+        ]
+        columns = [Column("line", "line"), Column("largest", "largest loss"), Column("barrier", "barrier")]
+        drawn = {line: list(zip(self.t, values, strict=True)) for line, values in known.items()}
+        marks = [number / len(self.segments) for number in range(1, len(self.segments))]
+        chart = Lines("Loss from one network to the other", "t", drawn, marks=marks)
+        return Contents("Path between two networks", facts, [Table(columns, rows)], [chart])
 
 
 def between(knots: Sequence[State], t: float) -> State:

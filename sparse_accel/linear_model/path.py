@@ -14,13 +14,13 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import indexable
 from sklearn.utils.validation import _check_sample_weight, _num_features
 
-from sparse_accel.report import format_table
+from sparse_accel.report import Column, Contents, Fact, Lines, Report, Table, written
 
 MOST = 30
 
 
 @dataclass(frozen=True)
-class SparsePath:
+class SparsePath(Report):
     """What :func:`sparse_path` found; a table when printed.
 
     Attributes:
@@ -75,7 +75,8 @@ class SparsePath:
             "names": list(self.names),
         }
 
-    def __str__(self) -> str:
+    def contents(self) -> Contents:
+        """See :class:`~sparse_accel.Report`."""
         marks = {self.one_se_k: "one standard error", self.best_k: "best"}
         rows: list[list[Any]] = []
         before: set[str] = set()
@@ -83,17 +84,31 @@ class SparsePath:
             used = {name for name, coef in zip(self.names, _largest(self.coefs[number]), strict=True) if coef}
             changes = [f"+{name}" for name in sorted(used - before)] + [f"-{name}" for name in sorted(before - used)]
             few = " ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
-            rows.append([str(k), f"{self.mean[number]:.4g}", f"{self.error[number]:.2g}", marks.get(k, ""), few])
+            rows.append([k, float(self.mean[number]), float(self.error[number]), marks.get(k, ""), few])
             before = used
-        return format_table(["k", "score", "±", "", "features"], rows)
+        columns = [
+            Column("k", "k"),
+            Column("score", "score"),
+            Column("error", "±", written(".2g")),
+            Column("mark", "", left=True),
+            Column("features", "features", left=True),
+        ]
+        facts = [
+            Fact("best k", str(self.best_k), f"score {float(self.mean[self.ks.index(self.best_k)]):.4g}"),
+            Fact("within one standard error", str(self.one_se_k), joined=True),
+        ]
+        scores = [(float(k), float(mean)) for k, mean in zip(self.ks, self.mean, strict=True)]
+        chart = Lines("Score on rows held out", "k", {"mean score": scores}, marks=[float(self.best_k)])
+        return Contents("Coefficients, one by one", facts, [Table(columns, rows)], [chart])
 
-    def plot(self, path: str | Path) -> Path:
+    def plot(self, path: str | Path, *, title: str | None = None) -> Path:
         """Draw the coefficients over k (in units of the features' standard deviations), and the scores, into a PNG.
 
         Of more than two classes, the coefficient that is largest in magnitude is drawn.
 
         Args:
             path: the file to write.
+            title: of the picture; none by default.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -105,6 +120,8 @@ class SparsePath:
             raise ImportError("plots need matplotlib: pip install matplotlib") from error
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2)
+        if title:
+            figure.suptitle(title)
         curves = np.stack([_largest(coef) for coef in self.coefs * self.scales])
         strongest = set(np.argsort(-np.abs(curves[self.ks.index(self.best_k)]))[:8].tolist())
         for feature, curve in enumerate(curves.T):
