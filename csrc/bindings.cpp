@@ -67,7 +67,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("abi") =
       sparse_accel::message("torch 2.11 or later, DLPack ", DLPACK_MAJOR_VERSION, ".", DLPACK_MINOR_VERSION);
   m.def("cpu_capability", [] { return std::string(sparse_accel::cpu::kernel_set().name); });
-  py::class_<sparse_accel::StepPlan>(m, "StepPlan")
+  // Of this module alone: load_jit() and the tests load it again.
+  py::class_<sparse_accel::StepPlan>(m, "StepPlan", py::module_local())
       .def(py::init<py::dict, py::list, std::vector<py::object>, std::vector<py::str>>())
       .def("grads", &sparse_accel::StepPlan::grads);
   m.def("check_layouts", &sparse_accel::check_layouts);
