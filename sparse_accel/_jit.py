@@ -50,8 +50,8 @@ def units(with_cuda: bool) -> dict[str, list[Path]]:
     groups: dict[str, list[Path]] = {}
     for path in sources(with_cuda):
         alone = path.suffix == ".cu" or path.stem.endswith(("_default", "_avx2", "_avx512"))
-        folder = path.relative_to(source_dir()).parts[0]
-        groups.setdefault(path.name if alone else f"{folder.removesuffix('.cpp')}.cpp", []).append(path)
+        *folders, _ = path.relative_to(source_dir()).parts
+        groups.setdefault(path.name if alone else f"{folders[0] if folders else 'module'}.cpp", []).append(path)
     return groups
 
 
