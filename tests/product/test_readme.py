@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("training", "callbacks", "pruning", "sparse_weights", "sppam"))]
 PAGES += ["docs/diagnostics.md", "docs/ops.md", "docs/sparse_recovery.md", "docs/reports.md", "docs/command_line.md"]
 PAGES += ["docs/measurements.md"]
-PAGES += [f"docs/{name}.md" for name in ("coming_from", "which_method")]  # each stands on its own
+OWN = ("get_started", "which_method", "coming_from", "hugging_face", "train_anywhere", "ship_it", "strength")
+PAGES += [f"docs/{name}.md" for name in OWN]  # each stands on its own
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
 
@@ -26,7 +27,8 @@ def test_every_page_is_known():
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the demo extra is not installed")
     pytest.importorskip("typer", reason="the cli extra is not installed")
-    pytest.importorskip("transformers", reason="the test group is not installed")
+    for name in ("transformers", "accelerate", "lightning"):
+        pytest.importorskip(name, reason="the test group is not installed")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     counts = {}
