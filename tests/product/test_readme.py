@@ -14,6 +14,7 @@ PAGES = ["README.md", *(f"docs/{name}.md" for name in ("training", "callbacks", 
 PAGES += ["docs/diagnostics.md", "docs/ops.md", "docs/sparse_recovery.md", "docs/reports.md", "docs/command_line.md"]
 PAGES += ["docs/measurements.md"]
 OWN = ("get_started", "which_method", "coming_from", "hugging_face", "train_anywhere", "ship_it", "strength")
+OWN += ("add_a_penalty", "add_an_op", "kernels_without_a_gpu", "performance")
 PAGES += [f"docs/{name}.md" for name in OWN]  # each stands on its own
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
