@@ -38,7 +38,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
             blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
             counts[page] = len(blocks)
             for index, block in enumerate(blocks):
-                exec(compile(block, f"{page}, Python block {index + 1}", "exec"), namespace)
+                exec(compile(block, f"{page}, Python block {index + 1}", "exec", dont_inherit=True), namespace)
     assert all(count for page, count in counts.items() if page != "docs/measurements.md")
     assert (tmp_path / "out" / "model.safetensors").exists()
 
