@@ -239,18 +239,32 @@ class Refusals(dict[str, str]):
 
 
 class Widths(list[Width]):
-    """The widths of a model in the order in which they are read.
+    """The widths of a model in the order in which they are read; printed, a table and what cannot go.
 
     Attributes:
         refused: linear layers of which no output channel can go, and why: by module name. Printed, equal reasons stand
             together.
         notes: everything that the analysis kept for want of a rule.
+
+    Example:
+        >>> print(Widths([Width("fc", "channels", 8, 1, ["fc"], [])]))
+        width  kind      units  made by  read by
+        fc     channels  8      fc
     """
 
     def __init__(self, widths: Iterable[Width] = ()) -> None:
         super().__init__(widths)
         self.refused = Refusals()
         self.notes: list[str] = []
+
+    def __str__(self) -> str:
+        rows = [("width", "kind", "units", "made by", "read by")]
+        for width in self:
+            readers = dict.fromkeys(consumer.module for consumer in width.consumers)
+            rows.append((width.name, width.kind, str(width.units), ", ".join(width.producers), ", ".join(readers)))
+        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, sizes)).rstrip() for row in rows]
+        return "\n".join([*lines, *grouped(self.refused)])
 
     def named(self, name: str) -> Width:
         """The width of this name.

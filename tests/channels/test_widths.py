@@ -89,6 +89,21 @@ def test_consumers_at_offsets() -> None:
     assert [(c.module, c.channels[0].item()) for c in width.consumers] == [("c", 4), ("fc", 4)]
 
 
+def test_printed_widths_name_makers_readers_and_what_stays() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    assert str(find_widths(net, torch.zeros(1, 4))).splitlines() == [
+        "width  kind      units  made by  read by",
+        "0      channels  8      0        2",
+        "2      channels  6      2        4",
+        "4 (Linear): its outputs must stay",
+    ]
+    nothing = find_widths(nn.Linear(4, 2), torch.zeros(1, 4))
+    assert str(nothing).splitlines() == [
+        "width  kind  units  made by  read by",
+        "model (Linear): its outputs must stay",
+    ]
+
+
 def test_depthwise_convolutions_are_passed_through() -> None:
     width = find_widths(randomize(CASES["depthwise"].build()), CASES["depthwise"].example())[0]
     assert width.inner == ["depthwise"]

@@ -38,3 +38,23 @@ def test_the_options_it_names_exist():
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGE.read_text(encoding="utf-8")))
     assert named - known == {"--help", "--install-completion"}
+
+
+def test_commands_of_the_other_pages_have_these_options():
+    """Those of the README and of the pages by task, which are not run: each option is one of the line's command."""
+    from typer.main import get_command
+
+    from sparse_accel.cli.app import app
+
+    commands = get_command(app).commands
+    seen = set()
+    for page in [PAGE.parents[1] / "README.md", *sorted(PAGE.parent.glob("*.md"))]:
+        for line in re.findall(r"^sparse-accel .*", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            _, name, *arguments = shlex.split(line, comments=True)
+            assert name in commands, f"{page.name}: {line}"
+            known = {option for item in commands[name].params for option in (*item.opts, *item.secondary_opts)}
+            used = {argument.split("=")[0] for argument in arguments if re.match(r"--?[a-z]", argument)}
+            passed_on = name == "bench"  # to python -m bench
+            assert passed_on or used <= known | {"--help"}, f"{page.name}: {line}: {used - known}"
+            seen.add(page.name)
+    assert {"README.md", "command_line.md", "coming_from.md", "hugging_face.md"} <= seen

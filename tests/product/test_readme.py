@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("training", "callbacks", "pruning", "sparse_weights", "sppam"))]
 PAGES += ["docs/diagnostics.md", "docs/ops.md", "docs/sparse_recovery.md", "docs/reports.md", "docs/command_line.md"]
 PAGES += ["docs/measurements.md"]
+OWN = ("get_started", "which_method", "coming_from", "hugging_face", "train_anywhere", "ship_it", "strength")
+OWN += ("add_a_penalty", "add_an_op", "kernels_without_a_gpu", "performance")
+PAGES += [f"docs/{name}.md" for name in OWN]  # each stands on its own
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
 
@@ -25,7 +28,8 @@ def test_every_page_is_known():
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the demo extra is not installed")
     pytest.importorskip("typer", reason="the cli extra is not installed")
-    pytest.importorskip("transformers", reason="the test group is not installed")
+    for name in ("transformers", "accelerate", "lightning"):
+        pytest.importorskip(name, reason="the test group is not installed")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     counts = {}
@@ -34,7 +38,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
             blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
             counts[page] = len(blocks)
             for index, block in enumerate(blocks):
-                exec(compile(block, f"{page}, Python block {index + 1}", "exec"), namespace)
+                exec(compile(block, f"{page}, Python block {index + 1}", "exec", dont_inherit=True), namespace)
     assert all(count for page, count in counts.items() if page != "docs/measurements.md")
     assert (tmp_path / "out" / "model.safetensors").exists()
 
