@@ -69,7 +69,17 @@ def heading(text: str, mark: str) -> list[str]:
 
 def table(path: str, names: list[str]) -> list[str]:
     head = [f".. currentmodule:: {path}", "", ".. autosummary::", "   :toctree: generated", "   :nosignatures:", ""]
-    return [*head, *(f"   ~{path}.{name}" for name in names), ""]
+    return [*head, *(f"   {name}" for name in names), ""]
+
+
+def listed(text: str) -> list[str]:
+    """The full names in the tables of a page."""
+    found = []
+    for block in text.split(".. currentmodule:: ")[1:]:
+        path, *lines = block.splitlines()
+        names = [re.fullmatch(r"   (\w+)", line) for line in lines[lines.index(".. autosummary::") :]]
+        found += [f"{path}.{name[1]}" for name in names if name]
+    return found
 
 
 def pages() -> dict[str, str]:
@@ -109,9 +119,9 @@ def write(folder: Path) -> None:
     """Write the pages; a file whose text stays is not touched, so that Sphinx need not read it again."""
     folder.mkdir(exist_ok=True)
     written = pages()
-    listed = {name for text in written.values() for name in re.findall(r"^   ~(\S+)$", text, flags=re.MULTILINE)}
+    known = {name for text in written.values() for name in listed(text)}
     for page in (folder / "generated").glob("*.rst"):
-        if page.stem not in listed:  # a name that is gone
+        if page.stem not in known:  # a name that is gone
             page.unlink()
     for name, text in written.items():
         file = folder / name

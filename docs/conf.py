@@ -119,7 +119,7 @@ def outside_links(app: Any, docname: str, source: list[str]) -> None:
         source[0] = "".join(
             line for line in lines if not re.fullmatch(r"\w+\*\n", line) or list(HERE.glob(line.strip()))
         )
-    if app.env.doc2path(docname).endswith(".md"):
+    if Path(app.env.doc2path(docname)).suffix == ".md":
         source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2` in the repository)", source[0])
 
 

@@ -42,14 +42,14 @@ def run(target, ramp=400, steps=1000):
 
 # %%
 # The share that is wanted grows over the first ``ramp`` steps along x²(3 − 2x), and stays. At each look the strength
-# moves to where the right number of groups is zero.
+# moves to where the right number of groups is zero. The dips are the ends of stages: RMDA's average begins anew there.
 figure, axes = plt.subplots(1, 2)
 for target in (0.3, 0.6, 0.8):
     steps, shares, strengths = run(target)
     (line,) = axes[0].plot(steps, shares, label=f"target={target}")
     axes[0].axhline(100 * target, color=line.get_color(), linewidth=0.8, linestyle=":")
-    axes[1].semilogy(steps, [max(strength, 1e-7) for strength in strengths], color=line.get_color())
-axes[0].set(xlabel="step", ylabel="zero groups, %", ylim=(0, 105))
+    axes[1].semilogy(steps[1:], strengths[1:], color=line.get_color())
+axes[0].set(xlabel="step", ylabel="zero groups, %", ylim=(0, 120), yticks=range(0, 101, 20))
 axes[0].legend(loc="upper right", ncols=3, fontsize=8)
 axes[1].set(xlabel="step", ylabel="strength found")
 for axis in axes:
