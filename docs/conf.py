@@ -96,6 +96,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
     "filename_pattern": r"plot_",
+    "subsection_order": ["gallery/training", "gallery/pruning", "gallery/laws"],
     "within_subsection_order": "FileNameSortKey",
     "reset_modules": ("matplotlib", fresh_start),
     "capture_repr": ("_repr_html_", "__str__"),

@@ -2,8 +2,8 @@
 Which features matter? Exactly k of them
 ========================================
 
-Instead of a penalty whose meaning depends on the data: a number of coefficients, chosen by cross-validation, in
-scikit-learn's manner.
+Instead of a penalty whose meaning depends on the data: a number of coefficients, chosen by cross-
+validation, in scikit-learn's manner.
 """
 
 import matplotlib.pyplot as plt
@@ -16,17 +16,23 @@ import sparse_accel as sa
 data = load_diabetes()
 
 # %%
-# ``sparse_path`` fits every k and scores each on rows held out; ``one_se_k`` is the fewest within one standard error
-# of the best.
+# ``sparse_path`` fits every k and scores each on rows held out; ``one_se_k`` is the fewest within
+# one standard error of the best.
 path = sa.linear_model.sparse_path(
-    sa.linear_model.SparseLinearRegression(), data.data, data.target, ks=range(1, 11), cv=5, names=data.feature_names
+    sa.linear_model.SparseLinearRegression(),
+    data.data,
+    data.target,
+    ks=range(1, 11),
+    cv=5,
+    names=data.feature_names,
 )
 print(path)
 chosen = path.estimator(path.one_se_k)
 print(f"k = {path.one_se_k}:", ", ".join(np.array(data.feature_names)[chosen.support_]))
 
 # %%
-# Beside the lasso's path: there coefficients come in shrunk, here each k has its own least squares.
+# Beside the lasso's path: there coefficients come in shrunk, here each k has its own least
+# squares.
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=[1, 1, 0.9])
 _, _, lasso = lars_path(data.data, data.target, method="lasso")
 shrinkage = np.abs(lasso).sum(0) / np.abs(lasso).sum(0)[-1]

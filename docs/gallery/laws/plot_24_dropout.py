@@ -2,8 +2,8 @@
 Wide networks can do without any half of their units
 ====================================================
 
-In a wide layer trained by SGD the units are many draws of few kinds. Drop a random half, rescale the rest: the loss
-hardly changes, the less the wider the layer.
+In a wide layer trained by SGD the units are many draws of few kinds. Drop a random half, rescale
+the rest: the loss hardly changes, the less the wider the layer.
 """
 
 import matplotlib.pyplot as plt
@@ -32,14 +32,16 @@ def trained(width):
 
 
 # %%
-# The diagnostic runs on a copy. ``refit=True`` lets least squares make up for what was dropped, instead of one factor
-# for all.
+# The diagnostic runs on a copy. ``refit=True`` lets least squares make up for what was dropped,
+# instead of one factor for all.
 data = (images[:1347], labels[:1347])
 changes = {"rescaled": [], "refitted": []}
 for width in widths:
     model = trained(width)
     for name, refit in (("rescaled", False), ("refitted", True)):
-        report = sa.diagnostics.dropout_stability(model, F.cross_entropy, data, keep=0.5, trials=8, refit=refit)
+        report = sa.diagnostics.dropout_stability(
+            model, F.cross_entropy, data, keep=0.5, trials=8, refit=refit
+        )
         changes[name].append(report.layers[0].change)
 print(report)
 

@@ -2,8 +2,9 @@
 Two networks, connected
 =======================
 
-Two networks trained from different starts lie far apart, and on the straight line between them the loss is high. A
-path with corners, which lets one half of the units work while the other half moves, stays low.
+Two networks trained from different starts lie far apart, and on the straight line between them
+the loss is high. A path with corners, which lets one half of the units work while the other half
+moves, stays low.
 """
 
 import matplotlib.pyplot as plt
@@ -31,8 +32,9 @@ def trained(seed):
 
 
 # %%
-# ``path(t)`` is a state dict for every t in [0, 1]; the report has the losses along it, along the straight line, and
-# along the line to the second network with its units in the order that fits the first one's best.
+# ``path(t)`` is a state dict for every t in [0, 1]; the report has the losses along it, along the
+# straight line, and along the line to the second network with its units in the order that fits the
+# first one's best.
 first, second = trained(0), trained(1)
 data = (images[:1347], labels[:1347])
 path = sa.diagnostics.low_loss_path(first, second, F.cross_entropy, data, refit=True, points=12)

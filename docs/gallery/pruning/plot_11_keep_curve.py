@@ -2,8 +2,8 @@
 How many channels does it need?
 ===============================
 
-A trained network on the digits, pruned in one shot to ever fewer neurons on inputs without labels. The choice of the
-neurons matters less than what is done to the layers that read them.
+A trained network on the digits, pruned in one shot to ever fewer neurons on inputs without
+labels. The choice of the neurons matters less than what is done to the layers that read them.
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,9 @@ import sparse_accel as sa
 torch.manual_seed(0)
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 images = images.float() / 16
-model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+model = nn.Sequential(
+    nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+)
 opt = torch.optim.Adam(model.parameters(), lr=2e-3)
 for _epoch in range(15):
     for batch in torch.randperm(1347).split(64):
@@ -31,8 +33,9 @@ def accuracy(network):
 
 
 # %%
-# Five ways to choose and to mend; without a refit a network would have to be fine-tuned now. ``ispasp`` is the paper's
-# greedy selection, ``gram_obs`` removes the neuron whose loss the others make up for best.
+# Five ways to choose and to mend; without a refit a network would have to be fine-tuned now.
+# ``ispasp`` is the paper's greedy selection, ``gram_obs`` removes the neuron whose loss the others
+# make up for best.
 ways = {
     "magnitude": {"method": "magnitude", "refit": None},
     "Gram-OBS, no refit": {"method": "gram_obs", "refit": None},
@@ -45,7 +48,8 @@ calibration = images[:512]
 figure, axis = plt.subplots(figsize=(9, 4))
 for name, options in ways.items():
     scores = [
-        accuracy(sa.prune.ISpaSP(model, calibration[:1], keep, **options).run(calibration).model) for keep in keeps
+        accuracy(sa.prune.ISpaSP(model, calibration[:1], keep, **options).run(calibration).model)
+        for keep in keeps
     ]
     print(f"{name:26}", "  ".join(f"{score:5.1f}" for score in scores))
     axis.plot([100 * keep for keep in keeps], scores, "o-", label=name)

@@ -2,8 +2,8 @@
 Spread a budget over the layers
 ===============================
 
-The same share of every layer is rarely best. ``budget=`` spends multiplications where the outputs of the whole
-network gain most.
+The same share of every layer is rarely best. ``budget=`` spends multiplications where the outputs
+of the whole network gain most.
 """
 
 import matplotlib.pyplot as plt
@@ -18,8 +18,20 @@ torch.manual_seed(0)
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 images = images.float().view(-1, 1, 8, 8) / 16
 model = nn.Sequential(
-    *(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-    *(nn.Conv2d(24, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(192, 10)),
+    *(
+        nn.Conv2d(1, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ),
+    *(
+        nn.Conv2d(24, 48, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(192, 10),
+    ),
 )
 opt = torch.optim.Adam(model.parameters(), lr=3e-3)
 for _epoch in range(6):
@@ -36,13 +48,15 @@ def accuracy(network):
 
 
 # %%
-# First the same share of each of the three widths; then the multiplications that this left, spread.
+# First the same share of each of the three widths; then the multiplications that this left,
+# spread.
 uniform = sa.prune.ISpaSP(model, calibration[:1], keep=0.25).run(calibration)
 share = uniform.report.macs[1] / uniform.report.macs[0]
 spread = sa.prune.ISpaSP(model, calibration[:1], budget={"flops": share}).run(calibration)
 for name, result in (("uniform", uniform), ("budget", spread)):
     before, after = result.report.macs
-    print(f"{name:8} {after / before:.1%} of the multiplications, accuracy {accuracy(result.model):.1f} %")
+    share_left = f"{after / before:.1%} of the multiplications"
+    print(f"{name:8} {share_left}, accuracy {accuracy(result.model):.1f} %")
 print(f"dense    accuracy {accuracy(model):.1f} %")
 
 # %%
@@ -50,7 +64,9 @@ widths = [f"{width.name}\n{width.units[0]} channels" for width in uniform.report
 place = torch.arange(len(widths))
 figure, axis = plt.subplots()
 for offset, (name, result) in zip(
-    (-0.2, 0.2), (("keep=0.25", uniform), (f"budget: {share:.0%} of the flops", spread)), strict=True
+    (-0.2, 0.2),
+    (("keep=0.25", uniform), (f"budget: {share:.0%} of the flops", spread)),
+    strict=True,
 ):
     kept = {width.name: 100 * width.units[1] / width.units[0] for width in result.report.widths}
     heights = [kept.get(width.name, 100) for width in uniform.report.widths]

@@ -2,8 +2,8 @@
 Mend a pruned network without labels
 ====================================
 
-Least squares mend each reader of a width. ``refine`` fits what is left to the dense network, block by block and at
-the outputs, on the same unlabelled inputs; others, held out, judge.
+Least squares mend each reader of a width. ``refine`` fits what is left to the dense network,
+block by block and at the outputs, on the same unlabelled inputs; others, held out, judge.
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,9 @@ import sparse_accel as sa
 torch.manual_seed(0)
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 images = images.float() / 16
-model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+model = nn.Sequential(
+    nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+)
 opt = torch.optim.Adam(model.parameters(), lr=2e-3)
 for _epoch in range(15):
     for batch in torch.randperm(1347).split(64):
@@ -31,8 +33,8 @@ def accuracy(network):
 
 
 # %%
-# The dense network is the teacher: the labels of ``calibration`` are never looked at. A function as ``progress=`` sees
-# the held-out error of every look.
+# The dense network is the teacher: the labels of ``calibration`` are never looked at. A function
+# as ``progress=`` sees the held-out error of every look.
 calibration = images[:1347]
 keeps = [0.05, 0.08, 0.12, 0.2]
 curves, scores = {}, {"pruned": [], "refined": []}
@@ -52,7 +54,9 @@ print(refined.report)
 figure, axes = plt.subplots(1, 2)
 for keep, seen in curves.items():
     axes[0].semilogy(
-        *zip(*[(step, error) for step, error in seen if error is not None], strict=True), ".-", label=f"keep={keep}"
+        *zip(*[(step, error) for step, error in seen if error is not None], strict=True),
+        ".-",
+        label=f"keep={keep}",
     )
 axes[0].set(xlabel="step", ylabel="error of the outputs, held out", ylim=(None, 1))
 axes[0].legend(fontsize=8, ncols=2)

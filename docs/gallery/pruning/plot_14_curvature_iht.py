@@ -2,8 +2,8 @@
 Single weights by curvature
 ===========================
 
-The smallest weights are not those that matter least: inputs that go together make up for one another.
-``CurvatureIHT`` asks the second moments of each layer's inputs.
+The smallest weights are not those that matter least: inputs that go together make up for one
+another. ``CurvatureIHT`` asks the second moments of each layer's inputs.
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,9 @@ import sparse_accel as sa
 torch.manual_seed(0)
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 images = images.float() / 16
-model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+model = nn.Sequential(
+    nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+)
 opt = torch.optim.Adam(model.parameters(), lr=2e-3)
 for _epoch in range(15):
     for batch in torch.randperm(1347).split(64):
@@ -31,16 +33,25 @@ def accuracy(network):
 
 
 # %%
-# Every method keeps exactly the same number of weights in each layer; they differ in which, and in the values of what
-# stays.
-methods = {"magnitude": "magnitude", "sparsegpt": "SparseGPT", "admm": "ADMM + CG (ALPS)", "iht": "curvature IHT"}
+# Every method keeps exactly the same number of weights in each layer; they differ in which, and in
+# the values of what stays.
+methods = {
+    "magnitude": "magnitude",
+    "sparsegpt": "SparseGPT",
+    "admm": "ADMM + CG (ALPS)",
+    "iht": "curvature IHT",
+}
 shares = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
 calibration = images[:1347]
 figure, axes = plt.subplots(1, 2)
 for method, name in methods.items():
-    results = [sa.prune.CurvatureIHT(model, share, method=method).run(calibration) for share in shares]
+    results = [
+        sa.prune.CurvatureIHT(model, share, method=method).run(calibration) for share in shares
+    ]
     scores = [accuracy(result.model) for result in results]
-    changes = [F.mse_loss(result.model(images[1347:]), model(images[1347:])).item() for result in results]
+    changes = [
+        F.mse_loss(result.model(images[1347:]), model(images[1347:])).item() for result in results
+    ]
     print(f"{name:18}", "  ".join(f"{score:5.1f}" for score in scores))
     axes[0].plot([100 * share for share in shares], scores, "o-", label=name)
     axes[1].semilogy([100 * share for share in shares], changes, "o-", label=name)

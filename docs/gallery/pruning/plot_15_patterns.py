@@ -2,8 +2,8 @@
 Patterns of zeros, pictured
 ===========================
 
-The same layer made half sparse five times: free choice, the same share of each row, 2 of every 4 neighbours, whole
-input channels, whole outputs. The freer the choice, the smaller the error.
+The same layer made half sparse five times: free choice, the same share of each row, 2 of every 4
+neighbours, whole input channels, whole outputs. The freer the choice, the smaller the error.
 """
 
 import matplotlib.pyplot as plt
@@ -12,8 +12,8 @@ import torch
 import sparse_accel as sa
 
 # %%
-# A layer of 16 outputs on 32 inputs that go together in four bundles, and the second moments of the inputs: all that a
-# solver needs to know of the data.
+# A layer of 16 outputs on 32 inputs that go together in four bundles, and the second moments of
+# the inputs: all that a solver needs to know of the data.
 torch.manual_seed(0)
 sources = torch.randn(2000, 4)
 inputs = sources.repeat_interleave(8, dim=1) + 0.7 * torch.randn(2000, 32)
@@ -37,14 +37,18 @@ for axis, (name, target) in zip(axes, targets.items(), strict=True):
     axis.imshow(sparse.where(kept, torch.nan), cmap="RdBu", vmin=-scale, vmax=scale, aspect="auto")
     axis.set_facecolor("0.93")
     axis.set(
-        xticks=[], yticks=[], title=name, xlabel=f"error {sparse.info.error:.3f}\nmagnitude {magnitude.info.error:.3f}"
+        xticks=[],
+        yticks=[],
+        title=name,
+        xlabel=f"error {sparse.info.error:.3f}\nmagnitude {magnitude.info.error:.3f}",
     )
     axis.title.set_fontsize(9)
     axis.grid(False)
 axes[0].set_ylabel("outputs")
 
 # %%
-# The choice beneath is one call, in place, with ties to the lowest index; it makes masks by any score.
+# The choice beneath is one call, in place, with ties to the lowest index; it makes masks by any
+# score.
 mask = sa.topk_threshold_(weight.clone(), None, (2, 4)) != 0
 assert mask.view(16, 8, 4).sum(-1).eq(2).all()
 plt.show()

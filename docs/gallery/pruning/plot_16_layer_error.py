@@ -2,8 +2,8 @@
 Which layer suffers?
 ====================
 
-A report tells the error of every layer, relative to what it computed before. Some layers are hard to thin out; the
-same total can be shared out by their marginal errors.
+A report tells the error of every layer, relative to what it computed before. Some layers are hard
+to thin out; the same total can be shared out by their marginal errors.
 """
 
 from itertools import pairwise
@@ -46,7 +46,9 @@ names = [f"{layer.name}\n{layer.shape[0]}×{layer.shape[1]}" for layer in result
 place = torch.arange(len(names))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 for offset, (name, report) in zip((-0.2, 0.2), reports.items(), strict=True):
-    axes[0].bar(place + offset, [100 * layer.sparsity for layer in report.layers], width=0.38, label=name)
+    axes[0].bar(
+        place + offset, [100 * layer.sparsity for layer in report.layers], width=0.38, label=name
+    )
     axes[1].bar(place + offset, [layer.error for layer in report.layers], width=0.38)
 axes[0].set(ylabel="zeros, %", ylim=(0, 125))
 axes[1].set(ylabel="relative output error")

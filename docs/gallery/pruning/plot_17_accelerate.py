@@ -2,8 +2,8 @@
 When do zeros pay?
 ==================
 
-Zeros in a dense tensor cost as much as any other number. ``sa.accelerate`` stores the kept weights alone, times every
-layer on this machine, and leaves dense what would not gain.
+Zeros in a dense tensor cost as much as any other number. ``sa.accelerate`` stores the kept
+weights alone, times every layer on this machine, and leaves dense what would not gain.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,9 @@ example = torch.randn(16, 1024)
 
 def thinned(share):
     """Two layers of 1024 × 1024 with this share of zeros, the smallest weights."""
-    model = nn.Sequential(*(layer for _ in range(2) for layer in (nn.Linear(1024, 1024), nn.ReLU())))
+    model = nn.Sequential(
+        *(layer for _ in range(2) for layer in (nn.Linear(1024, 1024), nn.ReLU()))
+    )
     with torch.no_grad():
         for layer in model[::2]:
             keep = layer.weight.numel() - int(share * layer.weight.numel())
@@ -27,7 +29,8 @@ def thinned(share):
 
 
 # %%
-# The report says for each layer what was chosen, the times and the bytes, and what stayed dense and why.
+# The report says for each layer what was chosen, the times and the bytes, and what stayed dense
+# and why.
 model = thinned(0.7)
 fast = sa.accelerate(model, example)
 print(fast.report)
@@ -35,8 +38,8 @@ assert torch.allclose(fast.model(example), model(example), atol=1e-4)
 
 
 # %%
-# The gain against the share of zeros, with a batch of 16 on one thread. Memory is exact; time is that of the machine
-# that built this page.
+# The gain against the share of zeros, with a batch of 16 on one thread. Memory is exact; time is
+# that of the machine that built this page.
 def size(network):
     tensors = [*network.parameters(), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -2,8 +2,8 @@
 One report, every format
 ========================
 
-What a call did is a ``sa.Report``: text in a terminal, a table in a notebook as below, a picture, a page, JSON,
-Markdown, a data frame.
+What a call did is a ``sa.Report``: text in a terminal, a table in a notebook as below, a picture,
+a page, JSON, Markdown, a data frame.
 """
 
 import tempfile

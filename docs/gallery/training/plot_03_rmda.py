@@ -2,8 +2,8 @@
 Train to structured sparsity
 ============================
 
-RMDA under a group lasso on the digits: while the network learns, whole pixels and whole neurons become exactly zero.
-The first layer's groups are the pixels, so that one can see which are read.
+RMDA under a group lasso on the digits: while the network learns, whole pixels and whole neurons
+become exactly zero. The first layer's groups are the pixels, so that one can see which are read.
 """
 
 import matplotlib.pyplot as plt
@@ -18,11 +18,13 @@ torch.manual_seed(0)
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 images = images.float() / 16
 train, test = torch.randperm(len(images)).split([1347, 450])
-model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+model = nn.Sequential(
+    nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+)
 
 # %%
-# The optimizer takes the place of SGD in the loop. At a milestone it restarts its average from the weights as they
-# are, with a smaller step.
+# The optimizer takes the place of SGD in the loop. At a milestone it restarts its average from the
+# weights as they are, with a smaller step.
 opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(5e-4, by="input")), lr=1.0, momentum=0.1)
 schedule = sa.lr_scheduler.MultiStageLR(opt, milestones=[20, 40], gamma=0.1, momentum="divide")
 zeros, accuracy = [], []
@@ -41,7 +43,9 @@ print(sa.sparsity(model, by="input"))
 # %%
 # Border pixels say nothing about a digit, and nothing of the network reads them in the end.
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), width_ratios=[1.5, 1, 1])
-for name, line in zip(["pixels", "neurons of layer 1", "neurons of layer 2"], zip(*zeros, strict=True), strict=True):
+for name, line in zip(
+    ["pixels", "neurons of layer 1", "neurons of layer 2"], zip(*zeros, strict=True), strict=True
+):
     axes[0].plot([100 * share for share in line], label=f"zero: {name}")
 axes[0].plot([100 * share for share in accuracy], color="gray", linestyle="--", label="accuracy")
 axes[0].set(xlabel="epoch", ylabel="%", ylim=(0, 140), yticks=range(0, 101, 20))

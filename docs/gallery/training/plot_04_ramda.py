@@ -2,9 +2,9 @@
 Zeros over time: RAMDA and ProxAdamW
 ====================================
 
-ProxAdamW decides on zeros anew with every noisy batch; RAMDA decides on the average of all gradients of a stage. So
-the same strength gives them different numbers of zeros, and the two are compared by what accuracy is left at how many
-zeros.
+ProxAdamW decides on zeros anew with every noisy batch; RAMDA decides on the average of all
+gradients of a stage. So the same strength gives them different numbers of zeros, and the two are
+compared by what accuracy is left at how many zeros.
 """
 
 import matplotlib.pyplot as plt
@@ -36,13 +36,14 @@ def run(optimizer, strength, **options):
             shares.append(100 * sa.sparsity(model).group_sparsity)
     opt.finalize_()
     right = 100 * (model(images[1347:]).argmax(1) == labels[1347:]).float().mean().item()
-    print(f"{optimizer.__name__:9} strength {strength:.1e}: {shares[-1]:5.1f} % zero groups, accuracy {right:.1f} %")
+    name = f"{optimizer.__name__:9} strength {strength:.1e}"
+    print(f"{name}: {shares[-1]:5.1f} % zero groups, accuracy {right:.1f} %")
     return shares, right
 
 
 # %%
-# A milestone ends a stage: the learning rate goes down to a tenth and RAMDA's average begins anew, from the weights as
-# they are.
+# A milestone ends a stage: the learning rate goes down to a tenth and RAMDA's average begins anew,
+# from the weights as they are.
 figure, axes = plt.subplots(1, 2)
 for optimizer, options, strengths in (
     (sa.RAMDA, {"lr": 0.03, "momentum": 0.1}, [3e-4, 6e-4, 1e-3, 2e-3]),

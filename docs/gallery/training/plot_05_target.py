@@ -2,8 +2,8 @@
 Ask for a share of zeros instead of a strength
 ==============================================
 
-What strength gives 60 % zero groups? ``target=0.6`` leaves the question to the optimizer, which moves the strength
-while it trains.
+What strength gives 60 % zero groups? ``target=0.6`` leaves the question to the optimizer, which
+moves the strength while it trains.
 """
 
 import matplotlib.pyplot as plt
@@ -20,10 +20,14 @@ images = images.float() / 16
 
 def run(target, ramp=400, steps=1000):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    model = nn.Sequential(
+        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
     groups = sa.param_groups(model, sa.GroupLasso(target=target, ramp=ramp))
     opt = sa.RMDA(groups, lr=1.0, momentum=0.1)
-    schedule = sa.lr_scheduler.MultiStageLR(opt, milestones=[600, 800], gamma=0.1, momentum="divide")
+    schedule = sa.lr_scheduler.MultiStageLR(
+        opt, milestones=[600, 800], gamma=0.1, momentum="divide"
+    )
     rows = []
     for step in range(steps):
         batch = torch.randint(1347, (64,))
@@ -33,16 +37,24 @@ def run(target, ramp=400, steps=1000):
         schedule.step()
         if step % 20 == 0:
             with opt.proximal_parameters():
-                rows.append((step, 100 * sa.sparsity(model).group_sparsity, opt.param_groups[0]["penalty"]["strength"]))
+                rows.append(
+                    (
+                        step,
+                        100 * sa.sparsity(model).group_sparsity,
+                        opt.param_groups[0]["penalty"]["strength"],
+                    )
+                )
     opt.finalize_()
     right = (model(images[1347:]).argmax(1) == labels[1347:]).float().mean().item()
-    print(f"target {target:.0%}: {sa.sparsity(model).group_sparsity:.1%} zero groups, accuracy {right:.1%}")
+    found = sa.sparsity(model).group_sparsity
+    print(f"target {target:.0%}: {found:.1%} zero groups, accuracy {right:.1%}")
     return zip(*rows, strict=True)
 
 
 # %%
-# The share that is wanted grows over the first ``ramp`` steps along x²(3 − 2x), and stays. At each look the strength
-# moves to where the right number of groups is zero. The dips are the ends of stages: RMDA's average begins anew there.
+# The share that is wanted grows over the first ``ramp`` steps along x²(3 − 2x), and stays. At each
+# look the strength moves to where the right number of groups is zero. The dips are the ends of
+# stages: RMDA's average begins anew there.
 figure, axes = plt.subplots(1, 2)
 for target in (0.3, 0.6, 0.8):
     steps, shares, strengths = run(target)

@@ -2,8 +2,8 @@
 Choose the strength: a path from nothing to everything
 ======================================================
 
-``sa.max_strength`` tells where the path ends: the least strength at which all groups are zero. Fractions of it are a
-scale that carries over from one problem to the next.
+``sa.max_strength`` tells where the path ends: the least strength at which all groups are zero.
+Fractions of it are a scale that carries over from one problem to the next.
 """
 
 import matplotlib.pyplot as plt
@@ -42,8 +42,8 @@ def fit(strength, steps=400):
 
 
 # %%
-# The end of the path does not depend on the strength: it is the largest gradient of a group at zero, over the root of
-# its size.
+# The end of the path does not depend on the strength: it is the largest gradient of a group at
+# zero, over the root of its size.
 _, end = fit(0.1, steps=1)
 fractions = torch.logspace(0, -3, 16)
 norms, scores = [], []
@@ -57,7 +57,9 @@ print(f"max_strength {end:.3f}; features read at a tenth of it: {int((norms[5] >
 figure, axes = plt.subplots(1, 2)
 axes[0].semilogx(fractions, torch.stack(norms), linewidth=1)
 axes[0].set(xlabel="strength / max_strength", ylabel="norm of each feature's weights")
-axes[1].semilogx(fractions, [100 * (norm > 0).float().mean() for norm in norms], label="features read")
+axes[1].semilogx(
+    fractions, [100 * (norm > 0).float().mean() for norm in norms], label="features read"
+)
 axes[1].semilogx(fractions, [100 * score for score in scores], label="accuracy, held out")
 axes[1].set(xlabel="strength / max_strength", ylabel="%")
 axes[1].legend()

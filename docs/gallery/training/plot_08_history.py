@@ -2,8 +2,8 @@
 Watch the zeros while training
 ==============================
 
-``SparsityHistory`` measures at the proximal iterate after each epoch, beside whatever else you record. It is a
-report: a table, a picture, a page, JSON.
+``SparsityHistory`` measures at the proximal iterate after each epoch, beside whatever else you
+record. It is a report: a table, a picture, a page, JSON.
 """
 
 import matplotlib.pyplot as plt
@@ -41,12 +41,14 @@ for epoch in range(16):
 print(history)
 
 # %%
-# ``history.plot("zeros.png")`` draws it; the rows are plain values for a picture of one's own. A group of this network
-# is an input channel, and channels differ in size: two shares.
+# ``history.plot("zeros.png")`` draws it; the rows are plain values for a picture of one's own. A
+# group of this network is an input channel, and channels differ in size: two shares.
 epochs = [row["step"] for row in history.rows]
 figure, axes = plt.subplots(1, 2)
 axes[0].plot(epochs, [100 * row["group_sparsity"] for row in history.rows], label="of the groups")
-axes[0].plot(epochs, [100 * row["weighted_group_sparsity"] for row in history.rows], label="of their weights")
+axes[0].plot(
+    epochs, [100 * row["weighted_group_sparsity"] for row in history.rows], label="of their weights"
+)
 axes[0].set(xlabel="epoch", ylabel="zero, %", ylim=(0, None))
 axes[1].plot(epochs, [row["loss"] for row in history.rows], label="last batch")
 axes[1].plot(epochs, [row["held_out"] for row in history.rows], label="held out, with the zeros")
