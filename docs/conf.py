@@ -14,6 +14,8 @@ sys.path.insert(0, str(HERE))
 
 import _api
 import torch
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import sparse_accel as sa
 
@@ -62,6 +64,7 @@ nitpick_ignore_regex = [("py:(class|obj|data|attr|mod)", r".*"), ("py:(func|meth
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": False, "top_of_page_buttons": []}
@@ -129,7 +132,23 @@ def no_metadata(_app: Any, _kind: str, name: str, _thing: Any, _skip: bool, _opt
     return True if re.fullmatch(r"set_\w+_request|get_metadata_routing", name) else None
 
 
+def mathml(tex: str, display: str) -> str:
+    """A formula as browsers know it: no script of another site has to be fetched."""
+    return convert(re.sub(r"\\mathrel\{(.)\}", r"\1", tex), display=display)
+
+
+def inline_math(translator: Any, node: Any) -> None:
+    translator.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def block_math(translator: Any, node: Any) -> None:
+    translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     _api.write(HERE / "api")
     app.connect("autodoc-skip-member", no_metadata)
     app.connect("source-read", outside_links)
