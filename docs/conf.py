@@ -16,6 +16,7 @@ import _api
 import torch
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.util import logging
 
 import sparse_accel as sa
 
@@ -91,6 +92,8 @@ def fresh_start(_gallery: Any, _script: str) -> None:
             "grid.alpha": 0.25,
             "font.size": 10,
             "legend.frameon": False,
+            "savefig.bbox": "tight",
+            "savefig.pad_inches": 0.12,
         }
     )
 
@@ -134,7 +137,11 @@ def no_metadata(_app: Any, _kind: str, name: str, _thing: Any, _skip: bool, _opt
 
 def mathml(tex: str, display: str) -> str:
     """A formula as browsers know it: no script of another site has to be fetched."""
-    return convert(re.sub(r"\\mathrel\{(.)\}", r"\1", tex), display=display)
+    tex = re.sub(r"\\mathrel\{(.)\}", r"\1", tex).replace(r"\arg\min", r"\mathrm{arg\,min}")
+    found = convert(tex, display=display)
+    if "\\" in found:
+        logging.getLogger(__name__).warning("a formula with a command that latex2mathml does not know: %s", tex)
+    return found
 
 
 def inline_math(translator: Any, node: Any) -> None:
