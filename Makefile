@@ -30,7 +30,7 @@ env := $(VENV)/.env-$(if $(TORCH),$(shell printf %s '$(TORCH)' | cksum | cut -d'
 settings := $(VENV)/.build-$(SPARSE_ACCEL_CUDA)-$(SPARSE_ACCEL_WERROR)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format bench wheel cuda-check clean
+.PHONY: help demo test build lint format bench docs wheel cuda-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ format: $(VENV)/.lint ## format Python and C++ in place
 bench: $(settings) ## all benchmarks
 	$(bin)/sparse-accel bench $(ARGS)
 
+docs: $(VENV)/.docs $(settings) ## the documentation with its gallery, in build/docs/index.html; a warning is an error
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(bin)/python -m sphinx -b html -d build/docs-cache -W --keep-going $(ARGS) docs build/docs
+
 wheel: $(settings) ## a wheel in dist/, its audit, and every op of it under several torches (gigabytes)
 	rm -rf dist
 	PATH="$(abspath $(bin)):$$PATH" $(bin)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
@@ -67,8 +70,8 @@ wheel: $(settings) ## a wheel in dist/, its audit, and every op of it under seve
 cuda-check: $(VENV_CUDA)/.env ## build the CUDA kernels against a CUDA torch and import them: no GPU, but gigabytes
 	PYTHONPATH=bench $(VENV_CUDA)/bin/python -m gpu.cuda_check --jobs $(JOBS)
 
-clean: ## remove .venv, .venv-cuda, build/ and out/
-	rm -rf $(VENV) $(VENV_CUDA) build dist out
+clean: ## remove .venv, .venv-cuda, build/, out/ and what the documentation's build writes
+	rm -rf $(VENV) $(VENV_CUDA) build dist out docs/api docs/auto_gallery docs/sg_execution_times.rst
 
 $(VENV_CUDA)/.env:
 	$(PYTHON) -m venv --clear $(VENV_CUDA)
@@ -83,6 +86,10 @@ $(env): pyproject.toml tools/setup_venv.py cmake/torch_info.py
 
 $(VENV)/.lint: $(env)
 	$(bin)/python -m pip install --quiet --group lint
+	@touch $@
+
+$(VENV)/.docs: $(env)
+	$(bin)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(settings): $(env) $(built_from)

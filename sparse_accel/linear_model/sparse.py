@@ -109,8 +109,8 @@ class SparseLinearRegression(RegressorMixin, LinearModel, _SparseModel):
         max_iter: iterations at most, of ``"htp"``, ``"niht"`` and ``"iht"``.
 
     Attributes:
-        coef_: ``[d]``, zero outside the support. intercept_: number. support_: the k features, ascending. n_iter_.
-            n_features_in_: d.
+        ``coef_``: ``[d]``, zero outside the support. ``intercept_``: number. ``support_``: the k features, ascending.
+            ``n_iter_``. ``n_features_in_``: d.
 
     Source: see :mod:`sparse_accel.sparse_recovery`.
 
@@ -183,8 +183,8 @@ class SparseLogisticRegression(LinearClassifier, _SparseModel):
             class.
 
     Attributes:
-        classes_: labels ``[c]``. coef_: ``[1, d]`` for two classes, else ``[c, d]``. intercept_: ``[1]`` or ``[c]``.
-            support_: the features in use, ``[1, k]`` or ``[c, k]``. n_iter_. n_features_in_: d.
+        ``classes_``: labels ``[c]``. ``coef_``: ``[1, d]`` for two classes, else ``[c, d]``. ``intercept_``: ``[1]`` or
+            ``[c]``. ``support_``: the features in use, ``[1, k]`` or ``[c, k]``. ``n_iter_``. ``n_features_in_``: d.
 
     Source: see :mod:`sparse_accel.sparse_recovery`.
 

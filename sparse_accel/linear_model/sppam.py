@@ -121,7 +121,7 @@ class SPPAMRegressor(_SPPAMRegressor):
         warm_start: go on where the fit before ended, momentum and random numbers too.
 
     Attributes:
-        coef_: ``[d]``. intercept_: number. n_iter_: passes made. n_features_in_: d.
+        ``coef_``: ``[d]``. ``intercept_``: number. ``n_iter_``: passes made. ``n_features_in_``: d.
 
     Example:
         >>> X, y = [[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0]
@@ -173,7 +173,8 @@ class SPPAMClassifier(LinearClassifier, _SPPAMModel):
             class.
 
     Attributes:
-        classes_: labels ``[k]``. coef_: ``[1, d]`` for two classes, else ``[k, d]``. intercept_: ``[1]`` or ``[k]``.
+        ``classes_``: labels ``[k]``. ``coef_``: ``[1, d]`` for two classes, else ``[k, d]``. ``intercept_``: ``[1]`` or
+            ``[k]``.
 
     Example:
         >>> X, y = [[-1.0], [-0.5], [0.5], [1.0]], ["a", "a", "b", "b"]

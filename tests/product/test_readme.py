@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 # In reading order: a page's code goes on from that of the pages before it.
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("training", "callbacks", "pruning", "sparse_weights", "sppam"))]
+PAGES += ["docs/index.md"]  # the front page of the site
 PAGES += ["docs/diagnostics.md", "docs/ops.md", "docs/sparse_recovery.md", "docs/reports.md", "docs/command_line.md"]
 PAGES += ["docs/measurements.md"]
 OWN = ("get_started", "which_method", "coming_from", "hugging_face", "train_anywhere", "ship_it", "strength")
