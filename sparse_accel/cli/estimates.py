@@ -124,10 +124,10 @@ def _settle(model: nn.Module) -> None:
 def some_units(width: Width, keep: int) -> Tensor:
     """Any ``keep`` units of a width that may be kept together: how large what is left is does not depend on which."""
     if isinstance(width, ExpertWidth):
-        return torch.arange(keep)  # the same ones of all experts
+        return torch.arange(keep, device="cpu")  # the same ones of all experts
     sets = unit_sets(width)
     if sets is None:
-        return torch.arange(keep)
+        return torch.arange(keep, device="cpu")
     number = int(sets.max()) + 1
     chosen = [(sets == part).nonzero().flatten()[: keep // number] for part in range(number)]
     return torch.cat(chosen).sort().values

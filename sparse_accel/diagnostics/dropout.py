@@ -17,7 +17,7 @@ from sparse_accel.channels.widths import Width, Widths, grouped
 from sparse_accel.diagnostics._outer import Moments, choose_units, rescale, untreated
 from sparse_accel.diagnostics._passes import Bench, Loss, Samples, same_random_state
 from sparse_accel.removal.remove import find_widths
-from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, share, written
+from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, written
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class DropoutReport(Report):
         how = "refitted by least squares" if self.refit else "rescaled"
         facts = [
             Fact("loss of the whole network", f"{self.loss:.4g}"),
-            Fact("", f"{share(self.keep)} of the units kept, their outer weights {how}; {self.trials} trials"),
+            Fact("", f"{100 * self.keep:.4g} % of the units kept, their outer weights {how}; {self.trials} trials"),
         ]
         columns = [
             Column("layer", "layer"),

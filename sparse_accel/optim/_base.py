@@ -148,7 +148,7 @@ class ProximalOptimizer(SwapsIterates):
             gathered = [self._gather(group, need_grad=True) if plan is None else plan for group, plan in pairs]
             for group, batches in zip(self.param_groups, gathered, strict=True):
                 self._begin(group)
-                for batch in batches:
+                for batch in map(Batch.copy, batches):
                     held = take_constraint(group, batch)
                     if held is None:
                         self._update(group, batch)

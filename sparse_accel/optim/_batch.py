@@ -103,6 +103,10 @@ class Batch:
     processes: tuple[Any, ...] = ()  # process groups over which the groups lie, none where each is on one process
     lists: list[list[Tensor]] | None = None  # the state, where it is known to be there and in order
 
+    def copy(self) -> Batch:
+        """Another batch of the same lists: a step puts others in their place."""
+        return dataclasses.replace(self)
+
     def without_state(self) -> Iterable[tuple[Tensor, Tensor]]:
         """The parameters that may have no state yet, with their memory."""
         return () if self.lists is not None else zip(self.params, self.work, strict=True)

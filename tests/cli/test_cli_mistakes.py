@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
-import signal
 
 import numpy as np
 import pytest
@@ -245,7 +244,7 @@ def test_a_failed_check_leaves_nothing(refused, monkeypatch):
 
 def test_interrupted(refused, monkeypatch):
     def interrupted(*_, **__):
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(ISpaSP, "run", interrupted)
     assert "interrupted; --out is as it was" in refused("prune", *OWN, status=130)

@@ -193,7 +193,7 @@ def tensors_in(spec: str) -> Iterator[tuple[str, Tensor]]:
                 yield name, stored[name]
                 continue
             mask, kept = unpack(stored[f"{name}:mask"], entry["shape"]), stored[f"{name}:kept"]
-            full = torch.zeros(entry["shape"], dtype=kept.dtype)
+            full = torch.zeros(entry["shape"], dtype=kept.dtype, device="cpu")
             full[mask] = kept
             yield name, full
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:

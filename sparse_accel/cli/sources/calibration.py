@@ -114,7 +114,7 @@ def _rows(batch: Any) -> int:
 
 def checked(data: Data, model: nn.Module) -> Data:
     """The data on the model's device and in its dtype, with an example that the model runs on."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
 
     def placed(tree: Any) -> Any:
         return pytree.tree_map_only(

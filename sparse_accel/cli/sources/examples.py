@@ -33,7 +33,7 @@ def made_up(source: Source, shape: str | None, seed: int) -> Data:
         sizes = [part.strip() for part in shape.split(",")]
         if not all(size.isdecimal() and int(size) for size in sizes):
             raise UserError(f"--input-shape: expected numbers with commas between them, got {shape!r}")
-        inputs = torch.randn([int(size) for size in sizes], generator=generator)
+        inputs = torch.randn([int(size) for size in sizes], generator=generator, device="cpu")
         what = f"random inputs of shape {shape}"
     else:
         model = source.model
@@ -41,7 +41,7 @@ def made_up(source: Source, shape: str | None, seed: int) -> Data:
         vocabulary = vocabulary_of(model)
         takes = inspect.signature(model.forward).parameters
         if vocabulary is not None and "input_ids" in takes:
-            inputs = inputs_of(torch.randint(vocabulary, (2, TOKENS), generator=generator), model)
+            inputs = inputs_of(torch.randint(vocabulary, (2, TOKENS), generator=generator, device="cpu"), model)
             what = f"2 random sequences of {TOKENS} tokens"
         elif "pixel_values" in takes:
             side = getattr(config, "image_size", None) or SIDE

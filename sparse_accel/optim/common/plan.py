@@ -77,6 +77,9 @@ class Plans:
 def _is_plain(optimizer: Any, batch: Any) -> bool:
     """Whether parameters, their memory and gradients are what the step works on: no parts, copies or scales."""
     return not batch.processes and all(
-        type(param) in _PLAIN and work is param and "penalty_scale" not in optimizer.state[param]
+        type(param) in _PLAIN
+        and param.device.type in ("cpu", "cuda")
+        and work is param
+        and "penalty_scale" not in optimizer.state[param]
         for param, work in zip(batch.params, batch.work, strict=True)
     )
