@@ -80,8 +80,8 @@ def _eliminate(
     w = weight.reshape(-1, units, block).transpose(1, 2).reshape(-1, block * units)
     q = _padded(inverse.reshape(units, block, units, block).permute(1, 0, 3, 2), padded)
     m = _padded(torch.mm(w.T, w).view(block, units, block, units), padded)
-    number = torch.full((padded,), -1)
-    number[:units] = torch.arange(units)
+    number = torch.full((padded,), -1, device="cpu")
+    number[:units] = torch.arange(units, device="cpu")
     gone = None if sets is None else sets.new_zeros(int(sets.max()) + 1)
     set_of = None if sets is None else sets.contiguous()
     done = 0

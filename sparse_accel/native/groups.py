@@ -46,7 +46,7 @@ def group_topk(scores: list[Tensor], k: int) -> list[Tensor]:
 @torch.no_grad()
 def prox_(tensors: list[Tensor], layouts: list[int], prox: str, thresholds: list[float], with_value: bool) -> Tensor:
     """The penalty of each result, or nothing."""
-    like = tensors[0] if tensors else torch.empty(0)
+    like = tensors[0] if tensors else torch.empty(0, device="cpu")
     values = like.new_zeros(len(tensors) if with_value else 0, dtype=torch.float64)
     kernels().prox_(tensors, layouts, prox, thresholds, values if with_value and tensors else None)
     return values
