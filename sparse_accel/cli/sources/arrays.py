@@ -24,8 +24,8 @@ def chosen(total: int, samples: int, seed: int) -> Tensor:
         ([0, 1, 2], 4)
     """
     if total <= samples:
-        return torch.arange(total)
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+        return torch.arange(total, device="cpu")
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed), device="cpu")[:samples].sort().values
 
 
 def read_arrays(path: Path, model: nn.Module, samples: int, seed: int) -> tuple[Any, str]:

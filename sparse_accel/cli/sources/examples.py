@@ -47,7 +47,7 @@ def made_up(source: Source, shape: str | None, seed: int) -> Data:
             side = getattr(config, "image_size", None) or SIDE
             sides = (side, side) if isinstance(side, int) else tuple(side)
             channels = getattr(config, "num_channels", 3)
-            inputs = {"pixel_values": torch.randn(2, channels, *sides, generator=generator)}
+            inputs = {"pixel_values": torch.randn(2, channels, *sides, generator=generator, device="cpu")}
             what = f"2 random images, {sides[0]}x{sides[1]}"
         else:
             raise UserError("--calibration or --input-shape is missing: nothing says what the model takes")

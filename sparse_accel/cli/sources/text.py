@@ -61,8 +61,8 @@ def read_text(path: Path, source: Source, options: DataOptions, notes: list[str]
     rows = chosen(pieces, options.samples, options.seed)
     if pieces < options.samples:
         notes.append(f"{path.name}: {pieces} sequences of {length} tokens, not the {options.samples} of --samples")
-    middle = torch.tensor(ids[: pieces * body]).view(pieces, body)[rows]
-    ends = [torch.tensor(marks, dtype=torch.long).expand(len(rows), -1) for marks in (before, after)]
+    middle = torch.tensor(ids[: pieces * body], device="cpu").view(pieces, body)[rows]
+    ends = [torch.tensor(marks, dtype=torch.long, device="cpu").expand(len(rows), -1) for marks in (before, after)]
     tokens = torch.cat([ends[0], middle, ends[1]], 1)
     return inputs_of(tokens, source.model), f"{len(rows)} of {pieces} sequences of {length} tokens of {path.name}"
 
