@@ -48,6 +48,17 @@ def take_constraint(group: dict[str, Any], batch: Any) -> Held | None:
     return held
 
 
+def step_batches(optimizer: Any, group: dict[str, Any], batches: list[Any]) -> None:
+    """The step of a parameter group, in the batches that its tensors were gathered in, which stay as they are."""
+    for batch in [batch.copy() for batch in batches]:
+        held = take_constraint(group, batch)
+        if held is None:
+            optimizer._update(group, batch)
+        else:
+            update_held(optimizer, group, batch, held)
+        batch.write_back()
+
+
 def update_held(optimizer: Any, group: dict[str, Any], batch: Any, held: Held) -> None:
     """A step of a batch under a constraint. A learning rate of 0, as checkpoints are prepared with, moves nothing."""
     lr, share, found_inf = group["lr"], optimizer._share(group), getattr(optimizer, "found_inf", None)
