@@ -139,8 +139,9 @@ def verdict(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         >>> verdict({"low_microseconds": 9, "high_microseconds": 11}, {"low_microseconds": 12, "high_microseconds": 13})
         'slower'
     """
-    bounds = [row.get(name) for row in (old, new) for name in ("low_microseconds", "high_microseconds")]
-    if any(bound is None for bound in bounds):
+    known = [row.get(name) for row in (old, new) for name in ("low_microseconds", "high_microseconds")]
+    bounds = [float(bound) for bound in known if bound is not None]
+    if len(bounds) < len(known):
         return UNKNOWN
     old_low, old_high, new_low, new_high = bounds
     return FASTER if new_high < old_low else SLOWER if new_low > old_high else WITHIN

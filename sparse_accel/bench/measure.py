@@ -110,7 +110,7 @@ def measure(
         if call is not None:
             contenders[name] = timer.captured(call)
     times, rounds = interleaved(contenders, timer, settings)
-    walls = {name: contenders[name] for name in ("run", "peer") if gpu and name in contenders}
+    walls: dict[str, Call] = {name: contenders[name] for name in ("run", "peer") if gpu and name in contenders}
     wall = interleaved(walls, timer.wall, settings)[0] if walls else {}
     timer.forget()
     own = times["run"]

@@ -114,15 +114,15 @@ def tensor_root(u: Tensor, q: Tensor, sign: Tensor) -> Tensor:
 
 def number_root(u: Tensor, q: Tensor, sign: Tensor) -> float:
     """Newton on Python numbers, which is faster."""
-    u, q, sign = float(u), float(q), float(sign)
+    at, square, side = float(u), float(q), float(sign)
     d = 0.0
     for _ in range(20):
-        mean = 1 / (1 + math.exp(min(700.0, d - sign * u)))
-        step = (d - LR * q * mean) / (1 + LR * q * mean * (1 - mean))
+        mean = 1 / (1 + math.exp(min(700.0, d - side * at)))
+        step = (d - LR * square * mean) / (1 + LR * square * mean * (1 - mean))
         d -= step
         if step * step <= 1e-16 * abs(d):
             break
-    return -sign * d / q
+    return -side * d / square
 
 
 def sgd_epoch(features: Tensor, targets: Tensor, kind: str) -> Callable[[], object] | None:

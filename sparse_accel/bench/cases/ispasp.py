@@ -64,10 +64,10 @@ def make_block(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str
     norm = nn.BatchNorm2d(channels, dtype=dtype)
     with torch.no_grad():
         conv.weight.copy_(draw(*conv.weight.shape) / (9 * channels) ** 0.5)
-        for tensor in (norm.weight, norm.running_var):
-            tensor.copy_(draw(channels).abs() + 0.5)
-        for tensor in (norm.bias, norm.running_mean):
-            tensor.copy_(draw(channels) / 2)
+        for name in ("weight", "running_var"):
+            getattr(norm, name).copy_(draw(channels).abs() + 0.5)
+        for name in ("bias", "running_mean"):
+            getattr(norm, name).copy_(draw(channels) / 2)
     hidden = (draw(*shape) + draw(channels, 1, 1)).relu().to(dtype)
     for module in (conv, norm):
         module.requires_grad_(False).eval().to(device)

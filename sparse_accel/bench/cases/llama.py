@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sparse_accel.acceleration import accelerate
+from sparse_accel.acceleration.accelerate import accelerate
 from sparse_accel.bench.case import Case, Settings
 
 

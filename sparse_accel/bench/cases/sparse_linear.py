@@ -69,7 +69,7 @@ def _cases(
                 width = x.element_size()
                 floor = kept * width + weight.numel() // 8 + batch * sum(size) * width
                 twin = partial(reference.sparse_linear, x, *packed[:4], None, size[0], "none")
-                common = {"peer": partial(functional.linear, x, weight), "peer_name": "dense"}
+                dense = partial(functional.linear, x, weight)
                 small = weight.numel() < 1 << 12
                 yield Case(
                     f"bitmask {name}",
@@ -77,7 +77,8 @@ def _cases(
                     partial(sparse_linear, x, packed),
                     floor,
                     twin=twin if small else None,
-                    **common,
+                    peer=dense,
+                    peer_name="dense",
                 )
                 if dtype == torch.float32:
                     yield Case(
@@ -86,5 +87,6 @@ def _cases(
                         partial(csr_linear, x, *parts),
                         floor,
                         twin=twin if small else None,
-                        **common,
+                        peer=dense,
+                        peer_name="dense",
                     )
