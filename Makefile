@@ -22,6 +22,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export SPARSE_ACCEL_CUDA ?= AUTO
 export SPARSE_ACCEL_WERROR ?= OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start many interpreters: without its compiled files each would spend seconds on the same sources again.
+export PYTHONDONTWRITEBYTECODE :=
 
 built_from := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 formatted := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
