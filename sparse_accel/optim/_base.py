@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from sparse_accel.penalties import Penalty, penalty_from_plain
+from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
 from ._batch import Batch, Kept, check_lr, check_numbers, check_target, grouping_of, read_parameter, state_dtype
 from .common.critical import critical_strengths, warn_of_missed_targets
 from .common.plan import Plans
-from .common.projection import constraint_of, take_constraint, update_held
+from .common.projection import take_constraint, take_penalty, update_held
 from .common.swap import ITERATE, MODE, SwapsIterates
 from .common.target import CLOCK, follow_targets
 
@@ -99,8 +99,7 @@ class ProximalOptimizer(SwapsIterates):
         check_lr(group["lr"])
         grouping_of(group, "element").check()
         check_target(group)
-        if group["differentiable"] and constraint_of(group):
-            raise ValueError("differentiable=True: expected a penalty, got a constraint")
+        take_penalty(self, group)
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
         if group["differentiable"] and (group["fused"] or group["foreach"]):
@@ -149,7 +148,7 @@ class ProximalOptimizer(SwapsIterates):
             for group, batches in zip(self.param_groups, gathered, strict=True):
                 self._begin(group)
                 for batch in map(Batch.copy, batches):
-                    held = take_constraint(group, batch)
+                    held = take_constraint(group, batch, self)
                     if held is None:
                         self._update(group, batch)
                     else:
@@ -175,15 +174,17 @@ class ProximalOptimizer(SwapsIterates):
         and by how much it multiplies the strength, ``[]``, of each tensor."""
         raise NotImplementedError(f"{type(self).__name__} does not tell critical strengths")
 
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        """The last step's metric (None: 1), and what the penalty is multiplied by, ``[]`` float64, of each tensor."""
+        raise NotImplementedError
+
     def _begin(self, group: dict[str, Any]) -> None:
         """Called for each group at the start of its part of the step."""
 
     def _gather(self, group: dict[str, Any], need_grad: bool) -> list[Batch]:
         """The group's parameters with a gradient (or with state, and not frozen) by device and dtype, all checked."""
         check_numbers(type(self).__name__, group)
-        penalty = penalty_from_plain(group["penalty"])
-        if isinstance(group["penalty"], Penalty):
-            group["penalty"] = group["penalty"].to_plain()
+        penalty = take_penalty(self, group)
         grouping = grouping_of(group, penalty.by) if penalty else None
         batches: dict[tuple[Any, ...], Batch] = {}
         for param in dict.fromkeys(group["params"]):
@@ -217,7 +218,7 @@ class ProximalOptimizer(SwapsIterates):
     @staticmethod
     def _prox_name(group: dict[str, Any]) -> str:
         penalty = penalty_from_plain(group["penalty"])
-        return penalty.prox_name if penalty and not penalty.projects else "soft"
+        return penalty.prox_name if penalty and not penalty.stages else "soft"
 
     @staticmethod
     def _share(group: dict[str, Any]) -> float:
@@ -274,8 +275,7 @@ class ProximalOptimizer(SwapsIterates):
     def state_dict(self) -> StateDict:
         """The state as tensors and plain values, for ``torch.save`` and ``torch.load(..., weights_only=True)``."""
         for group in self.param_groups:
-            if isinstance(group["penalty"], Penalty):  # assigned since the last step
-                group["penalty"] = group["penalty"].to_plain()
+            take_penalty(self, group)  # may have been assigned since the last step
         return super().state_dict()
 
     @_disable_dynamo
@@ -326,5 +326,5 @@ class ProximalOptimizer(SwapsIterates):
                 if penalty is not None and not param.is_complex():
                     grouping = grouping_of(group, penalty.by)
                     scale = self.state.get(param, {}).get("penalty_scale", 1.0)
-                    total += scale * float(penalty.value(param, grouping))
+                    total += float(penalty.scaled(scale).value(param, grouping))
         return total

@@ -172,6 +172,13 @@ def check_lr(lr: float | Tensor) -> None:
         raise ValueError(f"lr: expected a finite number >= 0, got {lr!r}")
 
 
+def rates(lr: float | Tensor, steps: Iterable[Tensor]) -> list[Tensor]:
+    """The step size as ``[]`` float64 beside each clock: nothing waits for one on a device."""
+    if isinstance(lr, Tensor):
+        return [lr.detach().to(step.device, torch.float64).reshape(()) for step in steps]
+    return [torch.full((), lr, dtype=torch.float64, device=step.device) for step in steps]
+
+
 def check_fraction(name: str, value: float) -> None:
     """Raise ValueError unless 0 < value <= 1."""
     if not 0 < value <= 1:

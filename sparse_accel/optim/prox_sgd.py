@@ -15,7 +15,7 @@ from sparse_accel.penalties import Penalty
 from sparse_accel.sharding import sharded_as
 
 from ._base import ProximalOptimizer, implementation_is_open
-from ._batch import Batch, check_finite, check_fraction, state_dtype
+from ._batch import Batch, check_finite, check_fraction, rates, state_dtype
 from ._docs import shared_docs
 from .steps.prox import proximal_parts, proximal_point
 
@@ -133,6 +133,9 @@ class ProxSGD(ProximalOptimizer):
             sizes=batch.sizes,
             processes=batch.processes,
         )
+
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        return None, rates(group["lr"], self._tensor_lists(batch)[-1])
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         buffers, _ = self._tensor_lists(batch)

@@ -79,6 +79,7 @@ class RAMDA(RMDA):
 
     _group_defaults: ClassVar = {**RMDA._group_defaults, "eps": 1e-6, "eps_scale": 1.0}
     _spans_processes: ClassVar = False
+    _in_metric: ClassVar = True
     _tensor_state: ClassVar = ("dual", "square", "anchor")
     _weights: ClassVar = ("anchor",)
 
@@ -151,12 +152,17 @@ class RAMDA(RMDA):
         metrics = torch._foreach_add(torch._foreach_pow(squares, 1 / 3), group["eps"])
         return list(torch._foreach_sub(torch._foreach_mul(metrics, anchors), duals)), alphas
 
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        _, squares, _, _, alphas = self._tensor_lists(batch)
+        roots = [square.double().pow(1 / 3).to(square.dtype) for square in squares]
+        return list(torch._foreach_add(roots, group["eps"])), list(alphas)
+
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step with lr = 0, no gradient and momentum 1 leaves V, U and alpha: it gives the proximal iterate of the
         # last step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
-                held = take_constraint(group, batch)
+                held = take_constraint(group, batch, self)
                 duals, squares, anchors, steps, alphas = self._tensor_lists(batch)
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
@@ -175,5 +181,5 @@ class RAMDA(RMDA):
                 numbers = RamdaNumbers(0.0, 1.0, group["eps"], self._prox_name(group))
                 ramda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
                 if held is not None:
-                    held.project(batch.work)
+                    held.operate(self, group, batch)
                 batch.write_back()

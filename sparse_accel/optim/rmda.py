@@ -14,7 +14,7 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import CAPTURABLE, shared_docs
-from .common.projection import constraint_of, take_constraint
+from .common.projection import held_penalty, take_constraint
 from .steps.rmda import StepNumbers, StepTensors, rmda
 
 __all__ = ["RMDA", "StepNumbers", "StepTensors", "rmda"]
@@ -144,8 +144,8 @@ class RMDA(ProximalOptimizer):
 
     @classmethod
     def _momentum(cls, group: dict[str, Any]) -> float:
-        """c of the step's op: under a constraint the mixture comes after the projection."""
-        return 1.0 if constraint_of(group) else cls._share(group)
+        """c of the step's op: under a constraint, or a penalty of stages, the mixture comes after the operator."""
+        return 1.0 if held_penalty(group) else cls._share(group)
 
     @staticmethod
     def _share(group: dict[str, Any]) -> float:
@@ -193,12 +193,16 @@ class RMDA(ProximalOptimizer):
         points, _, steps, alphas = self._tensor_lists(batch)
         return points, [alpha / step.to(alpha).sqrt() for alpha, step in zip(alphas, steps, strict=True)]
 
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        _, _, steps, alphas = self._tensor_lists(batch)
+        return None, [alpha / step.to(alpha).clamp(min=1).sqrt() for alpha, step in zip(alphas, steps, strict=True)]
+
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step from t - 1 with lr = 0, momentum 1 and the anchor at X leaves X and alpha, and has the beta of the last
         # step: it gives the proximal iterate of that step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in self._gather(group, need_grad=False):
-                held = take_constraint(group, batch)
+                held = take_constraint(group, batch, self)
                 points, _, steps, alphas = self._tensor_lists(batch)
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
@@ -209,5 +213,5 @@ class RMDA(ProximalOptimizer):
                 numbers = StepNumbers(0.0, 1.0, self._prox_name(group))
                 rmda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
                 if held is not None:
-                    held.project(batch.work)
+                    held.operate(self, group, batch)
                 batch.write_back()
