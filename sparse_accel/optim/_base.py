@@ -235,10 +235,9 @@ class ProximalOptimizer(SwapsIterates):
         device = self._scalar_device(param)
         return {key: torch.zeros((), dtype=dtype, device=device) for key, dtype in self._scalar_state.items()}
 
-    @staticmethod
-    def _like(work: Tensor, value: Tensor) -> Tensor:
+    def _like(self, work: Tensor, value: Tensor) -> Tensor:
         """A state tensor with the dtype of the state and the strides of ``work`` (itself if it has them)."""
-        dtype = state_dtype(work)
+        dtype = state_dtype(work, self._low)
         if value.dtype == dtype and value.stride() == work.stride() and value.device == work.device:
             return value
         return torch.empty_like(work, dtype=dtype, requires_grad=False).copy_(value)
@@ -268,7 +267,7 @@ class ProximalOptimizer(SwapsIterates):
         if key in self._scalar_state:
             return torch.empty((), dtype=self._scalar_state[key], device=self._scalar_device(param)).copy_(value)
         value = aligned(f"state {key!r}", value, param)
-        dtype = state_dtype(param) if value.is_floating_point() and key != ITERATE else value.dtype
+        dtype = state_dtype(param, self._low) if value.is_floating_point() and key != ITERATE else value.dtype
         return value.detach().to(device=param.device, dtype=dtype, copy=True)
 
     @_disable_dynamo

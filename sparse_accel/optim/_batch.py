@@ -158,9 +158,11 @@ class Kept:
         self.tensor = tensor
 
 
-def state_dtype(param: Tensor) -> torch.dtype:
-    """float64 for float64 and complex128 parameters, else float32."""
-    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+def state_dtype(param: Tensor, low: str | None = None) -> torch.dtype:
+    """float64 for float64 and complex128 parameters, else float32, or what ``low`` names."""
+    if param.dtype in (torch.float64, torch.complex128):
+        return torch.float64
+    return torch.float32 if low is None else torch.bfloat16
 
 
 def check_lr(lr: float | Tensor) -> None:
