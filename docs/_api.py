@@ -16,7 +16,7 @@ SECTIONS = {
     ],
     "Groups": ["param_groups", "sparsity", "SparsityReport", "Grouping", "GroupLayout", "group_layout"],
     "Removal and checkpoints": ["compact", "CompactResult", "Examples", "save", "load", "load_optimizer"],
-    "Sparse weights": ["accelerate", "densify", "AccelerateResult", "BlockSparsity", "GroupSparsity", "Rows"],
+    "Sparse weights": ["RigL", "accelerate", "densify", "AccelerateResult", "BlockSparsity", "GroupSparsity", "Rows"],
     "Operations": ["topk_threshold_", "masked_cg", "glm_prox", "glm_epoch"],
     "Errors": ["CompactError", "UnsupportedModelError", "OutputMismatchError", "CheckpointError"],
     "Reports and the installation": [],

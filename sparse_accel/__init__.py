@@ -16,6 +16,7 @@ from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_str
 from .optim.common.constraints import Binary, Box, NonNegative
 from .penalties import L1, GroupL0, GroupLasso, NuclearNorm, Penalty, SparseGroupLasso, Sum, register_penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
+from .prune.unstructured.rigl import RigL
 from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .removal.files import CheckpointError
@@ -49,6 +50,7 @@ __all__ = [
     "ProxAdamW",
     "ProxSGD",
     "Report",
+    "RigL",
     "Rows",
     "SparseGroupLasso",
     "SparsityReport",
