@@ -14,8 +14,9 @@ from .groups import Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
 from .optim.common.constraints import Binary, Box, NonNegative
-from .penalties import L1, GroupL0, GroupLasso, Penalty
+from .penalties import L1, GroupL0, GroupLasso, NuclearNorm, Penalty, SparseGroupLasso, Sum, register_penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
+from .prune.unstructured.rigl import RigL
 from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .removal.files import CheckpointError
@@ -43,13 +44,17 @@ __all__ = [
     "GroupSparsity",
     "Grouping",
     "NonNegative",
+    "NuclearNorm",
     "OutputMismatchError",
     "Penalty",
     "ProxAdamW",
     "ProxSGD",
     "Report",
+    "RigL",
     "Rows",
+    "SparseGroupLasso",
     "SparsityReport",
+    "Sum",
     "UnsupportedModelError",
     "__version__",
     "accelerate",
@@ -70,6 +75,7 @@ __all__ = [
     "param_groups",
     "progress",
     "prune",
+    "register_penalty",
     "save",
     "sparse_recovery",
     "sparsity",

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from sparse_accel.penalties import Penalty, penalty_from_plain
+from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
 from ._batch import Batch, Kept, check_lr, check_numbers, check_target, grouping_of, read_parameter, state_dtype
 from .common.critical import critical_strengths, warn_of_missed_targets
 from .common.plan import Plans
-from .common.projection import constraint_of, step_batches
+from .common.projection import step_batches, take_penalty
 from .common.swap import ITERATE, MODE, SwapsIterates
 from .common.target import CLOCK, follow_targets, target_key
 
@@ -95,8 +95,7 @@ class ProximalOptimizer(SwapsIterates):
         check_lr(group["lr"])
         grouping_of(group, "element").check()
         check_target(group)
-        if group["differentiable"] and constraint_of(group):
-            raise ValueError("differentiable=True: expected a penalty, got a constraint")
+        take_penalty(self, group)
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
         if group["differentiable"] and (group["fused"] or group["foreach"]):
@@ -171,15 +170,17 @@ class ProximalOptimizer(SwapsIterates):
         and by how much it multiplies the strength, ``[]``, of each tensor."""
         raise NotImplementedError(f"{type(self).__name__} does not tell critical strengths")
 
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        """The last step's metric (None: 1), and what the penalty is multiplied by, ``[]`` float64, of each tensor."""
+        raise NotImplementedError
+
     def _begin(self, group: dict[str, Any]) -> None:
         """Called for each group at the start of its part of the step."""
 
     def _gather(self, group: dict[str, Any], need_grad: bool) -> list[Batch]:
         """The group's parameters with a gradient (or with state, and not frozen) by device and dtype, all checked."""
         check_numbers(type(self).__name__, group)
-        penalty = penalty_from_plain(group["penalty"])
-        if isinstance(group["penalty"], Penalty):
-            group["penalty"] = group["penalty"].to_plain()
+        penalty = take_penalty(self, group)
         grouping = grouping_of(group, penalty.by) if penalty else None
         batches: dict[tuple[Any, ...], Batch] = {}
         for param in dict.fromkeys(group["params"]):
@@ -213,7 +214,7 @@ class ProximalOptimizer(SwapsIterates):
     @staticmethod
     def _prox_name(group: dict[str, Any]) -> str:
         penalty = penalty_from_plain(group["penalty"])
-        return penalty.prox_name if penalty and not penalty.projects else "soft"
+        return penalty.prox_name if penalty and not penalty.stages else "soft"
 
     def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         """What ``_op`` takes behind lr; None where the group's step is more than the op."""
@@ -234,10 +235,9 @@ class ProximalOptimizer(SwapsIterates):
         device = self._scalar_device(param)
         return {key: torch.zeros((), dtype=dtype, device=device) for key, dtype in self._scalar_state.items()}
 
-    @staticmethod
-    def _like(work: Tensor, value: Tensor) -> Tensor:
+    def _like(self, work: Tensor, value: Tensor) -> Tensor:
         """A state tensor with the dtype of the state and the strides of ``work`` (itself if it has them)."""
-        dtype = state_dtype(work)
+        dtype = state_dtype(work, self._low)
         if value.dtype == dtype and value.stride() == work.stride() and value.device == work.device:
             return value
         return torch.empty_like(work, dtype=dtype, requires_grad=False).copy_(value)
@@ -267,15 +267,14 @@ class ProximalOptimizer(SwapsIterates):
         if key in self._scalar_state:
             return torch.empty((), dtype=self._scalar_state[key], device=self._scalar_device(param)).copy_(value)
         value = aligned(f"state {key!r}", value, param)
-        dtype = state_dtype(param) if value.is_floating_point() and key != ITERATE else value.dtype
+        dtype = state_dtype(param, self._low) if value.is_floating_point() and key != ITERATE else value.dtype
         return value.detach().to(device=param.device, dtype=dtype, copy=True)
 
     @_disable_dynamo
     def state_dict(self) -> StateDict:
         """The state as tensors and plain values, for ``torch.save`` and ``torch.load(..., weights_only=True)``."""
         for group in self.param_groups:
-            if isinstance(group["penalty"], Penalty):  # assigned since the last step
-                group["penalty"] = group["penalty"].to_plain()
+            take_penalty(self, group)  # may have been assigned since the last step
         return super().state_dict()
 
     @_disable_dynamo
@@ -326,5 +325,5 @@ class ProximalOptimizer(SwapsIterates):
                 if penalty is not None and not param.is_complex():
                     grouping = grouping_of(group, penalty.by)
                     scale = self.state.get(param, {}).get("penalty_scale", 1.0)
-                    total += scale * float(penalty.value(param, grouping))
+                    total += float(penalty.scaled(scale).value(param, grouping))
         return total

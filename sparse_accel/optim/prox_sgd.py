@@ -14,7 +14,7 @@ from sparse_accel.penalties import Penalty
 from sparse_accel.sharding import sharded_as
 
 from ._base import ProximalOptimizer
-from ._batch import Batch, check_finite, check_fraction, state_dtype
+from ._batch import Batch, check_finite, check_fraction, rates, state_dtype
 from ._docs import shared_docs
 from .steps.prox_sgd import SgdNumbers, SgdTensors, prox_sgd_step
 
@@ -120,6 +120,9 @@ class ProxSGD(ProximalOptimizer):
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )
+
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        return None, rates(group["lr"], self._tensor_lists(batch)[-1])
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         buffers, _ = self._tensor_lists(batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparse_accel import native
 from sparse_accel.optim._batch import check_numbers
 
-from .projection import constraint_of
+from .projection import held_penalty
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _CUT_BY = ("penalty", "transposed", "conv_groups", "stacked")  # entries of a group that say how weights are cut
@@ -109,7 +109,7 @@ class Plans:
         ]
         watch = native.step_plan(optimizer.state, group["params"], planned, names, optimizer._prox_name(group))
         cut = tuple(dict(value) if isinstance(value, dict) else value for value in _cut_of(group))
-        direct = constraint_of(group) is None and all(param.is_cpu or native.has_cuda() for param in params)
+        direct = held_penalty(group) is None and all(param.is_cpu or native.has_cuda() for param in params)
         self._plans[number] = _Plan(cut, templates, params, direct, watch)
 
 

@@ -1,8 +1,9 @@
 """Penalties: a value and a proximal operator, and nothing that an optimizer would have to ask about.
 
-An optimizer sees three things of a penalty: ``prox_name`` (``"soft"`` or ``"hard"``, the two group operators of
-:func:`sparse_accel.ops.prox_`), ``strength`` and ``by``. In parameter groups and checkpoints a penalty is a
-dictionary of plain values, :meth:`Penalty.to_plain`.
+An optimizer sees of a penalty ``prox_name`` (``"soft"`` or ``"hard"``, the two group operators of
+:func:`sparse_accel.ops.prox_`, which its fused step has), ``strength`` and ``by``; or, where that is not all, the
+``stages`` of its operator, which come after the step. In parameter groups and checkpoints a penalty is a dictionary of
+plain values, :meth:`Penalty.to_plain`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,32 @@ def dense_view(tensor: Tensor, grouping: Grouping) -> tuple[Tensor, GroupLayout]
     return (tensor if in_place else tensor.clone(memory_format=torch.contiguous_format)), layout
 
 
+def check_strengths(penalty: Any, *names: str) -> None:
+    """Make these fields floats; ValueError where one is no finite number >= 0."""
+    for name in names:
+        value = getattr(penalty, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+        object.__setattr__(penalty, name, float(value))
+
+
+class Stage(NamedTuple):
+    """One of the operators whose composition is that of a penalty (:mod:`sparse_accel.optim.common.stages` runs them).
+
+    ``"soft"`` and ``"hard"`` groups by ``by``, ``"weights"`` (the soft threshold of every weight), ``"ridge"``
+    (``strength / 2 ||x||^2``), ``"clip"`` to an interval, and ``"call"``, the ``operate_`` of a penalty. On tensors
+    that have no groups by ``by`` none of them does anything.
+    """
+
+    kind: str
+    by: str = "element"
+    strength: float = 0.0
+    low: float = -math.inf
+    high: float = math.inf
+    penalty: Any = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Penalty:
     """Base of the penalties; make a :class:`GroupLasso`, :class:`L1` or :class:`GroupL0`.
@@ -46,14 +73,13 @@ class Penalty:
     name: ClassVar[str]
     prox_name: ClassVar[str]
     projects: ClassVar[bool] = False  # whether it is a constraint: projects every weight on its own
+    whole: ClassVar[bool] = False  # whether its operator needs all of a tensor: no part of one, no flat parameters
+    size_power: ClassVar[float] = 0.5  # of |g| in its value, which compact() makes up for; 0: there is none
 
     def __post_init__(self) -> None:
         if type(self) is Penalty:
             raise TypeError("Penalty is a base class: use GroupLasso, L1 or GroupL0")
-        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
-        if not number or not math.isfinite(self.strength) or self.strength < 0:
-            raise ValueError(f"strength: expected a finite number >= 0, got {self.strength!r}")
-        object.__setattr__(self, "strength", float(self.strength))
+        check_strengths(self, "strength")
         if self.by not in BY:
             raise ValueError(f"by: expected one of {', '.join(map(repr, BY))}, got {self.by!r}")
 
@@ -62,14 +88,50 @@ class Penalty:
         """What forms a group."""
         return "element"
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What its operator consists of, if it is not that of ``prox_name``."""
+        return ()
+
+    def parts(self) -> tuple[Stage, ...]:
+        """What its operator consists of, in any case."""
+        return self.stages or (Stage(self.prox_name, self.by, self.strength),)
+
+    def operate_(self, weight: Tensor, tau: Tensor, metric: Tensor | None, grouping: Grouping) -> None:
+        """Its operator as a ``"call"``, in place: the minimizer of ``tau * value + 1/2 <w - x, P (w - x)>``.
+
+        Args:
+            weight: x, all of a tensor (a part of it, if the penalty is not ``whole``), float32 or float64.
+            tau: ``[]``, of the weight's dtype and device.
+            metric: P > 0, as ``weight``; None: P = 1.
+            grouping: how the weight is cut.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no operator of its own")
+
+    @property
+    def not_in_metric(self) -> str:
+        """Why its operator in a diagonal metric (RAMDA, ProxAdamW) is not exact; empty: it is."""
+        return ""
+
+    def scaled(self, factor: float) -> Penalty:
+        """The same with this times the strength of its groups ``by``, whose size has changed."""
+        return self if factor == 1 else dataclasses.replace(self, strength=self.strength * factor)
+
     def to_plain(self) -> dict[str, Any]:
         """The penalty as a dictionary of plain values; :func:`penalty_from_plain` is the way back.
 
         Example:
+            >>> from sparse_accel import GroupLasso
             >>> GroupLasso(0.5).to_plain()
             {'name': 'group_lasso', 'strength': 0.5, 'by': 'input'}
         """
         return {"name": self.name, "strength": self.strength, "by": self.by}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Penalty:
+        """The penalty of these values; keys that are no fields are ignored."""
+        fields = {field.name for field in dataclasses.fields(cls) if field.init}
+        return cls(**{key: value for key, value in plain.items() if key in fields})
 
     def value(self, tensors: Tensor | Sequence[Tensor], groupings: Groupings = None) -> Tensor:
         """The penalty of some tensors together.
@@ -87,6 +149,7 @@ class Penalty:
             ValueError: a tensor is not real floating point, or has no such groups.
 
         Example:
+            >>> from sparse_accel import GroupLasso
             >>> GroupLasso(0.1, by="output").value(torch.tensor([[3.0, 4.0], [0.0, 0.0]])) / 2**0.5
             tensor(0.5000, dtype=torch.float64)
         """
@@ -122,6 +185,7 @@ class Penalty:
                 sharded one lie across processes.
 
         Example:
+            >>> from sparse_accel import L1
             >>> x = torch.tensor([4.0, -2.0, 0.5])
             >>> L1(1.0).prox_(x)
             >>> x.tolist()
@@ -161,138 +225,3 @@ class Penalty:
 
 
 Groupings = Sequence[Grouping | None] | Grouping | None
-
-
-OF = ("groups", "params", "flops")
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class GroupLasso(Penalty):
-    """Group lasso, ``strength * sum_g sqrt(|g|) * ||x_g||``: drives whole groups to zero.
-
-    Source: Yuan & Lin, "Model selection and estimation in regression with grouped variables", JRSS B 2006.
-
-    With ``target`` the optimizer finds the strength while it trains (:mod:`sparse_accel.optim.common.target`): the
-    share of zero groups follows ``target * x^2 * (3 - 2 x)``, ``x = step / ramp``, for ``ramp`` steps, then it is held.
-    RMDA and RAMDA set it exactly, in the proximal iterate, by the order of the groups' dual averages; ProxSGD and
-    ProxAdamW approach it. The strength found so far is that of the penalty in the optimizer's ``param_groups`` and
-    ``state_dict()``; parameter groups with the same target have one strength, and share the target.
-
-    Args:
-        strength: weight of the penalty, finite, >= 0; not needed with a target, where it is the first.
-        by: ``"input"`` (all weights that read one input channel), ``"output"`` (one filter or row), ``"kernel"``
-            (one spatial kernel), ``"element"`` (every weight on its own: the same as :class:`L1`).
-        target: share in [0, 1) that is to be zero at the end, or None.
-        of: what it is a share of: ``"groups"``, ``"params"`` (the weights under the penalty), or ``"flops"`` (the
-            multiplications of these weights, which ``param_groups(..., example=...)`` counts).
-        ramp: optimizer steps until the target is wanted, >= 0. Train for several times as many. Too short a ramp has
-            the weights at the start decide, and may leave a layer next to nothing.
-
-    Example:
-        >>> GroupLasso(1e-4)
-        GroupLasso(strength=0.0001, by='input')
-        >>> GroupLasso(target=0.6)
-        GroupLasso(strength=0.0, by='input', target=0.6, of='groups', ramp=1000)
-    """
-
-    strength: float = math.nan
-    by: str = "input"
-    target: float | None = None
-    of: str = "groups"
-    ramp: int = 1000
-    name: ClassVar[str] = "group_lasso"
-    prox_name: ClassVar[str] = "soft"
-
-    def __post_init__(self) -> None:
-        if self.target is not None:
-            number = isinstance(self.target, (int, float)) and not isinstance(self.target, bool)
-            if not number or not 0 <= self.target < 1:
-                raise ValueError(f"target: expected a number in [0, 1), or None, got {self.target!r}")
-            if self.of not in OF:
-                raise ValueError(f"of: expected one of {', '.join(map(repr, OF))}, got {self.of!r}")
-            if isinstance(self.ramp, bool) or not isinstance(self.ramp, int) or self.ramp < 0:
-                raise ValueError(f"ramp: expected a number of steps >= 0, got {self.ramp!r}")
-            if isinstance(self.strength, float) and math.isnan(self.strength):
-                object.__setattr__(self, "strength", 0.0)
-        super().__post_init__()
-
-    def __repr__(self) -> str:
-        shown = {key: value for key, value in self.to_plain().items() if key != "name"}
-        return f"GroupLasso({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
-
-    def to_plain(self) -> dict[str, Any]:
-        """As :meth:`Penalty.to_plain`, with the target if there is one."""
-        plain = super().to_plain()
-        return plain if self.target is None else {**plain, "target": self.target, "of": self.of, "ramp": self.ramp}
-
-
-@dataclasses.dataclass(frozen=True)
-class L1(Penalty):
-    """Sum of magnitudes, ``strength * ||x||_1``: drives single weights to zero.
-
-    Source: Tibshirani, "Regression shrinkage and selection via the lasso", JRSS B 1996.
-
-    Args:
-        strength: weight of the penalty, finite, >= 0.
-
-    Example:
-        >>> L1(0.5).value(torch.tensor([1.0, -3.0]))
-        tensor(2., dtype=torch.float64)
-    """
-
-    name: ClassVar[str] = "l1"
-    prox_name: ClassVar[str] = "soft"
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupL0(Penalty):
-    """Number of weights in the groups that are not zero, ``strength * sum_g |g| * [x_g != 0]``; not convex.
-
-    Its proximal operator is the hard threshold: a group stays as it is where ``||x_g||^2 > 2 * step * strength * |g|``
-    and becomes zero elsewhere. Source: Blumensath & Davies, "Iterative thresholding for sparse approximations", 2008.
-
-    Args:
-        strength: weight of the penalty, finite, >= 0.
-        by: as for :class:`GroupLasso`.
-
-    Example:
-        >>> x = torch.tensor([[3.0, 0.1], [4.0, 0.1]])
-        >>> GroupL0(0.5, by="input").prox_(x)
-        >>> x
-        tensor([[3., 0.],
-                [4., 0.]])
-    """
-
-    by: str = "input"
-    name: ClassVar[str] = "group_l0"
-    prox_name: ClassVar[str] = "hard"
-
-
-_BY_NAME: dict[str, type[Penalty]] = {kind.name: kind for kind in (GroupLasso, L1, GroupL0)}
-
-
-def register(kind: type[Penalty]) -> None:
-    """Have :func:`penalty_from_plain` know a kind of penalty by its name."""
-    _BY_NAME[kind.name] = kind
-
-
-def penalty_from_plain(penalty: Penalty | Mapping[str, Any] | None) -> Penalty | None:
-    """The penalty that :meth:`Penalty.to_plain` described; a penalty, or None, comes back as it is.
-
-    Raises:
-        TypeError: neither a penalty nor a mapping nor None.
-        ValueError: no penalty has this name, or its numbers are out of range.
-
-    Example:
-        >>> penalty_from_plain({"name": "l1", "strength": 0.5, "by": "element"})
-        L1(strength=0.5)
-    """
-    if penalty is None or isinstance(penalty, Penalty):
-        return penalty
-    if not isinstance(penalty, Mapping):
-        raise TypeError(f"penalty: expected a penalty such as GroupLasso(1e-4), or None, got {penalty!r}")
-    kind = _BY_NAME.get(penalty.get("name", ""))
-    if kind is None:
-        raise ValueError(f"penalty: expected a name among {', '.join(map(repr, _BY_NAME))}, got {dict(penalty)!r}")
-    fields = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{key: value for key, value in penalty.items() if key in fields})
