@@ -19,6 +19,7 @@ from sparse_accel.prune.unstructured.masks import Masks
 from sparse_accel.prune.unstructured.pruner import CurvatureIHT
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport
 from sparse_accel.prune.unstructured.result import CurvatureIHTResult, export_sparse, load_sparse
+from sparse_accel.removal.attention import OpenAttention, open_attention
 from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "LayerInfo",
     "LayerReport",
     "Masks",
+    "OpenAttention",
     "PruneError",
     "RefineReport",
     "Refined",
@@ -53,6 +55,7 @@ __all__ = [
     "ispasp_select",
     "layerwise_solve",
     "load_sparse",
+    "open_attention",
     "refine",
     "refit",
     "remove_units",

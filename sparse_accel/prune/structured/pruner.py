@@ -20,10 +20,10 @@ from sparse_accel.channels.runs import Examples, Method
 from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.prune.refinement.options import RefineOptions
-from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier, wants_refit
 from sparse_accel.prune.structured.kinds.norms import prunable
+from sparse_accel.prune.structured.kinds.sizes import agreed, keeps
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks, refine_result
 from sparse_accel.prune.structured.request import (
@@ -37,7 +37,6 @@ from sparse_accel.prune.structured.request import (
     check_tolerance,
     check_unvisited,
     look,
-    matches,
 )
 from sparse_accel.prune.structured.sites import Site, find_sites
 from sparse_accel.prune.structured.stage import largest_state, prune_width, watched
@@ -95,11 +94,16 @@ class ISpaSP:
         method, refit: see above.
         scope: ``"inner"`` for widths inside blocks, ``"all"`` for those on the residual stream too. Channels that are
             gated by themselves (squeeze-and-excitation) are inside: their gate only multiplies.
-        budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, or milliseconds on
-            the example, ``dict(latency_ms=2.0)``; it is spread over the widths by marginal error. Replaces ``keep``.
-        keep_per_layer: patterns of widths, each with a share (float) or a number (int) of units to keep.
+        budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, of all units
+            together, ``dict(units=0.5)``, or milliseconds on the example, ``dict(latency_ms=2.0)``; it is spread over
+            the widths by marginal error. Replaces ``keep``.
+        keep_per_layer: patterns of widths (of blocks: ``"layer3.*"``), each with a share (float) or a number (int) of
+            units to keep.
         round_to: sizes of layers that shares and ``budget`` lead to are rounded up to a multiple of it (of stacked
             experts: of it and of 16 bytes), by keeping the best of what would go, but never above the dense size.
+        uniform: widths of one kind and size keep equally many units, also under a ``budget``. In a model with
+            ``save_pretrained`` widths that no configuration describes then (GPT-2's heads) stay whole, with a note, so
+            that ``from_pretrained`` builds what was saved.
         only: patterns of the widths to prune.
         skip: patterns of widths to leave alone. Patterns (``fnmatch``) match the width's name, its kind (``"heads"``)
             or the name of a layer that produces it (``"*.intermediate.dense"``).
@@ -164,6 +168,7 @@ class ISpaSP:
         budget: Mapping[str, float] | None = None,
         keep_per_layer: Mapping[str, float | int] | None = None,
         round_to: int = 1,
+        uniform: bool = False,
         only: Sequence[str] | None = None,
         skip: Sequence[str] = (),
         refit_head: bool | None = None,
@@ -195,7 +200,9 @@ class ISpaSP:
         self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(self.model)
         self.budget = None if budget is None else dict(budget)
         patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
-        self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method, round_to)
+        self.request = Request(
+            float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method, round_to, uniform
+        )
         self.refit_head = refit_head
         self.fine_tune = fine_tune
         check_bytes("activation_memory", activation_memory)
@@ -251,6 +258,8 @@ class ISpaSP:
         sites = find_sites(work, self.example_inputs, consumers)
         findings = look(work, data, self.example_inputs, sites)
         widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
+        if self.request.uniform:
+            widths = agreed(self.request, found, widths, work, self.example_inputs, notes)
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = largest_state(widths, work, sites, self.settings, self.max_memory)
         head = find_head(sites) if wants_refit(self.refit_head, self.settings, widths, work) else None
@@ -261,16 +270,16 @@ class ISpaSP:
             meter(self.progress, "ISpaSP", len(widths) + (head is not None)) as done,
             Engine(dense, work, data, findings.order, self.activation_memory) as engine,
         ):
-            keeps = self._keeps(widths, engine, sites)
+            counts = keeps(self.request, self.budget, widths, engine, self.example_inputs, sites, self.settings)
             steps = [*map(watched, widths), [] if head is None else [head]]
             engine.plan(steps)
             for number, width in enumerate(widths):
-                if keeps[width.name] == width.units and not kept:
+                if counts[width.name] == width.units and not kept:
                     done.advance(width.name)
                     continue
                 engine.advance(steps[number:])
                 kept[width.name], change = self._prune(
-                    width, keeps[width.name], engine, sites, gone, changed=bool(kept)
+                    width, counts[width.name], engine, sites, gone, changed=bool(kept)
                 )
                 changes.append(change)
                 notes += [change.note] if change.note else []
@@ -319,12 +328,3 @@ class ISpaSP:
             return prune_width(width, keep, engine, sites, self.settings, gone, changed=changed)
         except (ValueError, RuntimeError) as error:
             raise PruneError(f"{width.name}: {error}") from error
-
-    def _keeps(self, widths: list[Width], engine: Engine, sites: dict[str, Site]) -> dict[str, int]:
-        """Units to keep of each width."""
-        if self.budget is None or not widths:
-            return {width.name: self.request.count(width) for width in widths}
-        given = [width for width in widths if any(matches(width, pattern) for pattern in self.request.keep_per_layer)]
-        fixed = {width.name: self.request.count(width) for width in given}
-        steps = {width.name: self.request.step(width) for width in widths}
-        return allocate(self.budget, widths, fixed, steps, engine, self.example_inputs, sites, self.settings)
