@@ -13,8 +13,9 @@ from sparse_accel.prune.refinement.options import RefineReport
 from sparse_accel.prune.refinement.refine import Refined, refine
 from sparse_accel.prune.select.gram import GramSelection, energy_select, gram_cosamp, gram_obs, refit
 from sparse_accel.prune.select.ispasp import ISpaSPSelection, batchnorm_affine, ispasp_select
-from sparse_accel.prune.structured.pruner import ISpaSP, PruneError
+from sparse_accel.prune.structured.pruner import ISpaSP
 from sparse_accel.prune.structured.report import StructuredReport, StructuredResult
+from sparse_accel.prune.structured.request import PruneError
 from sparse_accel.prune.unstructured.masks import Masks
 from sparse_accel.prune.unstructured.pruner import CurvatureIHT
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport

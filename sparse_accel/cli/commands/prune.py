@@ -20,7 +20,8 @@ from sparse_accel.cli.sources.models import ModelOptions, Source
 from sparse_accel.cli.sources.settings import DataOptions
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.kinds.sizes import agreed, alike, same_count
-from sparse_accel.prune.structured.pruner import REFITS, ISpaSP
+from sparse_accel.prune.structured.pruner import ISpaSP
+from sparse_accel.prune.structured.request import REFITS
 from sparse_accel.removal.configs import RELOAD
 from sparse_accel.removal.remove import find_widths, remove_units
 from sparse_accel.report import count_macs, format_table, percent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,9 +16,10 @@ from sparse_accel.calibration.data import Calibration, check_bytes
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY
-from sparse_accel.channels.graph import CompactError, UnsupportedModelError
+from sparse_accel.channels.graph import UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
-from sparse_accel.channels.widths import Width, grouped
+from sparse_accel.channels.widths import grouped
+from sparse_accel.mapped import copies_in
 from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.prune.refinement.options import RefineOptions
 from sparse_accel.prune.structured.choose import METHODS
@@ -27,6 +29,8 @@ from sparse_accel.prune.structured.kinds.sizes import agreed, keeps
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks, refine_result
 from sparse_accel.prune.structured.request import (
+    REFITS,
+    PruneError,
     Request,
     as_patterns,
     check_budget,
@@ -38,7 +42,7 @@ from sparse_accel.prune.structured.request import (
     check_unvisited,
     look,
 )
-from sparse_accel.prune.structured.sites import Site, find_sites
+from sparse_accel.prune.structured.sites import find_sites
 from sparse_accel.prune.structured.stage import largest_state, prune_width, watched
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
@@ -47,12 +51,6 @@ from sparse_accel.removal.verify import OutputMismatchError
 from sparse_accel.wrappers import bare_model
 
 logger = logging.getLogger("sparse_accel")
-
-REFITS = ("auto", None, "bias", "local", "dense", "skip")
-
-
-class PruneError(CompactError, ValueError):
-    """A width cannot be pruned as asked; the message names it. The model is as it was."""
 
 
 class ISpaSP:
@@ -129,6 +127,8 @@ class ISpaSP:
         tolerance: largest accepted difference, on the example, between the pruned model of full size and the smaller
             one, as for :func:`sparse_accel.compact`: by default also whatever is rounding alone, judged in float64.
         activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`, of the dense and the pruned model together.
+        offload_dir: folder in which copies of the model live, in memory-mapped files without names, for models that fit
+            in memory once or not at all (:func:`sparse_accel.map_weights`); None: in memory.
         refine: fit the smaller model to the dense one by gradients, without labels: ``"auto"``, or a dict of settings,
             such as ``steps``, of :func:`sparse_accel.prune.refine`. None: the least squares above alone.
         seed: of ``"random"``.
@@ -184,6 +184,7 @@ class ISpaSP:
         cache_memory: int = 1 << 30,
         activation_memory: int = ACTIVATION_MEMORY,
         tolerance: float | None = None,
+        offload_dir: str | os.PathLike[str] | None = None,
         refine: Any = None,
         seed: int = 0,
         progress: Show = None,
@@ -208,6 +209,7 @@ class ISpaSP:
         check_bytes("activation_memory", activation_memory)
         check_tolerance("tolerance", tolerance)
         self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
+        self.offload_dir = offload_dir
         self.mask, self.batch_first = mask, batch_first
         check_progress(progress)
         self.progress = progress
@@ -243,6 +245,10 @@ class ISpaSP:
                 Its ``result`` is what would have been returned; so is that of an UnsupportedModelError at the end.
             ValueError: the data or ``max_memory`` do not fit.
         """
+        with copies_in(self.offload_dir):
+            return self._run(calibration, batch_size)
+
+    def _run(self, calibration: Any, batch_size: int) -> StructuredResult:
         start = time.perf_counter()
         data = Batches(Calibration(calibration, batch_size), self.model, Padding(self.mask, self.batch_first, "mask"))
         dense = self.model
@@ -278,9 +284,12 @@ class ISpaSP:
                     done.advance(width.name)
                     continue
                 engine.advance(steps[number:])
-                kept[width.name], change = self._prune(
-                    width, counts[width.name], engine, sites, gone, changed=bool(kept)
-                )
+                changed, count = bool(kept), counts[width.name]
+                try:
+                    units, change = prune_width(width, count, engine, sites, self.settings, gone, changed=changed)
+                except (ValueError, RuntimeError) as error:
+                    raise PruneError(f"{width.name}: {error}") from error
+                kept[width.name] = units
                 changes.append(change)
                 notes += [change.note] if change.note else []
                 done.advance(width.name, change.error and change.error[1])
@@ -313,18 +322,3 @@ class ISpaSP:
         if self.refine is not None and kept:
             refine_result(out, dense, data, self.refine.shown_by(self.progress), self.max_memory)
         return out
-
-    def _prune(
-        self,
-        width: Width,
-        keep: int,
-        engine: Engine,
-        sites: dict[str, Site],
-        gone: dict[str, Tensor],
-        *,
-        changed: bool,
-    ) -> tuple[Tensor, WidthChange]:
-        try:
-            return prune_width(width, keep, engine, sites, self.settings, gone, changed=changed)
-        except (ValueError, RuntimeError) as error:
-            raise PruneError(f"{width.name}: {error}") from error

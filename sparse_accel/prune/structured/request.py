@@ -17,11 +17,17 @@ from sparse_accel.calibration.observations import Observations, floating
 from sparse_accel.calibration.ranks import of_all, together
 from sparse_accel.calibration.survey import survey
 from sparse_accel.channels.call import run_model, tree_tensors
-from sparse_accel.channels.graph import UnsupportedModelError
+from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples
 from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.sites import Site
+
+REFITS = ("auto", None, "bias", "local", "dense", "skip")
+
+
+class PruneError(CompactError, ValueError):
+    """A width cannot be pruned as asked; the message names it. The model is as it was."""
 
 
 @dataclass(frozen=True)
