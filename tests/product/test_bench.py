@@ -360,3 +360,17 @@ def test_layerwise_compares_all_methods(tmp_path, capsys):
     real = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["error"] for row in real] == [row["error"] for row in made if row["sparsity"] == "0.5"]
     assert "error / ADMM" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc/self/status")
+def test_a_large_block_says_its_peak():
+    from bench.large_block.__main__ import layer, made, neurons, peak
+
+    block, inputs = made(32, 112, 512)
+    for run in (neurons, layer):
+        said = peak(lambda run=run: run(block, inputs))
+        assert said["kept"] == (56 if run is neurons else 32 * 112 // 2)
+        assert 0 < said["error"] < 0.5
+        assert said["dtype"] == "torch.bfloat16"
+        assert said["peak_gb"] > 0.01
+        assert said["seconds"] >= said["selection_seconds"] > 0
