@@ -10,10 +10,13 @@ from types import ModuleType
 # Sections of `sparse_accel` itself; what stands in none of them goes into the last.
 SECTIONS = {
     "Optimizers": ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW", "SPPAM", "max_strength"],
-    "Penalties and constraints": ["GroupLasso", "L1", "GroupL0", "Penalty", "NonNegative", "Box", "Binary"],
+    "Penalties and constraints": [
+        *("GroupLasso", "L1", "SparseGroupLasso", "GroupL0", "NuclearNorm", "Sum", "NonNegative", "Box", "Binary"),
+        *("Penalty", "register_penalty"),
+    ],
     "Groups": ["param_groups", "sparsity", "SparsityReport", "Grouping", "GroupLayout", "group_layout"],
     "Removal and checkpoints": ["compact", "CompactResult", "Examples", "save", "load", "load_optimizer"],
-    "Sparse weights": ["accelerate", "densify", "AccelerateResult", "BlockSparsity", "GroupSparsity", "Rows"],
+    "Sparse weights": ["RigL", "accelerate", "densify", "AccelerateResult", "BlockSparsity", "GroupSparsity", "Rows"],
     "Operations": ["topk_threshold_", "masked_cg", "glm_prox", "glm_epoch"],
     "Errors": ["CompactError", "UnsupportedModelError", "OutputMismatchError", "CheckpointError"],
     "Reports and the installation": [],
