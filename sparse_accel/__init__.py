@@ -11,6 +11,7 @@ from .acceleration.accelerate import AccelerateResult, accelerate, densify
 from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
 from .groups import Grouping, GroupLayout, group_layout, param_groups
+from .mapped import map_weights
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
 from .optim.common.constraints import Binary, Box, NonNegative
@@ -69,6 +70,7 @@ __all__ = [
     "load_jit",
     "load_optimizer",
     "lr_scheduler",
+    "map_weights",
     "masked_cg",
     "max_strength",
     "ops",

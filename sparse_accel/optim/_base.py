@@ -17,19 +17,14 @@ from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 from ._batch import Batch, Kept, check_lr, check_numbers, check_target, grouping_of, read_parameter, state_dtype
 from .common.critical import critical_strengths, warn_of_missed_targets
 from .common.plan import Plans
-from .common.projection import take_constraint, take_penalty, update_held
+from .common.projection import step_batches, take_penalty
 from .common.swap import ITERATE, MODE, SwapsIterates
-from .common.target import CLOCK, follow_targets
+from .common.target import CLOCK, follow_targets, target_key
 
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
 _health_check = (
     getattr(Optimizer, "_accelerator_graph_capture_health_check", None) or Optimizer._cuda_graph_capture_health_check
 )
-
-
-def implementation_is_open(group: dict[str, Any]) -> bool:
-    """Whether neither foreach nor fused is set; False for either of them means the loop, as in torch."""
-    return group["foreach"] is None and group["fused"] is None
 
 
 class ProximalOptimizer(SwapsIterates):
@@ -52,6 +47,7 @@ class ProximalOptimizer(SwapsIterates):
     _scalar_state: ClassVar[dict[str, torch.dtype]] = {"step": torch.float32}  # [] tensors
     _tensor_state: ClassVar[tuple[str, ...]] = ()  # tensors of the parameter's shape
     _spans_processes: ClassVar[bool] = False  # whether a group may lie across processes
+    _op: ClassVar[str] = ""  # of the native ops, the one that takes the step; state in the order of its arguments
     _update: Callable[[dict[str, Any], Batch], None]  # of a group: updates batch.work and the state of batch.params
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
@@ -109,8 +105,10 @@ class ProximalOptimizer(SwapsIterates):
 
     @staticmethod
     def _is_fused(group: dict[str, Any]) -> bool:
-        """Whether the group takes the native ops: the default, unless another implementation is asked for."""
-        return bool(group["fused"]) or (implementation_is_open(group) and not group["differentiable"])
+        """Whether the group takes the native ops: the default, unless another implementation is asked for. False for
+        ``foreach`` or ``fused`` means the loop, as in torch."""
+        fused: bool | None = group["fused"]
+        return bool(fused) or (fused is None and group["foreach"] is None and not group["differentiable"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -142,22 +140,20 @@ class ProximalOptimizer(SwapsIterates):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            planned = [self._plans.batches(self, number) for number in range(len(self.param_groups))]
-            pairs = zip(self.param_groups, planned, strict=True)
-            gathered = [self._gather(group, need_grad=True) if plan is None else plan for group, plan in pairs]
-            for group, batches in zip(self.param_groups, gathered, strict=True):
+            plans = [self._plans.find(self, number) for number in range(len(self.param_groups))]
+            pairs = list(zip(self.param_groups, plans, strict=True))
+            gathered = [self._gather(group, need_grad=True) if plan is None else None for group, plan in pairs]
+            for (group, plan), batches in zip(pairs, gathered, strict=True):
                 self._begin(group)
-                for batch in map(Batch.copy, batches):
-                    held = take_constraint(group, batch, self)
-                    if held is None:
-                        self._update(group, batch)
-                    else:
-                        update_held(self, group, batch, held)
-                    batch.write_back()
-            for number, plan in enumerate(planned):
                 if plan is None:
-                    self._plans.keep(self, number, gathered[number])
-        self._follow_targets()
+                    step_batches(self, group, batches or [])
+                elif not plan.take_step(self, group):
+                    step_batches(self, group, plan.batches())
+            for number, batches in enumerate(gathered):
+                if batches is not None:
+                    self._plans.keep(self, number, batches)
+        if any(target_key(group) is not None for group in self.param_groups):
+            self._follow_targets()
         return loss
 
     def _follow_targets(self) -> None:
@@ -214,6 +210,10 @@ class ProximalOptimizer(SwapsIterates):
     def _prox_name(group: dict[str, Any]) -> str:
         penalty = penalty_from_plain(group["penalty"])
         return penalty.prox_name if penalty and not penalty.stages else "soft"
+
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        """What ``_op`` takes behind lr; None where the group's step is more than the op."""
+        return None
 
     @staticmethod
     def _share(group: dict[str, Any]) -> float:

@@ -73,6 +73,7 @@ class ProxAdamW(ProximalOptimizer):
         "eps": 1e-8,
         "weight_decay": 1e-2,
     }
+    _op: ClassVar = "prox_adamw_step_"
     _in_metric: ClassVar = True
     _tensor_state: ClassVar = ("exp_avg", "exp_avg_sq")
 
@@ -112,6 +113,9 @@ class ProxAdamW(ProximalOptimizer):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
         check_finite("eps", group["eps"], 0)
         check_finite("weight_decay", group["weight_decay"], 0)
+
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        return *group["betas"], group["eps"], group["weight_decay"], group["maximize"]
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         for param, work in batch.without_state():

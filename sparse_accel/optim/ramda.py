@@ -82,6 +82,7 @@ class RAMDA(RMDA):
 
     _group_defaults: ClassVar = {**RMDA._group_defaults, "eps": 1e-6, "eps_scale": 1.0}
     _spans_processes: ClassVar = False
+    _op: ClassVar = "ramda_step_"
     _in_metric: ClassVar = True
     _tensor_state: ClassVar = ("dual", "square", "anchor")
     _weights: ClassVar = ("anchor",)
@@ -129,6 +130,10 @@ class RAMDA(RMDA):
             group["eps"] *= group["eps_scale"]
             group["eps_scale"] = 1.0
         super()._begin(group)
+
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        plain = not group["weight_decay"] and not self._low
+        return (self._share(group), group["eps"], group["maximize"]) if plain else None
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         fresh = batch.lists is None and not any("step" in self.state[param] for param in batch.params)

@@ -83,6 +83,7 @@ class RMDA(ProximalOptimizer):
     }
     _spans_processes: ClassVar = True
     _groups_follow: ClassVar = True
+    _op: ClassVar = "rmda_step_"
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
     _tensor_state: ClassVar[tuple[str, ...]] = ("point", "anchor")
     _weights: ClassVar[tuple[str, ...]] = ("point", "anchor")  # state that a stage starts at the weights, not at zero
@@ -177,6 +178,9 @@ class RMDA(ProximalOptimizer):
         for step in steps:
             step += 1
         return True
+
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        return None if group["weight_decay"] or self._low else (self._share(group), group["maximize"])
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         fresh = batch.lists is None and not any("step" in self.state[param] for param in batch.params)

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 FOLDER = build.HERE
 PROGRAMS = (
-    "reduce", "glm", "group_score", "group_topk", "masked_cg", "metric_step", "prox", "rmda_step", "sparse_linear",
-    "topk_blocks", "topk_threshold",
+    "reduce", "glm", "group_score", "group_topk", "masked_cg", "metric_step", "prox", "prox_sgd_step", "rmda_step",
+    "sparse_linear", "topk_blocks", "topk_threshold",
 )  # fmt: skip
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 RUNS = [(sanitizer, order) for sanitizer in ("asan", "tsan") for order in ORDERS]

@@ -147,6 +147,17 @@ def take_constraint(group: dict[str, Any], batch: Any, optimizer: Any) -> Held |
     return Held(penalty, which, cuts)
 
 
+def step_batches(optimizer: Any, group: dict[str, Any], batches: list[Any]) -> None:
+    """The step of a parameter group, in the batches that its tensors were gathered in, which stay as they are."""
+    for batch in [batch.copy() for batch in batches]:
+        held = take_constraint(group, batch, optimizer)
+        if held is None:
+            optimizer._update(group, batch)
+        else:
+            update_held(optimizer, group, batch, held)
+        batch.write_back()
+
+
 def update_held(optimizer: Any, group: dict[str, Any], batch: Any, held: Held) -> None:
     """A step of a batch under a constraint or stages. A learning rate of 0, as checkpoints are prepared with, moves
     nothing: at the first step, and under a constraint at all."""

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -131,7 +132,7 @@ def objective(penalty: Any, x: Tensor, tau: float, metric: Tensor | None, z: Ten
 
 
 @pytest.mark.parametrize("metric", [False, True])
-@pytest.mark.parametrize("penalty", IN_METRIC + WITHOUT, ids=lambda p: str(p)[:60])
+@pytest.mark.parametrize("penalty", IN_METRIC + WITHOUT, ids=lambda p: re.sub(r" object at 0x\w+", "", str(p))[:60])
 def test_nothing_has_a_lower_objective(penalty: Any, metric: bool) -> None:
     """The definition, in float64 to 1e-12: near points, sparse ones, far ones, along every group and weight."""
     if metric and penalty in WITHOUT:

@@ -1,7 +1,5 @@
 """``topk_threshold_``: part of a matrix kept, in place and with its mask; and ``masked_cg``, a refit of ten steps.
 
-    python -m bench.bench_topk [--device cuda] [--dtype float64] [--json FILE]
-
 Bytes are those that cannot be avoided: the scores read, which are x itself where none are given, then x read and
 written and the mask written. All scores are read before the first write, as scores with NaN must leave x as it was. The
 peer is ``torch.topk`` with a scatter into the mask and a masked fill. The matrices are layers that sparse solvers meet,
@@ -11,7 +9,6 @@ zero from the first call on.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -19,13 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import sparse_accel as sa
 from sparse_accel import reference
+from sparse_accel.bench.case import Case, Settings
 from sparse_accel.groups import group_layout
-
-from . import harness
+from sparse_accel.ops import masked_cg, topk_threshold_
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (1024, 1024), (4096, 4096))
+FEW_SHAPES = ((1536, 384), (4096, 4096))
 CG_SHAPES = ((1536, 384), (384, 1536))
 PATTERNS = ((2, 4), (4, 8), (16, 32), (3, 7))
 STEPS = 10
@@ -40,10 +37,19 @@ class Target(NamedTuple):
     by: str = "tensor"
 
 
-def cases(settings: harness.Settings) -> Iterator[harness.Case]:
-    """Every target, by given scores and by scaled magnitude; then the refit."""
+def cases(settings: Settings) -> Iterator[Case]:
+    """Every target on two shapes, by given scores and by scaled magnitude; then the refit."""
+    yield from _cases(settings, FEW_SHAPES)
+
+
+def every_case(settings: Settings) -> Iterator[Case]:
+    """The same on all shapes."""
+    yield from _cases(settings, SHAPES)
+
+
+def _cases(settings: Settings, shapes: Sequence[tuple[int, int]]) -> Iterator[Case]:
     tiny = tuple(settings.workloads) == ("tiny",)
-    for shape in ((12, 16),) if tiny else SHAPES:
+    for shape in ((12, 16),) if tiny else shapes:
         generator = torch.Generator().manual_seed(0)
         x, noise = (torch.randn(shape, generator=generator) for _ in range(2))
         scale = (torch.rand(shape[1], generator=generator) + 0.5).to(settings.device)
@@ -67,17 +73,15 @@ def _targets(rows: int, columns: int) -> list[Target]:
     ]
 
 
-def _case(
-    name: str, workload: str, target: Target, x: Tensor, scores: Tensor | None, scale: Tensor | None
-) -> harness.Case:
+def _case(name: str, workload: str, target: Target, x: Tensor, scores: Tensor | None, scale: Tensor | None) -> Case:
     layout = group_layout(x, "input") if target.by in ("within", "group") else None
-    run = partial(sa.topk_threshold_, x, scores, target.k, by=target.by, layout=layout, scale=scale)
+    run = partial(topk_threshold_, x, scores, target.k, by=target.by, layout=layout, scale=scale)
     moved = x.numel() * (2 * x.element_size() + 1 + (x if scores is None else scores).element_size())
     k = [target.k] if isinstance(target.k, int) else list(target.k)
     twin = partial(reference.topk_threshold_, x, scores, k, target.by, list(layout or []), scale)
     plain = twin if x.numel() <= PLAIN else None
     peer = partial(_topk_scatter, x, scores, target, scale)
-    return harness.Case(name, workload, run, moved, twin=plain, peer=peer, peer_name="topk + scatter")
+    return Case(name, workload, run, moved, twin=plain, peer=peer, peer_name="topk + scatter")
 
 
 def _topk_scatter(x: Tensor, scores: Tensor | None, target: Target, scale: Tensor | None) -> Tensor:
@@ -102,7 +106,7 @@ def _chosen(values: Tensor, k: int, dim: int) -> Tensor:
     return torch.zeros(values.shape, dtype=torch.bool, device=values.device).scatter_(dim, places, True)
 
 
-def _refit(shape: tuple[int, int], workload: str, settings: harness.Settings) -> harness.Case:
+def _refit(shape: tuple[int, int], workload: str, settings: Settings) -> Case:
     """Bytes: those of the vector parts, 7 accesses and a mask per element and step; the products come on top."""
     generator = torch.Generator().manual_seed(1)
     dtype = settings.torch_dtype if settings.torch_dtype == torch.float64 else torch.float32
@@ -112,23 +116,14 @@ def _refit(shape: tuple[int, int], workload: str, settings: harness.Settings) ->
 
     w, inputs = draw(*shape), draw(2 * shape[1], shape[1])
     mask, h = draw(*shape) > 0, inputs.T @ inputs / len(inputs)
-    run = partial(sa.masked_cg, w, mask, h, STEPS)
+    run = partial(masked_cg, w, mask, h, STEPS)
     twin = partial(reference.masked_cg, w, mask, h, STEPS, None)
     products = partial(_products, w, h)
     moved = STEPS * w.numel() * (7 * w.element_size() + 1)
-    return harness.Case(f"masked_cg, {STEPS} steps", workload, run, moved, twin, products, "the products alone")
+    return Case(f"masked_cg, {STEPS} steps", workload, run, moved, twin, products, "the products alone")
 
 
 def _products(w: Tensor, h: Tensor) -> None:
     out = torch.empty_like(w)
     for _ in range(STEPS + 1):
         torch.mm(w, h, out=out)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this bench alone."""
-    return harness.bench_main({"topk": cases}, argv, __doc__ or "")[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

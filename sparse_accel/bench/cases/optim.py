@@ -1,32 +1,29 @@
 """Optimizer steps: RMDA, RAMDA, ProxAdamW and ProxSGD under group lasso, against ``torch.optim`` in the same process.
 
-    python -m bench.bench_optim [--device cuda] [--dtype bfloat16] [--workloads resnet50] [--json FILE]
-
 RMDA reads gradient, point, anchor and weight and writes point and weight: 6 accesses for each element, where AdamW
 makes 7. Whole ``step()`` calls are timed, Python included; the twin is the update alone in plain PyTorch.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-import sparse_accel as sa
 from sparse_accel import reference
+from sparse_accel.bench.case import Case, Settings
+from sparse_accel.bench.workloads import compiles, tensors
 from sparse_accel.groups import group_layout
-
-from . import harness
-from .workloads import tensors
+from sparse_accel.optim import RAMDA, RMDA, ProxAdamW, ProxSGD
+from sparse_accel.penalties import GroupLasso
 
 STRENGTH = 1e-4
 LR = 1e-3
 
 
-def cases(settings: harness.Settings) -> Iterator[harness.Case]:
+def cases(settings: Settings) -> Iterator[Case]:
     """RMDA by input, by output and without a penalty against AdamW; the adaptive ones by input and output likewise;
     ProxSGD by input against SGD with momentum."""
     for workload in settings.workloads:
@@ -38,24 +35,25 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
         adamw = torch.optim.AdamW(parameters(), lr=LR, fused=True).step
         adamw_graph = torch.optim.AdamW(parameters(), lr=LR, fused=True, capturable=True).step if gpu else None
         for by in ("input", "output", None):
-            captured = sa.RMDA(_groups(parameters(), by), lr=LR, momentum=0.1, capturable=True).step if gpu else None
-            yield harness.Case(
+            captured = RMDA(_groups(parameters(), by), lr=LR, momentum=0.1, capturable=True).step if gpu else None
+            yield Case(
                 f"RMDA by {by}" if by else "RMDA, no penalty",
                 workload,
-                sa.RMDA(_groups(parameters(), by), lr=LR, momentum=0.1).step,
+                RMDA(_groups(parameters(), by), lr=LR, momentum=0.1).step,
                 count * (3 * size + 3 * state),  # gradient, weight twice; anchor, point twice
                 twin=_rmda_twin(parameters(), by),
                 peer=adamw,
                 peer_name="AdamW(fused=True)",
+                plain=torch.optim.AdamW(parameters(), lr=LR).step if by == "input" and compiles(workload) else None,
                 graph=captured,
                 peer_graph=adamw_graph,
             )
         for by in ("input", "output"):
             for name, kind, moved in (
-                ("RAMDA", sa.RAMDA, 3 * size + 5 * state),
-                ("ProxAdamW", sa.ProxAdamW, 3 * size + 4 * state),
+                ("RAMDA", RAMDA, 3 * size + 5 * state),
+                ("ProxAdamW", ProxAdamW, 3 * size + 4 * state),
             ):
-                yield harness.Case(
+                yield Case(
                     f"{name} by {by}",
                     workload,
                     kind(_groups(parameters(), by), lr=LR).step,
@@ -66,18 +64,21 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
                     graph=kind(_groups(parameters(), by), lr=LR, capturable=True).step if gpu else None,
                     peer_graph=adamw_graph,
                 )
-        yield harness.Case(
+        yield Case(
             "ProxSGD by input",
             workload,
-            sa.ProxSGD(_groups(parameters(), "input"), lr=LR, rho=0.1).step,
+            ProxSGD(_groups(parameters(), "input"), lr=LR, rho=0.1).step,
             count * (3 * size + 2 * state),  # gradient, weight twice, momentum twice
-            twin=sa.ProxSGD(_groups(parameters(), "input"), lr=LR, rho=0.1, foreach=False).step,
+            twin=ProxSGD(_groups(parameters(), "input"), lr=LR, rho=0.1, foreach=False).step,
             peer=torch.optim.SGD(parameters(), lr=LR, momentum=0.9, fused=True).step,
             peer_name="SGD(momentum, fused=True)",
+            plain=torch.optim.SGD(parameters(), lr=LR, momentum=0.9).step if compiles(workload) else None,
+            graph=ProxSGD(_groups(parameters(), "input"), lr=LR, rho=0.1, capturable=True).step if gpu else None,
+            adamw=adamw,
         )
 
 
-def _parameters(workload: str, settings: harness.Settings) -> list[Tensor]:
+def _parameters(workload: str, settings: Settings) -> list[Tensor]:
     """Leaves with gradients of the magnitude that training has."""
     params = tensors(workload, settings.torch_dtype, settings.device, requires_grad=True)
     grads = tensors(workload, settings.torch_dtype, settings.device, seed=1, scale=1e-3)
@@ -87,7 +88,7 @@ def _parameters(workload: str, settings: harness.Settings) -> list[Tensor]:
 
 
 def _groups(params: Sequence[Tensor], by: str | None) -> list[dict[str, object]]:
-    return [{"params": list(params), "penalty": sa.GroupLasso(STRENGTH, by=by) if by else None}]
+    return [{"params": list(params), "penalty": GroupLasso(STRENGTH, by=by) if by else None}]
 
 
 def _rmda_twin(params: Sequence[Tensor], by: str | None) -> Callable[[], None]:
@@ -102,26 +103,9 @@ def _rmda_twin(params: Sequence[Tensor], by: str | None) -> Callable[[], None]:
         [w.to(wide, copy=True) for w in weights],
         [torch.zeros((), device=w.device) for w in weights],
         [torch.zeros((), dtype=torch.float64, device=w.device) for w in weights],
-        [group_layout(w, by or "element") for w in weights],
+        [group_layout(w, by if by and w.dim() > 1 else "element") for w in weights],
         prox="soft",
-        strengths=[STRENGTH if by else 0.0] * len(weights),
+        strengths=[STRENGTH if by and w.dim() > 1 else 0.0 for w in weights],
         lr=LR,
         momentum=0.1,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this bench alone; says in a sentence how RMDA compares."""
-    status, rows = harness.bench_main({"optim": cases}, argv, __doc__ or "")
-    harness.say("")
-    for row in rows:
-        if row.time_over_peer is not None and row.time_over_twin is not None:
-            harness.say(
-                f"{row.workload}: {row.case} takes {row.time_over_peer:.2f} times as long as {row.peer} "
-                f"and is {1 / row.time_over_twin:.1f} times faster than its plain twin."
-            )
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

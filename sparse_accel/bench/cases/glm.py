@@ -1,7 +1,5 @@
 """Generalized linear models: a pass of implicit steps, and the joint step of a minibatch.
 
-    python -m bench.bench_glm [--dtype float64] [--json FILE]
-
 The pass takes 32,561 logistic rows of 123 columns, 14 of them set, one after another (the size of a9a), as a dense
 matrix and as CSR; the peer is a pass of scikit-learn's SGDClassifier (explicit steps), where that is installed. On
 2,048 of the rows, the twin is the loop of the same steps in plain PyTorch, and the peer that loop with its root in
@@ -12,17 +10,15 @@ The joint step (linear, d = 123) is held against torch.linalg.solve on the same 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import sparse_accel as sa
-
-from . import harness
+from sparse_accel.bench.case import Case, Settings
+from sparse_accel.ops import glm_epoch, glm_prox
 
 ROWS, COLUMNS, ENTRIES = 32_561, 123, 14
 LR, BETA = 1.0, 0.5
@@ -30,7 +26,7 @@ PLAIN_ROWS = 2048
 BATCHES = (1, 4, 16, 64, 256, 1024)
 
 
-def cases(settings: harness.Settings) -> Iterator[harness.Case]:
+def cases(settings: Settings) -> Iterator[Case]:
     """Epochs, dense and CSR, without and with momentum; joint steps by batch size."""
     tiny = tuple(settings.workloads) == ("tiny",)
     rows, name = (64, "tiny") if tiny else (ROWS, "32561 x 123")
@@ -41,7 +37,7 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
     for kind, data in (("dense", features), ("CSR", features.to_sparse_csr())):
         bytes_moved = rows * (COLUMNS * itemsize if kind == "dense" else ENTRIES * (itemsize + 8))
         for beta in (0.0, BETA):
-            yield harness.Case(
+            yield Case(
                 f"epoch, {kind}, beta {beta:g}",
                 name,
                 partial(epoch, data, targets, order, beta),
@@ -50,7 +46,7 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
                 peer_name="SGDClassifier, one pass",
             )
         few, plain = order[:PLAIN_ROWS], settings.device == "cpu"  # a GPU would wait for thousands of tiny loops
-        yield harness.Case(
+        yield Case(
             f"epoch, {kind}, beta {BETA:g}",
             f"{len(few)} steps",
             partial(epoch, data, targets, few, BETA),
@@ -62,10 +58,10 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
     for batch in BATCHES[:2] if tiny else BATCHES:
         part, wanted = features[:batch], targets[:batch].to(dtype)
         z = torch.zeros(COLUMNS, dtype=dtype, device=settings.device)
-        yield harness.Case(
+        yield Case(
             "joint step, linear",
             f"b = {batch}",
-            partial(sa.glm_prox, z, part, wanted, LR, "gaussian"),
+            partial(glm_prox, z, part, wanted, LR, "gaussian"),
             part.numel() * itemsize,
             peer=partial(solve, z.double(), part.double(), wanted.double()),
             peer_name="A A' + linalg.solve",
@@ -86,7 +82,7 @@ def logistic_rows(rows: int, dtype: torch.dtype, device: str) -> tuple[Tensor, T
 def epoch(features: Tensor, targets: Tensor, order: Tensor, beta: float) -> None:
     """One native call."""
     x = torch.zeros(COLUMNS, dtype=features.dtype, device=features.device)
-    sa.glm_epoch(x, x.clone(), features, targets, order, LR, beta, "binomial")
+    glm_epoch(x, x.clone(), features, targets, order, LR, beta, "binomial")
 
 
 Root = Callable[[Tensor, Tensor, Tensor], Any]  # from sign * u, |a|^2 and the sign of a row: xi
@@ -118,15 +114,15 @@ def tensor_root(u: Tensor, q: Tensor, sign: Tensor) -> Tensor:
 
 def number_root(u: Tensor, q: Tensor, sign: Tensor) -> float:
     """Newton on Python numbers, which is faster."""
-    u, q, sign = float(u), float(q), float(sign)
+    at, square, side = float(u), float(q), float(sign)
     d = 0.0
     for _ in range(20):
-        mean = 1 / (1 + math.exp(min(700.0, d - sign * u)))
-        step = (d - LR * q * mean) / (1 + LR * q * mean * (1 - mean))
+        mean = 1 / (1 + math.exp(min(700.0, d - side * at)))
+        step = (d - LR * square * mean) / (1 + LR * square * mean * (1 - mean))
         d -= step
         if step * step <= 1e-16 * abs(d):
             break
-    return -sign * d / q
+    return -side * d / square
 
 
 def sgd_epoch(features: Tensor, targets: Tensor, kind: str) -> Callable[[], object] | None:
@@ -147,12 +143,3 @@ def solve(z: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     eta = LR / len(rows)
     system = torch.eye(len(rows), dtype=z.dtype, device=z.device) + eta * rows @ rows.T
     return z + rows.T @ torch.linalg.solve(system, eta * (targets - rows @ z))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this bench alone."""
-    return harness.bench_main({"glm": cases}, argv, __doc__ or "")[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

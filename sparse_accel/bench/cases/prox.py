@@ -1,13 +1,10 @@
 """``prox_``: proximal operators in place on a list of weights. One read and one write are all it needs.
 
-    python -m bench.bench_prox [--device cuda] [--dtype bfloat16] [--json FILE]
-
 The peer is what one would write in PyTorch: norms, a clamped factor, a product in place.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -15,18 +12,17 @@ import torch
 from torch import Tensor
 
 from sparse_accel import ops, reference
+from sparse_accel.bench.case import Case, Settings
+from sparse_accel.bench.workloads import compiles, weights_of
 from sparse_accel.groups import group_layout
-
-from . import harness
-from .workloads import tensors
 
 TAU = 1e-7  # so small that the weights keep their size over all rounds
 
 
-def cases(settings: harness.Settings) -> Iterator[harness.Case]:
+def cases(settings: Settings) -> Iterator[Case]:
     """Group soft thresholds by input and output channel, soft thresholds of elements, group hard thresholds."""
     for workload in settings.workloads:
-        weights = tensors(workload, settings.torch_dtype, settings.device)
+        weights = weights_of(workload, settings.torch_dtype, settings.device)
         bytes_moved = 2 * sum(w.numel() * w.element_size() for w in weights)
         taus = [TAU] * len(weights)
         for by, prox, peer, peer_name in (
@@ -37,7 +33,7 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
         ):
             layouts = [group_layout(w, by) for w in weights]
             run = partial(ops.prox_, weights, layouts, taus, prox=prox)
-            yield harness.Case(
+            yield Case(
                 f"{prox} by {by}",
                 workload,
                 run,
@@ -45,6 +41,7 @@ def cases(settings: harness.Settings) -> Iterator[harness.Case]:
                 twin=partial(reference.prox_, weights, layouts, taus, prox=prox),
                 peer=peer,
                 peer_name=peer_name,
+                plain=peer if (by, prox) == ("input", "soft") and compiles(workload) else None,
                 graph=run,
             )
 
@@ -69,12 +66,3 @@ def _group_hard_(weights: Sequence[Tensor]) -> None:
     for w in weights:
         squares = w.square().sum(_others(w, 1), keepdim=True)
         w.mul_(squares > 2 * TAU * (w.numel() // w.shape[1]))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this bench alone."""
-    return harness.bench_main({"prox": cases}, argv, __doc__ or "")[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,26 +1,24 @@
-"""Results of the benches as a report: ``python -m bench.report FILE.json`` prints it, ``--html`` writes a page."""
+"""Results of the benches as a report: tables and charts for ``--html``."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sparse_accel as sa
-from sparse_accel.report import Bars, Column, Contents, Fact, Note, Table, written
+from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, written
+
+from .compare import read
 
 METHOD = "Cold caches, contenders interleaved, medians. Ratios of times: below 1 is faster than the other."
 
 
-class BenchReport(sa.Report):
+class BenchReport(Report):
     """Measured cases, a table and a chart for each bench.
 
     Args:
-        machine: where the figures come from, see :func:`bench.harness.machine`.
-        rows: as :class:`bench.harness.Row` has them, as dictionaries.
+        machine: where the figures come from, see :func:`sparse_accel.bench.facts.machine`.
+        rows: as :class:`sparse_accel.bench.case.Row` has them, as dictionaries.
     """
 
     def __init__(self, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -33,9 +31,7 @@ class BenchReport(sa.Report):
         Raises:
             ValueError: it is none.
         """
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not {"machine", "rows"} <= content.keys():
-            raise ValueError(f"{path}: expected an object with machine and rows")
+        content = read(path)
         return cls(content["machine"], content["rows"])
 
     def to_plain(self) -> dict[str, Any]:
@@ -62,11 +58,16 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         Column("device", "device", left=True),
         Column("dtype", "dtype", left=True),
         Column("microseconds", "µs", written(",.1f"), unit="µs"),
+        Column("low_microseconds", "quartile", written(",.1f"), unit="µs"),
+        Column("high_microseconds", "to", written(",.1f"), unit="µs"),
         Column("bytes_moved", "MB", lambda count: f"{count / 1e6:,.1f}", unit="B"),
         Column("gb_per_s", "GB/s", written(".1f"), unit="GB/s"),
         Column("percent_of_copy", "% of copy", written(".0f"), unit="%"),
+        Column("percent_of_floor", "% of floor", written(".0f"), unit="%"),
         Column("time_over_twin", "time / twin", written(".3f")),
         Column("time_over_peer", "time / peer", written(".3f")),
+        Column("time_over_compiled", "time / compiled", written(".3f")),
+        Column("time_over_adamw", "time / AdamW", written(".3f")),
         Column("wall_microseconds", "wall µs", written(",.1f"), unit="µs"),
         Column("graph_microseconds", "graph µs", written(",.1f"), unit="µs"),
         Column("peer", "peer", left=True),
@@ -88,21 +89,3 @@ def _chart(name: str, rows: Sequence[Mapping[str, Any]]) -> Bars:
         for index in range(len(rows))
     ]
     return Bars(f"{name}: time, {' and '.join(series)}", labels, series, texts)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a file's report, or write it as a page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="of --json")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page there instead")
-    args = parser.parse_args(argv)
-    try:
-        report = BenchReport.read(args.file)
-    except (OSError, ValueError) as error:
-        print(f"bench.report: {error}", file=sys.stderr)
-        return 2
-    if args.html is None:
-        report.show()
-    else:
-        print(f"written: {report.html(args.html)}")
-    return 0

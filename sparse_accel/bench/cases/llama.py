@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-import sparse_accel as sa
-from bench import harness
+from sparse_accel.acceleration.accelerate import accelerate
+from sparse_accel.bench.case import Case, Settings
 
 
-def llama_cases(settings: harness.Settings, percents: Sequence[int]) -> Iterator[harness.Case]:
+def llama_cases(settings: Settings, percents: Sequence[int]) -> Iterator[Case]:
     """A step of one token, for each share of zeros; nothing without transformers."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
-        harness.say("Llama: transformers is not installed")
         return
     config = LlamaConfig(
         vocab_size=1000,
@@ -40,8 +39,8 @@ def llama_cases(settings: harness.Settings, percents: Sequence[int]) -> Iterator
                 kept += int(torch.count_nonzero(module.weight)) * module.weight.element_size()
                 kept += module.weight.numel() // 8
         step = {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=settings.device)}
-        sparse = sa.accelerate(dense, step).model
-        yield harness.Case(
+        sparse = accelerate(dense, step).model
+        yield Case(
             f"Llama {zeros} %, one token",
             "4 layers",
             partial(_step, sparse, settings.device),

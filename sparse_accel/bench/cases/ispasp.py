@@ -1,7 +1,5 @@
 """i-SpaSP on a residual block's hidden activations, 256 x 64 x 16 x 16, T = 20: autograd over all data against sums.
 
-    python -m bench.bench_ispasp [--json FILE]
-
 The peer is the way of the paper's code, written anew: in each of the T iterations the consumer (a 3 x 3 convolution and
 its BatchNorm with fixed statistics) runs forward on all activations, dense and pruned, and backward for the
 importance. Ours sums the activations over the samples, once, and selects on the sums; the time of both is that from
@@ -11,8 +9,7 @@ Before anything is timed, the sets of all iterations are compared, and the impor
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -20,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_accel.bench.case import Case, Settings
 from sparse_accel.prune import ISpaSPSelection, batchnorm_affine, ispasp_select
-
-from . import harness
 
 ITERATIONS, KEEP = 20, 0.4
 
@@ -38,14 +34,14 @@ class Block(NamedTuple):
         return self.norm(self.conv(hidden))
 
 
-def cases(settings: harness.Settings) -> Iterator[harness.Case]:
+def cases(settings: Settings) -> Iterator[Case]:
     """One block."""
     tiny = tuple(settings.workloads) == ("tiny",)
     shape, name = ((8, 6, 5, 5), "tiny") if tiny else ((256, 64, 16, 16), "256x64x16x16")
     dtype = settings.torch_dtype if settings.torch_dtype == torch.float64 else torch.float32
     block = make_block(shape, dtype, settings.device)
     compare(block)
-    yield harness.Case(
+    yield Case(
         f"i-SpaSP, T = {ITERATIONS}",
         name,
         partial(ours, block),
@@ -68,10 +64,10 @@ def make_block(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str
     norm = nn.BatchNorm2d(channels, dtype=dtype)
     with torch.no_grad():
         conv.weight.copy_(draw(*conv.weight.shape) / (9 * channels) ** 0.5)
-        for tensor in (norm.weight, norm.running_var):
-            tensor.copy_(draw(channels).abs() + 0.5)
-        for tensor in (norm.bias, norm.running_mean):
-            tensor.copy_(draw(channels) / 2)
+        for name in ("weight", "running_var"):
+            getattr(norm, name).copy_(draw(channels).abs() + 0.5)
+        for name in ("bias", "running_mean"):
+            getattr(norm, name).copy_(draw(channels) / 2)
     hidden = (draw(*shape) + draw(channels, 1, 1)).relu().to(dtype)
     for module in (conv, norm):
         module.requires_grad_(False).eval().to(device)
@@ -154,16 +150,3 @@ def compare(block: Block) -> None:
             error = float((mine - score).abs().max() / score.abs().max())
             if not torch.equal(found.history[min(t, last)], kept) or error > 1e-5:
                 raise RuntimeError(f"{other.__name__}, iteration {t + 1}: other sets, or importances {error:.1e} apart")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this bench alone, and say how many times as fast as autograd it is."""
-    status, rows = harness.bench_main({"ispasp": cases}, argv, __doc__ or "")
-    for row in rows:
-        if row.time_over_peer:
-            harness.say(f"\n{row.workload}: {1 / row.time_over_peer:.0f} times as fast as the loop over all data")
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,23 +1,19 @@
 """Block backward elimination: neurons, channels of a 3 x 3 convolution, attention heads.
 
-    python -m bench.bench_gram_obs [--json FILE]
-
 The peer is what comes before it, Cholesky and the inverse of the same matrix. Half of the units go.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from sparse_accel import reference
+from sparse_accel.bench.case import Case, Settings
 from sparse_accel.ops.gram_obs import gram_obs
-
-from . import harness
 
 # name -> units, block, outputs
 SIZES = {
@@ -29,13 +25,13 @@ SIZES = {
 TWIN_UNITS = 16  # the twin writes every downdate out, and is for few
 
 
-def cases(settings: harness.Settings) -> Iterator[harness.Case]:
+def cases(settings: Settings) -> Iterator[Case]:
     """Elimination of half of the units; the dtype is float64 always."""
     tiny = tuple(settings.workloads) == ("tiny",)
     for name, (units, block, outputs) in ({"tiny": (6, 2, 3)} if tiny else SIZES).items():
         gram, inverse, weight = problem(units * block, outputs, settings.device)
         arguments = (inverse[None], weight[None], block, units // 2, None)
-        yield harness.Case(
+        yield Case(
             f"Gram-OBS, block {block}",
             name,
             partial(gram_obs, *arguments),
@@ -58,12 +54,3 @@ def problem(n: int, outputs: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
 def inverted(gram: Tensor) -> Tensor:
     """The inverse of a positive definite matrix."""
     return torch.cholesky_inverse(torch.linalg.cholesky(gram))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this bench alone."""
-    return harness.bench_main({"gram_obs": cases}, argv, __doc__ or "")[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

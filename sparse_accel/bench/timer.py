@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-Call = Callable[[], object]
+from .case import Call
+
 CYCLES_PER_SECOND = 2e9  # at most: a slower clock makes the wait longer
 LONGEST_WAIT = 0.02
 

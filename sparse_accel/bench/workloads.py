@@ -22,6 +22,13 @@ def resnet50() -> list[Shape]:
     return [*shapes, (1000, 2048)]
 
 
+def vit_b() -> list[Shape]:
+    """ViT-B/16: the patches' convolution, 12 blocks with their biases and norms, the head, 86.4 M elements."""
+    block: list[Shape] = [(768,), (768,), (2304, 768), (2304,), (768, 768), (768,)]
+    block += [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
+    return [(768, 3, 16, 16), (768,), *block * 12, (768,), (768,), (1000, 768), (1000,)]
+
+
 def vit_b_block() -> list[Shape]:
     """One block of ViT-B/16: qkv, output projection, and both linear layers of its MLP, 7.1 M elements."""
     return [(3 * 768, 768), (768, 768), (4 * 768, 768), (768, 4 * 768)]
@@ -37,6 +44,16 @@ def many_small() -> list[Shape]:
     return [(16, 16, 3, 3), (32, 16, 1, 1), (64, 32), (32, 1, 3, 3)] * 64
 
 
+def thousand_small() -> list[Shape]:
+    """1,000 small weights, 0.26 M elements: what a long list costs."""
+    return [(16, 16)] * 900 + [(16,)] * 50 + [(16, 4, 3, 3)] * 50
+
+
+def one_gigabyte() -> list[Shape]:
+    """One weight of 1 GiB in float32: for a card's memory."""
+    return [(16384, 16384)]
+
+
 def tiny() -> list[Shape]:
     """A few elements, to try a bench out."""
     return [(8, 4, 3, 3), (10, 8)]
@@ -44,9 +61,12 @@ def tiny() -> list[Shape]:
 
 WORKLOADS: dict[str, Callable[[], list[Shape]]] = {
     "resnet50": resnet50,
+    "vit_b": vit_b,
     "vit_b_block": vit_b_block,
     "large": large,
     "many_small": many_small,
+    "thousand_small": thousand_small,
+    "one_gigabyte": one_gigabyte,
     "tiny": tiny,
 }
 
@@ -59,10 +79,20 @@ def tensors(
     return [x.to(device, dtype).requires_grad_(requires_grad) for x in drawn]
 
 
+def weights_of(workload: str, dtype: torch.dtype, device: str) -> list[Tensor]:
+    """Those of them that have groups: no biases, no norms."""
+    return [x for x in tensors(workload, dtype, device) if x.dim() > 1]
+
+
 @functools.lru_cache(maxsize=4)  # a GPU would wait for the CPU to draw the same numbers again
 def _drawn(workload: str, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator) for shape in WORKLOADS[workload]()]
+
+
+def compiles(workload: str) -> bool:
+    """Whether ``torch.compile`` takes the list in seconds: a kernel for each tensor, each to be compiled."""
+    return len(WORKLOADS[workload]()) <= 60
 
 
 def numel(workload: str) -> int:

@@ -1,15 +1,11 @@
 """Products with sparse weights against dense ones and torch's CSR; a tiny Llama's tokens.
 
-    python -m bench.bench_sparse_linear [--dtype bfloat16] [--threads 1] [--json FILE]
-
-Alone it runs every size, batch and share of zeros; ``python -m bench`` runs a few
-of them.
+``sparse_linear`` runs a few sizes, batches and shares of zeros, ``sparse_linear_all`` every one.
 MB and GB/s are of the least bytes: kept values, one bit per weight, inputs and outputs.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -17,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench import harness
 from sparse_accel import reference
+from sparse_accel.bench.case import Case, Settings
 from sparse_accel.ops import Bitmask, sparse_linear
 from sparse_accel.ops.csr_linear import csr_linear
 
@@ -38,13 +34,13 @@ def weight_of(size: tuple[int, int], zeros: int, dtype: torch.dtype, device: str
     return (weight * (torch.rand(size, generator=generator) >= zeros / 100)).to(device, dtype)
 
 
-def cases(settings: harness.Settings) -> Iterator[harness.Case]:
+def cases(settings: Settings) -> Iterator[Case]:
     """A few sizes, batches and shares of zeros; float64 is measured as float32."""
     tiny = tuple(settings.workloads) == ("tiny",)
     yield from _cases(settings, *(TINY if tiny else FEW))
 
 
-def every_case(settings: harness.Settings) -> Iterator[harness.Case]:
+def every_case(settings: Settings) -> Iterator[Case]:
     """All of them, and the Llama."""
     if tuple(settings.workloads) == ("tiny",):
         yield from cases(settings)
@@ -54,11 +50,11 @@ def every_case(settings: harness.Settings) -> Iterator[harness.Case]:
 
 
 def _cases(
-    settings: harness.Settings,
+    settings: Settings,
     sizes: Sequence[tuple[int, int]],
     batches: Sequence[int],
     percents: Sequence[int],
-) -> Iterator[harness.Case]:
+) -> Iterator[Case]:
     dtype = torch.float32 if settings.dtype == "float64" else settings.torch_dtype
     for size in sizes:
         for zeros in percents:
@@ -73,36 +69,24 @@ def _cases(
                 width = x.element_size()
                 floor = kept * width + weight.numel() // 8 + batch * sum(size) * width
                 twin = partial(reference.sparse_linear, x, *packed[:4], None, size[0], "none")
-                common = {"peer": partial(functional.linear, x, weight), "peer_name": "dense"}
+                dense = partial(functional.linear, x, weight)
                 small = weight.numel() < 1 << 12
-                yield harness.Case(
+                yield Case(
                     f"bitmask {name}",
                     "tiny" if small else f"{size[0]}x{size[1]}",
                     partial(sparse_linear, x, packed),
                     floor,
                     twin=twin if small else None,
-                    **common,
+                    peer=dense,
+                    peer_name="dense",
                 )
                 if dtype == torch.float32:
-                    yield harness.Case(
+                    yield Case(
                         f"CSR {name}",
                         "tiny" if small else f"{size[0]}x{size[1]}",
                         partial(csr_linear, x, *parts),
                         floor,
                         twin=twin if small else None,
-                        **common,
+                        peer=dense,
+                        peer_name="dense",
                     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this bench alone."""
-    status, rows = harness.bench_main({"sparse_linear": every_case}, argv, __doc__ or "")
-    for row in rows:
-        if row.case.startswith("Llama") and row.time_over_peer is not None:
-            rate = 1e6 / row.microseconds
-            harness.say(f"{row.case}: {rate:.1f} tokens/s, dense {rate * row.time_over_peer:.1f}")
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
