@@ -21,7 +21,13 @@ from .sharding import is_sharded
 __all__ = ["enable", "local_layout", "ready"]
 
 # Steps and operators on lists: how many of the first arguments are lists of the parameters' shape; the layouts' place.
-_ON_PARTS = {"prox_": (1, 1), "rmda_step_": (4, 6), "ramda_step_": (5, 7), "prox_adamw_step_": (4, 5)}
+_ON_PARTS = {
+    "prox_": (1, 1),
+    "prox_sgd_step_": (3, 4),
+    "rmda_step_": (4, 6),
+    "ramda_step_": (5, 7),
+    "prox_adamw_step_": (4, 5),
+}
 _enabled: set[str] = set()
 
 

@@ -60,22 +60,23 @@ def steps(plain: list[Tensor], parts: list[Any], layouts: list[Any], mesh: Any, 
     """The fused steps, called as ops."""
     numbers = {"prox": "soft", "strengths": [0.1] * len(plain), "lr": 0.1}
     for op, lists, more in (
+        (ops.prox_sgd_step_, 3, {"rho": 0.5}),
         (ops.rmda_step_, 4, {"momentum": 0.5}),
         (ops.ramda_step_, 5, {"momentum": 0.5, "eps": 1e-3}),
         (ops.prox_adamw_step_, 4, {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}),
     ):
         ones = [[x.clone(memory_format=torch.preserve_format) for x in plain] for _ in range(lists)]
-        ones[3] = [x.abs() for x in ones[3]]
+        ones[3:4] = [[x.abs() for x in values] for values in ones[3:4]]
         twos = [[distribute_tensor(x, mesh, placements) for x in values] for values in ones]
         twos[1] = [
             distribute_tensor(x, mesh, [Replicate()] * mesh.ndim) for x in ones[1]
         ]  # gradients may lie otherwise
         for values in (ones, twos):
             clocks = [[torch.zeros(()) for _ in plain]]
-            if op is not ops.prox_adamw_step_:
+            if op not in (ops.prox_sgd_step_, ops.prox_adamw_step_):
                 clocks.append([torch.zeros((), dtype=torch.float64) for _ in plain])
             op(*values, *clocks, layouts, **numbers, **more)
-        for number in (0, 2, 3):
+        for number in (0, *range(2, lists)):
             for one, two in zip(ones[number], twos[number], strict=True):
                 torch.testing.assert_close(whole(two), one, rtol=1e-12, atol=1e-12)
 

@@ -296,7 +296,7 @@ def layer_densities(shapes: Mapping[str, Sequence[int]], density: float, distrib
     Example:
         >>> found = layer_densities({"a": (100, 100), "b": (10, 10)}, 0.1, "erk")
         >>> {name: round(share, 4) for name, share in found.items()}
-        {'a': 0.0918, 'b': 0.918}
+        {'a': 0.0918, 'b': 0.9182}
     """
     if distribution == "uniform":
         return dict.fromkeys(shapes, density)
