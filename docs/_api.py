@@ -11,7 +11,16 @@ from types import ModuleType
 SECTIONS = {
     "Optimizers": ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW", "SPPAM", "max_strength"],
     "Penalties and constraints": ["GroupLasso", "L1", "GroupL0", "Penalty", "NonNegative", "Box", "Binary"],
-    "Groups": ["param_groups", "sparsity", "SparsityReport", "Grouping", "GroupLayout", "group_layout"],
+    "Groups": [
+        "param_groups",
+        "coupled_groups",
+        "CoupledGroups",
+        "sparsity",
+        "SparsityReport",
+        "Grouping",
+        "GroupLayout",
+        "group_layout",
+    ],
     "Removal and checkpoints": ["compact", "CompactResult", "Examples", "save", "load", "load_optimizer"],
     "Sparse weights": ["accelerate", "densify", "AccelerateResult", "BlockSparsity", "GroupSparsity", "Rows"],
     "Operations": ["topk_threshold_", "masked_cg", "glm_prox", "glm_epoch"],

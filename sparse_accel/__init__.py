@@ -10,7 +10,7 @@ from ._jit import load_jit
 from .acceleration.accelerate import AccelerateResult, accelerate, densify
 from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
-from .groups import Grouping, GroupLayout, group_layout, param_groups
+from .groups import CoupledGroups, Grouping, GroupLayout, group_layout, param_groups
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
 from .optim.common.constraints import Binary, Box, NonNegative
@@ -18,6 +18,7 @@ from .penalties import L1, GroupL0, GroupLasso, Penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
+from .removal.coupled import coupled_groups
 from .removal.files import CheckpointError
 from .removal.optimizer_checkpoint import load_optimizer
 from .report import Report
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointError",
     "CompactError",
     "CompactResult",
+    "CoupledGroups",
     "Examples",
     "GroupL0",
     "GroupLasso",
@@ -56,6 +58,7 @@ __all__ = [
     "build_info",
     "callbacks",
     "compact",
+    "coupled_groups",
     "densify",
     "glm_epoch",
     "glm_prox",

@@ -105,12 +105,15 @@ class ProxSGD(ProximalOptimizer):
     def _is_fused(group: dict[str, Any]) -> bool:
         return bool(group["fused"])
 
-    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+    def _start(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 buffer = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)
                 state.update(self._new_scalars(param), momentum_buffer=sharded_as(buffer, param))
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        self._start(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         momentum_buffers, steps = self._tensor_lists(batch)
         multi_tensor = group["foreach"] or group["fused"]
