@@ -16,8 +16,9 @@ from sparse_accel.penalties import Penalty, penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
 from ._batch import Batch, Kept, check_lr, check_numbers, check_target, grouping_of, read_parameter, state_dtype
-from .common.coupled import Couplings, check_coupling, couple
+from .common.coupled import check_coupling, couple
 from .common.critical import critical_strengths, warn_of_missed_targets
+from .common.matrices import Couplings
 from .common.plan import Plans
 from .common.projection import constraint_of, take_constraint, update_held
 from .common.swap import ITERATE, MODE, SwapsIterates
@@ -231,9 +232,8 @@ class ProximalOptimizer(SwapsIterates):
 
     # ------------------------------------------------------------------ state
 
-    def _start(self, batch: Batch) -> None:
-        """Make the state of the batch's parameters that have none."""
-        raise NotImplementedError(f"{type(self).__name__} does not take coupled groups")
+    def _make_state(self, batch: Batch) -> None:
+        raise NotImplementedError(f"{type(self).__name__} does not take coupled groups")  # makes what is missing
 
     def _scalar_device(self, param: Tensor) -> torch.device:
         """Where [] state lives: with the parameter, so that no step synchronizes (MPS has no float64)."""

@@ -112,7 +112,7 @@ class ProxAdamW(ProximalOptimizer):
         check_finite("eps", group["eps"], 0)
         check_finite("weight_decay", group["weight_decay"], 0)
 
-    def _start(self, batch: Batch) -> None:
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
@@ -121,7 +121,7 @@ class ProxAdamW(ProximalOptimizer):
                 state.update(self._new_scalars(param), **averages)
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        self._start(batch)
+        self._make_state(batch)
         exp_avgs, exp_avg_sqs, steps = self._tensor_lists(batch)
         beta1, beta2 = group["betas"]
         prox_adamw(

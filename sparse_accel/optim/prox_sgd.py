@@ -105,7 +105,7 @@ class ProxSGD(ProximalOptimizer):
     def _is_fused(group: dict[str, Any]) -> bool:
         return bool(group["fused"])
 
-    def _start(self, batch: Batch) -> None:
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
@@ -113,7 +113,7 @@ class ProxSGD(ProximalOptimizer):
                 state.update(self._new_scalars(param), momentum_buffer=sharded_as(buffer, param))
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        self._start(batch)
+        self._make_state(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         momentum_buffers, steps = self._tensor_lists(batch)
         multi_tensor = group["foreach"] or group["fused"]

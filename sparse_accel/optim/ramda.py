@@ -122,7 +122,7 @@ class RAMDA(RMDA):
             group["eps_scale"] = 1.0
         super()._begin(group)
 
-    def _start(self, batch: Batch) -> None:
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
@@ -132,7 +132,7 @@ class RAMDA(RMDA):
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         fresh = self._is_fresh(batch)
-        self._start(batch)
+        self._make_state(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         duals, squares, anchors, steps, alphas = self._tensor_lists(batch)
         if fresh and self._stands_still(group, steps):

@@ -167,7 +167,7 @@ class RMDA(ProximalOptimizer):
             step += 1
         return True
 
-    def _start(self, batch: Batch) -> None:
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
@@ -181,7 +181,7 @@ class RMDA(ProximalOptimizer):
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         fresh = self._is_fresh(batch)
-        self._start(batch)
+        self._make_state(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         points, anchors, steps, alphas = self._tensor_lists(batch)
         if fresh and self._stands_still(group, steps):

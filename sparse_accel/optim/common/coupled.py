@@ -106,7 +106,7 @@ class Coupled(Batch):
         work, grads, lists = list(blank), list(blank), [list(blank) for _ in range(count)]
         for batch in self._batches:
             if self._steps:
-                optimizer._start(batch)
+                optimizer._make_state(batch)
             columns = optimizer._tensor_lists(batch)
             for index, param in enumerate(batch.params):
                 number = number_of[id(param)]

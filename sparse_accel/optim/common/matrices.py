@@ -124,7 +124,8 @@ def _lots(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
 
 
 def _matrices(widths: Sequence[CoupledWidth], params: Sequence[Tensor]) -> list[Matrix]:
-    found, owned = [], {}
+    found: list[Matrix] = []
+    owned: dict[int, tuple[Member, set[int]]] = {}
     for width in widths:
         pieces = []
         for member in width.members:
