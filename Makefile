@@ -22,6 +22,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export SPARSE_ACCEL_CUDA ?= AUTO
 export SPARSE_ACCEL_WERROR ?= OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start many interpreters: without its compiled files each would spend seconds on the same sources again.
+export PYTHONDONTWRITEBYTECODE :=
 
 built_from := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 formatted := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -30,18 +32,18 @@ env := $(VENV)/.env-$(if $(TORCH),$(shell printf %s '$(TORCH)' | cksum | cut -d'
 settings := $(VENV)/.build-$(SPARSE_ACCEL_CUDA)-$(SPARSE_ACCEL_WERROR)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format bench docs wheel cuda-check clean
+.PHONY: help demo test build lint format ready bench docs wheel cuda-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(settings) ## train, remove, compare on scikit-learn's digits; writes to out/
+demo: $(settings) $(VENV)/.run ## train, remove, compare on scikit-learn's digits; writes to out/
 	$(bin)/sparse-accel demo $(ARGS)
 
-test: $(settings) ## the whole test suite
+test: $(settings) $(VENV)/.test ## the whole test suite
 	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(bin)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-build: $(settings) ## editable installation in .venv
+build: $(settings) $(VENV)/.run ## editable installation in .venv
 
 lint: $(VENV)/.lint $(settings) ## ruff, clang-format, mypy: checks only
 	$(bin)/ruff check .
@@ -54,7 +56,9 @@ format: $(VENV)/.lint ## format Python and C++ in place
 	$(bin)/ruff format .
 	$(if $(formatted),$(bin)/clang-format -i $(formatted))
 
-bench: $(settings) ## all benchmarks
+ready: $(settings) $(VENV)/.lint ## all that the others need, at once: make -j2 ready compiles while pip installs
+
+bench: $(settings) $(VENV)/.test ## all benchmarks
 	$(bin)/sparse-accel bench $(ARGS)
 
 docs: $(VENV)/.docs $(settings) ## the documentation with its gallery, in build/docs/index.html; a warning is an error
@@ -81,18 +85,27 @@ $(VENV_CUDA)/.env:
 $(env): pyproject.toml tools/setup_venv.py cmake/torch_info.py
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.10 or later on PATH; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@rm -f $(VENV)/.env-*
-	$(PYTHON) tools/setup_venv.py --venv $(VENV) --torch '$(TORCH)' --groups build test
+	$(PYTHON) tools/setup_venv.py --venv $(VENV) --torch '$(TORCH)' --groups build
 	@touch $@
 
-$(VENV)/.lint: $(env)
+# One after the other: two pips at work in one environment can get in each other's way.
+$(VENV)/.run: $(env)
+	$(bin)/python -m pip install --quiet --group demo
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(bin)/python -m pip install --quiet --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
 	$(bin)/python -m pip install --quiet --group lint
 	@touch $@
 
-$(VENV)/.docs: $(env)
+$(VENV)/.docs: $(VENV)/.run
 	$(bin)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(settings): $(env) $(built_from)
 	@rm -f $(VENV)/.build-*
-	PATH="$(abspath $(bin)):$$PATH" $(bin)/python -m pip install --quiet --no-build-isolation --editable '.[demo]'
+	PATH="$(abspath $(bin)):$$PATH" $(bin)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@

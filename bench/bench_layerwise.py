@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 import sparse_accel as sa
+from sparse_accel.bench.command import say
+from sparse_accel.bench.facts import machine
 from sparse_accel.prune import layerwise_solve
-
-from . import harness
 
 SHAPES = ("384x384", "1536x384", "384x1536", "1024x1024", "4096x1024", "1024x4096", "4096x4096")
 MOST_OBS = 2.5e10  # R C^3 up to which exact greedy OBS takes part
@@ -163,10 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    facts = harness.machine()
-    harness.say(f"{facts['gpu'] if args.device != 'cpu' else facts['cpu']}, {facts['threads']} threads; torch "
+    facts = machine()
+    say(f"{facts['gpu'] if args.device != 'cpu' else facts['cpu']}, {facts['threads']} threads; torch "
                 f"{facts['torch']}. steps: iterations + conjugate gradients.")  # fmt: skip
-    harness.say(format_line(HEADINGS))
+    say(format_line(HEADINGS))
     rows: list[Row] = []
     for shape in [args.hessian] if args.hessian else args.shapes:
         layer = load(shape) if args.hessian else made_layer(*(int(size) for size in shape.split("x")))
@@ -174,13 +174,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for sparsity in args.sparsity:
             measured = measure(weight, hessian, sparsity, args.methods, args.seconds)
             for row in measured:
-                harness.say(format_row(row))
+                say(format_row(row))
             rows += measured
     if args.json is not None:
         content = {"machine": facts, "rows": [dataclasses.asdict(row) for row in rows]}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(content, indent=1) + "\n")
-        harness.say(f"\nwritten: {args.json}")
+        say(f"\nwritten: {args.json}")
     return 0
 
 

@@ -9,6 +9,7 @@
 #include "ops/masked_cg.h"
 #include "ops/metric_step.h"
 #include "ops/prox.h"
+#include "ops/prox_sgd_step.h"
 #include "ops/rmda_step.h"
 #include "ops/sparse_linear.h"
 #include "ops/topk_threshold.h"
@@ -69,8 +70,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_capability", [] { return std::string(sparse_accel::cpu::kernel_set().name); });
   // Of this module alone: load_jit() and the tests load it again.
   py::class_<sparse_accel::StepPlan>(m, "StepPlan", py::module_local())
-      .def(py::init<py::dict, py::list, std::vector<py::object>, std::vector<py::str>>())
-      .def("grads", &sparse_accel::StepPlan::grads);
+      .def(
+          py::init<py::dict, py::list, std::vector<sparse_accel::StepPlan::Batch>, std::vector<py::str>, std::string>())
+      .def("grads", &sparse_accel::StepPlan::grads)
+      .def("rmda_step_", &sparse_accel::StepPlan::rmda_step_)
+      .def("ramda_step_", &sparse_accel::StepPlan::ramda_step_)
+      .def("prox_adamw_step_", &sparse_accel::StepPlan::prox_adamw_step_)
+      .def("prox_sgd_step_", &sparse_accel::StepPlan::prox_sgd_step_);
   m.def("check_layouts", &sparse_accel::check_layouts);
   m.def("group_score", &sparse_accel::group_score, release_gil());
   m.def("group_topk", &sparse_accel::group_topk, release_gil());
@@ -84,6 +90,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("gram_obs_panel", &sparse_accel::gram_obs_panel, release_gil());
   m.def("rmda_step_", &sparse_accel::rmda_step_, release_gil());
   m.def("ramda_step_", &sparse_accel::ramda_step_, release_gil());
+  m.def("prox_sgd_step_", &sparse_accel::prox_sgd_step_, release_gil());
   m.def("prox_adamw_step_", &sparse_accel::prox_adamw_step_, release_gil());
   m.def("masked_cg_rows", &sparse_accel::masked_cg_rows, release_gil());
   m.def("sparse_linear", &sparse_accel::sparse_linear, release_gil());

@@ -10,7 +10,10 @@ from types import ModuleType
 # Sections of `sparse_accel` itself; what stands in none of them goes into the last.
 SECTIONS = {
     "Optimizers": ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW", "SPPAM", "max_strength"],
-    "Penalties and constraints": ["GroupLasso", "L1", "GroupL0", "Penalty", "NonNegative", "Box", "Binary"],
+    "Penalties and constraints": [
+        *("GroupLasso", "L1", "SparseGroupLasso", "GroupL0", "NuclearNorm", "Sum", "NonNegative", "Box", "Binary"),
+        *("Penalty", "register_penalty"),
+    ],
     "Groups": [
         "param_groups",
         "coupled_groups",
@@ -22,7 +25,7 @@ SECTIONS = {
         "group_layout",
     ],
     "Removal and checkpoints": ["compact", "CompactResult", "Examples", "save", "load", "load_optimizer"],
-    "Sparse weights": ["accelerate", "densify", "AccelerateResult", "BlockSparsity", "GroupSparsity", "Rows"],
+    "Sparse weights": ["RigL", "accelerate", "densify", "AccelerateResult", "BlockSparsity", "GroupSparsity", "Rows"],
     "Operations": ["topk_threshold_", "masked_cg", "glm_prox", "glm_epoch"],
     "Errors": ["CompactError", "UnsupportedModelError", "OutputMismatchError", "CheckpointError"],
     "Reports and the installation": [],

@@ -117,17 +117,19 @@ sphinx_gallery_conf = {
 
 
 def outside_links(app: Any, docname: str, source: list[str]) -> None:
-    """A page links to folders of the repository (``../bench/results``), which the site has not: the name stays.
+    """A page links to folders of the repository (``../bench/results``), which the site has not: the name stays."""
+    page = Path(app.env.doc2path(docname))
 
-    Of the patterns in the front page's contents those go that no page fits.
-    """
-    if docname == "index":
-        lines = source[0].splitlines(keepends=True)
-        source[0] = "".join(
-            line for line in lines if not re.fullmatch(r"\w+\*\n", line) or list(HERE.glob(line.strip()))
+    def said(link: re.Match[str]) -> str:
+        target = (page.parent / link[2]).resolve()
+        return (
+            link[0]
+            if target.is_relative_to(HERE)
+            else f"{link[1]} (`{target.relative_to(HERE.parent)}` in the repository)"
         )
-    if Path(app.env.doc2path(docname)).suffix == ".md":
-        source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2` in the repository)", source[0])
+
+    if page.suffix == ".md":
+        source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+)\)", said, source[0])
 
 
 def no_metadata(_app: Any, _kind: str, name: str, _thing: Any, _skip: bool, _options: Any) -> bool | None:

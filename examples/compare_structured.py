@@ -1,12 +1,18 @@
 """Structured pruning beside the field: accuracy, MACs and seconds of one network, as a table and a plot.
 
-    python examples/compare_structured.py [--data-dir DIR] [--keep 0.75 0.5 0.3] [--rows WORD ...] [--out-dir out]
+    python examples/compare_structured.py [--data DIR] [--keep 0.75 0.5 0.3] [--rows WORD ...] [--out-dir out]
 
-Rows: Torch-Pruning's magnitude importance (pip install torch-pruning; the row is left out with a line where it is not
-there), ISpaSP as it is, and ISpaSP with refine, all on the same unlabelled calibration images, without fine-tuning on
-labels, each with the same share of the channels inside the blocks.
+Rows, on the same calibration images, without fine-tuning, each with the same share of the channels inside the blocks:
 
-With --data-dir: the pretrained ResNet-20 on CIFAR-10 of resnet20_cifar.py, which says what DIR holds, on the first
+- Torch-Pruning's magnitude importance, and its first-order Taylor importance, which alone sees the images' labels (pip
+  install torch-pruning; both are left out with a line where it is not there);
+- the paper's i-SpaSP, without refit and with the BatchNorms as they were;
+- magnitude with a compensation as in GRAIL: what is removed is predicted from the channels that are kept, by ridge
+  regression on the Gram matrix of the channels (one number for a channel of a map, not one per tap), and merged into
+  the layer that reads them;
+- ISpaSP as it is, and ISpaSP with refine.
+
+With --data: the pretrained ResNet-20 on CIFAR-10 of resnet20_cifar.py, which says what DIR holds, on the first
 --images images of data_batch_1. Without it, anywhere: a small residual network that is trained on scikit-learn's digits
 first.
 
@@ -32,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparse_accel.prune import ISpaSP, refine
+from sparse_accel.prune import ISpaSP, refine, remove_units
 from sparse_accel.report import format_table
 
 Pruner = Callable[["Task", float], nn.Module]
@@ -44,6 +50,7 @@ class Task(NamedTuple):
     Attributes:
         net: in eval mode.
         calibration: images to prune on.
+        answers: their labels, for who asks for them.
         more: images to refine on.
         images, labels: to test on.
         block: class of the blocks, whose first convolution's outputs are pruned.
@@ -53,6 +60,7 @@ class Task(NamedTuple):
 
     net: nn.Module
     calibration: Tensor
+    answers: Tensor
     more: Tensor
     images: Tensor
     labels: Tensor
@@ -83,11 +91,14 @@ def resnet20(directory: Path, images: int, refine_images: int, augment: str, ste
     if weights is None:
         raise SystemExit(f"{places[0]} is missing: see resnet20_cifar.py")
     last = torch.channels_last  # faster on CPUs
-    train = example.read_batch(directory, "data_batch_1")[0].to(memory_format=last)
+    train, answers = example.read_batch(directory, "data_batch_1")
+    train = train.to(memory_format=last)
     test, labels = example.read_batch(directory, "test_batch")
     change = {"none": None, "flip": flipped, "crop": cropped}[augment]
     net = example.load_net(weights)
-    return Task(net, train[:images], train[:refine_images], test, labels, example.BasicBlock, change, steps)
+    return Task(
+        net, train[:images], answers[:images], train[:refine_images], test, labels, example.BasicBlock, change, steps
+    )
 
 
 def load_example(name: str) -> ModuleType:
@@ -120,7 +131,9 @@ def digits(epochs: int, seed: int, steps: int | None) -> Task:
             optimizer.zero_grad()
             F.cross_entropy(net(images[part]), labels[part]).backward()
             optimizer.step()
-    return Task(net.eval(), images[:512], images[:count], images[count:], labels[count:], Block, None, steps)
+    return Task(
+        net.eval(), images[:512], labels[:512], images[:count], images[count:], labels[count:], Block, None, steps
+    )
 
 
 def flipped(x: Tensor) -> Tensor:
@@ -156,18 +169,69 @@ def torch_pruning_magnitude(task: Task, keep: float) -> nn.Module:
     """Torch-Pruning's group magnitude importance on the channels inside the blocks."""
     import torch_pruning as tp
 
+    return torch_pruned(copy.deepcopy(task.net), tp.importance.GroupMagnitudeImportance(p=2), task, keep)
+
+
+def torch_pruning_taylor(task: Task, keep: float) -> nn.Module:
+    """Its first-order Taylor importance: weights times gradients of the cross-entropy on the labelled images."""
+    import torch_pruning as tp
+
     net = copy.deepcopy(task.net)
+    for x, y in zip(task.calibration.split(128), task.answers.split(128), strict=True):
+        F.cross_entropy(net(x), y, reduction="sum").backward()
+    return torch_pruned(net, tp.importance.GroupTaylorImportance(), task, keep)
+
+
+def torch_pruned(net: nn.Module, importance: Any, task: Task, keep: float) -> nn.Module:
+    """A network that Torch-Pruning has cut, in place."""
+    import torch_pruning as tp
+
     inner = [module.conv1 for module in net.modules() if isinstance(module, task.block)]
     ratios = {conv: 1 - int(keep * conv.out_channels + 1e-9) / conv.out_channels for conv in inner}
     pruner = tp.pruner.BasePruner(
         net,
         task.calibration[:1].contiguous(),
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        importance=importance,
         pruning_ratio=0.0,
         pruning_ratio_dict=ratios,
     )
     pruner.step()
     return net
+
+
+def grail_like(task: Task, keep: float) -> nn.Module:
+    """The largest filters, and what goes predicted from them by ridge regression on the channels' Gram matrix."""
+    net, kept = copy.deepcopy(task.net), {}
+    for name, block in net.named_modules():
+        if not isinstance(block, task.block):
+            continue
+        size = block.conv1.out_channels
+        left = block.conv1.weight.detach().flatten(1).norm(dim=1).topk(int(keep * size + 1e-9)).indices.sort().values
+        seen: list[Tensor] = []
+
+        def grab(_module: nn.Module, inputs: tuple[Tensor], seen: list[Tensor] = seen, size: int = size) -> None:
+            columns = inputs[0].transpose(0, 1).reshape(size, -1).double()
+            seen.append(columns @ columns.T)
+
+        handle = block.conv2.register_forward_pre_hook(grab)
+        with torch.no_grad():
+            for part in task.calibration.split(128):
+                net(part)
+            handle.remove()
+            gram = torch.stack(seen).sum(0)
+            system = gram[left][:, left]
+            system.diagonal().add_(1e-3 * gram.diagonal().mean())
+            predict = torch.linalg.solve(system, gram[left]).to(task.images)  # [kept, channels]
+            merged = torch.einsum("oc...,kc->ok...", block.conv2.weight, predict)
+            block.conv2.weight.zero_()[:, left] = merged
+        kept[f"{name}.conv1"] = left
+    return remove_units(net, task.calibration[:1].contiguous(), kept).model
+
+
+def ispasp_paper(task: Task, keep: float) -> nn.Module:
+    """i-SpaSP as in the paper."""
+    pruner = ISpaSP(task.net, task.calibration[:1].contiguous(), keep=keep, method="ispasp", refit=None)
+    return pruner.run(task.calibration.contiguous()).model
 
 
 def ispasp(task: Task, keep: float) -> nn.Module:
@@ -182,6 +246,9 @@ def ispasp_refined(task: Task, keep: float) -> nn.Module:
 
 ROWS: list[tuple[str, Pruner]] = [
     ("Torch-Pruning, magnitude", torch_pruning_magnitude),
+    ("Torch-Pruning, Taylor (sees labels)", torch_pruning_taylor),
+    ("i-SpaSP as in the paper", ispasp_paper),
+    ("magnitude, compensated as in GRAIL", grail_like),
     ("ISpaSP", ispasp),
     ("ISpaSP, refine", ispasp_refined),
 ]
@@ -210,7 +277,9 @@ def plot(figures: list[dict[str, Any]], dense: tuple[float, int], path: Path) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="CIFAR-10 and a ResNet-20; without it, digits")
+    parser.add_argument(
+        "--data", "--data-dir", dest="data_dir", type=Path, help="CIFAR-10 and a ResNet-20; without it, digits"
+    )
     parser.add_argument("--keep", type=float, nargs="+", default=[0.75, 0.5, 0.3])
     parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows of the table that contain one of these")
     parser.add_argument("--images", type=int, default=1024, help="to prune on")
@@ -228,8 +297,9 @@ def main() -> None:
     if not chosen:
         raise SystemExit(f"--rows: expected words of {[name for name, _ in ROWS]}, got {args.rows}")
     if importlib.util.find_spec("torch_pruning") is None:
-        print("Torch-Pruning is not installed: its row is left out (pip install torch-pruning)")
-        chosen = [(name, how) for name, how in chosen if how is not torch_pruning_magnitude]
+        print("Torch-Pruning is not installed: its rows are left out (pip install torch-pruning)")
+        theirs = (torch_pruning_magnitude, torch_pruning_taylor)
+        chosen = [(name, how) for name, how in chosen if how not in theirs]
     if args.data_dir is None:
         task = digits(args.epochs, args.seed, args.steps)
     else:
@@ -253,6 +323,9 @@ def main() -> None:
     found = {(row["method"], row["keep"]): row["accuracy"] for row in figures}
     rows = [[name, *(f"{found[name, keep]:.2f}" for keep in args.keep)] for name, _ in chosen]
     print(format_table(["test accuracy (%), kept", *(f"{keep:g}" for keep in args.keep)], rows))
+    spent = {(row["method"], row["keep"]): row["processor_seconds"] for row in figures}
+    rows = [[name, *(f"{spent[name, keep]:.1f}" for keep in args.keep)] for name, _ in chosen]
+    print(format_table(["processor seconds, kept", *(f"{keep:g}" for keep in args.keep)], rows))
     args.out_dir.mkdir(parents=True, exist_ok=True)
     plot(figures, dense, args.out_dir / "compare_structured.png")
     path = args.out_dir / "compare_structured.json"

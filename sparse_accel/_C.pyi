@@ -17,10 +17,24 @@ class StepPlan:
         self,
         everything: dict[Tensor, dict[str, Any]],
         group: list[Tensor],
-        params: Sequence[Tensor],
+        batches: Sequence[tuple[list[Tensor], list[int], list[float]]],
         names: Sequence[str],
+        prox: str,
     ) -> None: ...
     def grads(self, everything: dict[Tensor, dict[str, Any]], group: list[Tensor]) -> list[Tensor] | None: ...
+    def rmda_step_(self, grads: list[Tensor], lr: float, momentum: float, maximize: bool) -> bool: ...
+    def ramda_step_(self, grads: list[Tensor], lr: float, momentum: float, eps: float, maximize: bool) -> bool: ...
+    def prox_adamw_step_(
+        self,
+        grads: list[Tensor],
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        maximize: bool,
+    ) -> bool: ...
+    def prox_sgd_step_(self, grads: list[Tensor], lr: float, rho: float, maximize: bool) -> bool: ...
 
 def check_layouts(op: str, tensors: Sequence[Tensor], layouts: Sequence[int]) -> None: ...
 def group_score(
@@ -93,6 +107,22 @@ def rmda_step_(
     lr: float,
     lr_tensor: Tensor | None,
     momentum: float,
+    maximize: bool,
+    grad_scale: float,
+    grad_scale_tensor: Tensor | None,
+    found_inf: Tensor | None,
+) -> list[int]: ...
+def prox_sgd_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    layouts: Sequence[int],
+    prox: str,
+    strengths: Sequence[float],
+    lr: float,
+    lr_tensor: Tensor | None,
+    rho: float,
     maximize: bool,
     grad_scale: float,
     grad_scale_tensor: Tensor | None,

@@ -11,11 +11,13 @@ from .acceleration.accelerate import AccelerateResult, accelerate, densify
 from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
 from .groups import CoupledGroups, Grouping, GroupLayout, group_layout, param_groups
+from .mapped import map_weights
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
 from .optim.common.constraints import Binary, Box, NonNegative
-from .penalties import L1, GroupL0, GroupLasso, Penalty
+from .penalties import L1, GroupL0, GroupLasso, NuclearNorm, Penalty, SparseGroupLasso, Sum, register_penalty
 from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
+from .prune.unstructured.rigl import RigL
 from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
 from .removal.coupled import coupled_groups
@@ -45,13 +47,17 @@ __all__ = [
     "GroupSparsity",
     "Grouping",
     "NonNegative",
+    "NuclearNorm",
     "OutputMismatchError",
     "Penalty",
     "ProxAdamW",
     "ProxSGD",
     "Report",
+    "RigL",
     "Rows",
+    "SparseGroupLasso",
     "SparsityReport",
+    "Sum",
     "UnsupportedModelError",
     "__version__",
     "accelerate",
@@ -67,12 +73,14 @@ __all__ = [
     "load_jit",
     "load_optimizer",
     "lr_scheduler",
+    "map_weights",
     "masked_cg",
     "max_strength",
     "ops",
     "param_groups",
     "progress",
     "prune",
+    "register_penalty",
     "save",
     "sparse_recovery",
     "sparsity",

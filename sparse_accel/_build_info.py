@@ -1,7 +1,7 @@
 """Written by CMake: what this build was made from."""
 
 version = "0.1.0"
-commit = "53b3a0e73faa-dirty"
+commit = "dcfd0c680410"
 torch_version = "2.13.0+cpu"
 torch_cuda = ""
 with_cuda = "OFF" == "ON"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
+from sparse_accel.mapped import mapped_copies
+
 __all__ = ["bare_model", "copy_model"]
 
 # Wrappers that share their parameters with the module inside, by the name of the class, and where that is.
@@ -116,8 +118,14 @@ def copy_model(model: nn.Module, error: type[Exception] = ValueError) -> nn.Modu
         >>> twin is net, torch.equal(twin.weight, net.weight)
         (False, True)
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise error(
+                f"{name}: it has no values (it is on the meta device: never loaded, or offloaded by accelerate): "
+                "sa.map_weights(model, folder) takes them from safetensors files, and leaves them on the disk"
+            )
     try:
-        new = copy.deepcopy(model)
+        new = copy.deepcopy(model, mapped_copies(model))
     except Exception as reason:
         raise error(f"{_uncopied(model)} cannot be copied: copy.deepcopy: {reason}") from reason
     own = {id(module) for module in model.modules()}

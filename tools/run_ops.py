@@ -41,13 +41,14 @@ def steps():
     """One step of each optimizer."""
     for name, moments, numbers in (
         ("rmda_step_", 2, {"lr": 0.1, "momentum": 0.5}),
+        ("prox_sgd_step_", 1, {"lr": 0.1, "rho": 0.5}),
         ("ramda_step_", 3, {"lr": 0.1, "momentum": 0.5, "eps": 1e-6}),
         ("prox_adamw_step_", 2, {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0}),
     ):
         weight = torch.randn(20, 12)
         layout = [group_layout(weight, Grouping("output"))]
         clocks = [torch.tensor(0.0)], [torch.tensor(0.0, dtype=torch.float64)]
-        of_clocks = clocks[:1] if name == "prox_adamw_step_" else clocks
+        of_clocks = clocks[:1] if name.startswith("prox_") else clocks
         results = []
         for module in (ops, reference):
             param, grad = [weight.clone()], [torch.ones(20, 12)]

@@ -50,7 +50,7 @@ class Report:
         return all(row["result"] not in ("failed", "skipped") for row in self._rows)
 
     def content(self, complete: bool) -> dict[str, Any]:
-        """The results file: the machine and the rows of the benches as ``python -m bench --json`` writes them, and
+        """The results file: the machine and the rows of the benches as ``sparse-accel bench --json`` writes them, and
         the facts, the parts and their failures, and what else the parts measured."""
         data = {name: dict(values) for name, values in self._data.items()}
         bench = data.get("bench", {})

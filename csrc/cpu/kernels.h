@@ -1,5 +1,6 @@
 #pragma once
-// The kernels of group_score, prox_ and rmda_step_, of each instruction set: plain data in, plain data out.
+// The kernels of group_score, prox_, rmda_step_ and prox_sgd_step_, of each instruction set: plain data in, plain data
+// out.
 #include <cstdint>
 
 #include "../math.h"
@@ -61,6 +62,19 @@ struct RmdaTask {
   Prox prox;
 };
 
+struct SgdTask {
+  Strip strip;
+  void* param;
+  const void* grad;
+  void* buffer;
+  double lr;
+  double keep;         // of the momentum: 1 - rho
+  double grad_factor;  // rho over the gradient scale, negative to maximize
+  double tau;
+  double size;
+  Prox prox;
+};
+
 // A kernel either takes a strip as a whole, with kScratch elements of the compute type to work on, or in three parts:
 // sums of some of its rows; joining the sums of all; applying the result to some of its rows. Sums, scores and factors
 // are in the compute type.
@@ -76,6 +90,10 @@ struct Kernels {
   void (*rmda_sums[kDtypes])(const RmdaTask&, void* sums);
   void (*rmda_join[kDtypes])(const RmdaTask&, void* sums, int64_t parts);
   void (*rmda_apply[kDtypes])(const RmdaTask&, const void* factors);
+  void (*sgd[kDtypes])(const SgdTask&, void* scratch);
+  void (*sgd_sums[kDtypes])(const SgdTask&, void* sums);
+  void (*sgd_join[kDtypes])(const SgdTask&, void* sums, int64_t parts);
+  void (*sgd_apply[kDtypes])(const SgdTask&, const void* factors);
 };
 
 }  // namespace sparse_accel

@@ -13,6 +13,30 @@ from sparse_accel.calibration.ranks import fewest
 __all__ = ["Gram", "column_chunks", "column_count", "columns"]
 
 
+PANEL_BYTES = 1 << 26  # of a large matrix that is worked on in panels
+
+
+def _panels(matrix: Tensor) -> list[slice]:
+    """Rows of ``[groups, rows, columns]`` in panels of about ``PANEL_BYTES``."""
+    groups, rows, columns = matrix.shape
+    step = max(1, PANEL_BYTES // max(1, groups * columns * matrix.element_size()))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def symmetrize_(matrix: Tensor) -> Tensor:
+    """``(A + A^T) / 2`` in the place of A, ``[n, n]``, in panels.
+
+    Example:
+        >>> symmetrize_(torch.tensor([[1.0, 2.0], [4.0, 3.0]])).tolist()
+        [[1.0, 3.0], [3.0, 3.0]]
+    """
+    for rows in _panels(matrix[None]):
+        half = matrix[rows, rows.start :].add(matrix[rows.start :, rows].mT).div_(2)
+        matrix[rows, rows.start :] = half
+        matrix[rows.start :, rows] = half.mT
+    return matrix
+
+
 class Gram:
     """Streamed first and second moments of columns ``H`` and, if asked for, their products with targets ``T``.
 
@@ -127,25 +151,46 @@ class Gram:
         if self.centred:
             shift = torch.zeros_like(self._sum) if self._shift is None else self._shift[..., 0].to(self._sum)
             mean = shift + self._sum / max(1, self.count)
-            centred = self._centred_products()
             count = torch.tensor(float(self.count), dtype=torch.float64, device=self._sum.device)
             total = mean * self.count
             all_reduce_([count, total])
             common = total / count.clamp(min=1)
             offset = mean - common
-            centred += self.count * offset[:, :, None] * offset[:, None, : self._features]
-            all_reduce_([centred])
-            self._shift, self._sum, self._products = common[..., None], torch.zeros_like(self._sum), centred
+            self._centre_()
+            for rows in _panels(self._products):
+                self._products[:, rows] += self.count * offset[:, rows, None] * offset[:, None, : self._features]
+            all_reduce_([self._products])
+            self._shift, self._sum = common[..., None], torch.zeros_like(self._sum)
         else:
             count = torch.tensor(float(self.count), dtype=torch.float64, device=self._sum.device)
             all_reduce_([count, self._sum, self._products])
         self.count = round(float(count))
+
+    def _centre_(self) -> None:
+        """Take the products about the mean of the columns, in place: the sums must follow."""
+        mean = self._sum / max(1, self.count)
+        for rows in _panels(self._products):
+            self._products[:, rows] -= self.count * mean[:, rows, None] * mean[:, None, : self._features]
 
     def _centred_products(self) -> Tensor:
         if not self.centred:
             return self._products
         mean = self._sum / max(1, self.count)
         return self._products - self.count * mean[:, :, None] * mean[:, None, : self._features]
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """:attr:`gram` and :attr:`cross`, to the same bits, without a copy of the sums, which are gone then."""
+        if self.centred:
+            self._centre_()
+        square, cross = self._products[:, : self._features], self._products[:, self._features :]
+        cross = self._times(cross.clone(), 1, 1)
+        for own in square:
+            symmetrize_(own)
+        gram = self._times(square, 2, 0)
+        if cross.shape[1]:  # or they would keep the memory of both
+            gram = gram.clone()
+        self._products = self._products.new_empty(0)
+        return gram, cross
 
     def _mean(self) -> Tensor:
         mean = self._sum / max(1, self.count)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sparse_accel.channels.call import Call, Measured
 from sparse_accel.channels.slots import PINNED
 
+REPEATS = ("num_key_value_groups", "num_kv_groups", "n_rep", "num_queries_per_kv")  # query heads to a key's head
+
 
 class Factor(NamedTuple):
     """An attribute that is a factor of a size."""
@@ -26,7 +28,7 @@ class Factor(NamedTuple):
     @property
     def counts_heads(self) -> bool:
         """Whether its name is that of a number of heads, not of their size."""
-        return "head" in self.key and not any(word in self.key for word in ("dim", "size"))
+        return self.key in REPEATS or ("head" in self.key and not any(word in self.key for word in ("dim", "size")))
 
 
 class Counted(Measured):
@@ -59,10 +61,10 @@ class Counted(Measured):
 
     def __mul__(self, other: Any) -> Any:
         product = int(self) * (int(other) if isinstance(other, int) else other)
-        if type(other) is int:
-            return Counted.of(product, self.factors, self.frozen)
         if isinstance(other, Counted):
             return Counted.of(product, self.factors + other.factors, self.frozen)
+        if type(other) is int or (isinstance(other, Measured) and int(other) == 1):  # one channel: it stays
+            return Counted.of(product, self.factors, self.frozen)
         self.freeze()
         return Measured.wrap(product, getattr(other, "sources", ()))
 
@@ -98,6 +100,16 @@ for _name in (
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__neg__", "__float__"),
 ):
     setattr(Counted, _name, _freezing(_name))
+
+
+def _compared(name: str) -> Callable[..., Any]:
+    """Whether there is just one, as ``if n_rep == 1: return x`` asks, decides how things are computed, not what."""
+    freezing, plain = getattr(Counted, name), getattr(int, name)
+    return lambda self, other: plain(self, other) if type(other) is int and other == 1 else freezing(self, other)
+
+
+for _name in ("__eq__", "__ne__", "__gt__"):
+    setattr(Counted, _name, _compared(_name))
 
 
 def mark_attributes(model: nn.Module, frozen: set[tuple[str, str]]) -> None:

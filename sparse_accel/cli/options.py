@@ -226,8 +226,10 @@ def budget(text: str | None) -> dict[str, float] | None:
     if text is None:
         return None
     name, equals, value = text.partition("=")
-    if not equals or name not in ("flops", "params", "latency_ms"):
-        raise UserError(f"--budget: expected flops=SHARE, params=SHARE or latency_ms=MILLISECONDS, got {text!r}")
+    if not equals or name not in ("flops", "params", "units", "latency_ms"):
+        raise UserError(
+            f"--budget: expected flops=SHARE, params=SHARE, units=SHARE or latency_ms=MILLISECONDS, got {text!r}"
+        )
     return {name: number("--budget", value)}
 
 

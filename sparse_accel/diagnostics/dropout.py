@@ -16,6 +16,7 @@ from sparse_accel.channels.graph import UnsupportedModelError
 from sparse_accel.channels.widths import Width, Widths, grouped
 from sparse_accel.diagnostics._outer import Moments, choose_units, rescale, untreated
 from sparse_accel.diagnostics._passes import Bench, Loss, Samples, same_random_state
+from sparse_accel.progress import Meter, Show, check_progress, meter
 from sparse_accel.removal.remove import find_widths
 from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, written
 
@@ -130,6 +131,7 @@ def dropout_stability(
     refit: bool = False,
     seed: int = 0,
     batch_size: int = 256,
+    progress: Show = None,
 ) -> DropoutReport:
     """Drop a random share of the units of every layer, let the others make up for it, and see how the loss changes.
 
@@ -158,6 +160,7 @@ def dropout_stability(
         refit: refit instead of rescaling.
         seed: of the sets; those of one layer do not depend on the others.
         batch_size: of the batches that tensors are split into.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is a random set of a layer.
 
     Returns:
         A table when printed.
@@ -181,6 +184,7 @@ def dropout_stability(
         ('0', 64, 0.0)
     """
     _check(keep, trials, seed, layers)
+    check_progress(progress)
     samples = Samples(data, batch_size)
     with same_random_state():
         work = Bench(model, loss, samples)
@@ -189,15 +193,18 @@ def dropout_stability(
         sets = {width.name: _sets(width, keep, trials, seed) for width in chosen}
         base = work.finite_loss("model")
         rows = []
-        for width in chosen:
-            moments = Moments(work, work, width) if refit else None
-            losses = []
-            for kept in sets[width.name]:
-                _drop(work.model, width, kept, moments)
-                losses.append(work.mean_loss())
-                work.load()
-            rows.append(_row(width.name, width.kind, width.units, len(sets[width.name][0]), losses, base))
-        together = _together(work, chosen, sets, base, rows, Bench(model, loss, samples) if refit else None)
+        total = trials * (len(chosen) + (len(chosen) > 1))
+        with meter(progress, "dropout_stability", total) as steps:
+            for width in chosen:
+                moments = Moments(work, work, width) if refit else None
+                losses = []
+                for kept in sets[width.name]:
+                    _drop(work.model, width, kept, moments)
+                    losses.append(work.mean_loss())
+                    work.load()
+                    steps.advance(width.name, losses[-1] - base)
+                rows.append(_row(width.name, width.kind, width.units, len(sets[width.name][0]), losses, base))
+            together = _together(work, chosen, sets, base, rows, Bench(model, loss, samples) if refit else None, steps)
     return DropoutReport(base, float(keep), refit, trials, rows, together, skipped)
 
 
@@ -258,6 +265,7 @@ def _together(
     base: float,
     rows: Sequence[LayerDropout],
     dense: Bench | None,
+    steps: Meter,
 ) -> LayerDropout:
     """All widths at once; ``dense`` for a refit towards what their readers gave in the whole network."""
     smallest = min(rows, key=lambda row: row.units)
@@ -270,5 +278,6 @@ def _together(
             _drop(work.model, width, kept, None if dense is None else Moments(dense, work, width))
         losses.append(work.mean_loss())
         work.load()
+        steps.advance("all at once", losses[-1] - base)
     kinds = {row.kind for row in rows}
     return _row("all at once", kinds.pop() if len(kinds) == 1 else "", smallest.units, smallest.kept, losses, base)

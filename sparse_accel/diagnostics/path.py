@@ -16,6 +16,7 @@ from sparse_accel.diagnostics._chain import Chain, State, check_alike, find_chai
 from sparse_accel.diagnostics._outer import Moments, rescale, untreated
 from sparse_accel.diagnostics._passes import Bench, Loss, Samples, same_random_state
 from sparse_accel.diagnostics.path_report import LowLossPath, between
+from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.wrappers import bare_model
 
 
@@ -32,6 +33,7 @@ def low_loss_path(
     seed: int = 0,
     aligned: bool = True,
     batch_size: int = 256,
+    progress: Show = None,
 ) -> LowLossPath:
     """Connect two trained networks of one architecture by a path along which the loss stays low.
 
@@ -60,6 +62,7 @@ def low_loss_path(
         seed: of the halves.
         aligned: whether to take the straight line to b with its units in the order of a's, too (SciPy's Hungarian
             method).
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is a loss on a line.
 
     Returns:
         A table when printed; a function of t in [0, 1] that gives a state dict.
@@ -87,6 +90,7 @@ def low_loss_path(
     for name, value, least in (("points", points, 1), ("trials", trials, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+    check_progress(progress)
     if aligned:
         need_scipy()
     bare = [bare_model(model, UnsupportedModelError) for model in (a, b)]
@@ -118,7 +122,14 @@ def low_loss_path(
         if aligned:
             lines["aligned"] = [ends[0], chain.permuted(ends[1], matching(chain, *ends))]
         times = [number / ((len(knots) - 1) * points) for number in range((len(knots) - 1) * points + 1)]
-        found = {line: tuple(work.loss_at(between(own, t)) for t in times) for line, own in lines.items()}
+        found: dict[str, tuple[float, ...]] = {}
+        with meter(progress, "low_loss_path", len(lines) * len(times)) as steps:
+            for line, own in lines.items():
+                losses = []
+                for t in times:
+                    losses.append(work.loss_at(between(own, t)))
+                    steps.advance(line, losses[-1])
+                found[line] = tuple(losses)
     return LowLossPath(
         {width.name: width.units for width in chain.widths},
         refit,

@@ -226,7 +226,7 @@ def param_groups(
         costs = multiplications(model, example)
     regularized: dict[tuple[bool, int, bool], list[tuple[str, nn.Parameter]]] = {}
     rest: list[tuple[str, nn.Parameter]] = []
-    for name, parameter, grouping in named_groupings(model, "element" if penalty is None else penalty.by, stacked):
+    for name, parameter, grouping in named_groupings(model, getattr(penalty, "by", "element"), stacked):
         if grouping is None or penalty is None:
             rest.append((name, parameter))
         else:

@@ -14,6 +14,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import indexable
 from sklearn.utils.validation import _check_sample_weight, _num_features
 
+from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.report import Column, Contents, Fact, Lines, Report, Table, written
 
 MOST = 30
@@ -160,6 +161,7 @@ def sparse_path(
     scoring: Any = None,
     sample_weight: Any = None,
     names: Sequence[str] | None = None,
+    progress: Show = None,
 ) -> SparsePath:
     """Fit an estimator for every number of coefficients, and score each on rows held out.
 
@@ -173,6 +175,7 @@ def sparse_path(
         scoring: a scorer or its name; None for the estimator's own score.
         sample_weight: ``[n]``, of fits and scores.
         names: of the features; None for a frame's columns, or numbers.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is a fit.
 
     Raises:
         TypeError: the estimator has no ``k``.
@@ -186,6 +189,7 @@ def sparse_path(
         >>> path.one_se_k, path.estimator(2).support_
         (2, array([1, 4]))
     """
+    check_progress(progress)
     if not hasattr(estimator, "get_params") or "k" not in estimator.get_params():
         raise TypeError(f"estimator: expected one with a parameter k, got {type(estimator).__name__}")
     if names is None and hasattr(X, "columns"):
@@ -203,11 +207,14 @@ def sparse_path(
     folds = list(check_cv(cv, y, classifier=is_classifier(estimator)).split(X, y))
     scores = np.zeros((len(numbers), len(folds)))
     everything = [clone(estimator).set_params(k=k) for k in numbers]
-    for place, model in enumerate(everything):
-        for number, (train, test) in enumerate(folds):
-            fold = clone(model).fit(_take(X, train), _take(y, train), **_weights(weights, train))
-            scores[place, number] = score(fold, _take(X, test), _take(y, test), **_weights(weights, test))
-        model.fit(X, y, **_weights(weights, slice(None)))
+    with meter(progress, "sparse_path", len(numbers) * (len(folds) + 1)) as steps:
+        for place, model in enumerate(everything):
+            for number, (train, test) in enumerate(folds):
+                fold = clone(model).fit(_take(X, train), _take(y, train), **_weights(weights, train))
+                scores[place, number] = score(fold, _take(X, test), _take(y, test), **_weights(weights, test))
+                steps.advance(f"k = {model.k}")
+            model.fit(X, y, **_weights(weights, slice(None)))
+            steps.advance(f"k = {model.k}")
     coefs = np.stack([model.coef_[0] if len(np.shape(model.coef_)) == 2 and len(model.coef_) == 1 else model.coef_
                       for model in everything])  # fmt: skip
     mean, error = scores.mean(1), _standard_error(scores)

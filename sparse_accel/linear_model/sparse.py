@@ -82,7 +82,7 @@ class _SparseModel(BaseEstimator):
         """
         if int(self.max_iter) != self.max_iter or self.max_iter < 1:
             raise ValueError(f"max_iter: expected a whole number >= 1, got {self.max_iter!r}")
-        return {"k": self._count(), "method": self.method, "ridge": self.ridge}
+        return {"k": self._count(), "method": self.method, "ridge": self.ridge, "progress": False}
 
     def _late(self) -> None:
         warnings.warn(
@@ -251,7 +251,14 @@ class SparseLogisticRegression(LinearClassifier, _SparseModel):
             used += found.iterations
             index = found.support.nonzero().flatten()
             on_it = problem.restricted(index)  # as many as are asked for: Newton's method
-            best = solve(on_it, len(index), ridge=self.ridge, initial=found.theta[index], iterations=int(self.max_iter))
+            best = solve(
+                on_it,
+                len(index),
+                ridge=self.ridge,
+                initial=found.theta[index],
+                iterations=int(self.max_iter),
+                progress=False,
+            )
             theta = torch.zeros_like(found.theta).index_copy(0, index, best.theta)
             settled = len(index) == problem.size or (before is not None and torch.equal(before, found.support))
             before = found.support

@@ -9,12 +9,13 @@ from .glm import glm_epoch_, glm_prox
 from .gram_obs import gram_obs
 from .groups import group_score, group_topk, prox_
 from .masked_cg import masked_cg
-from .plan import StepPlan, step_plan
+from .plan import PlannedBatch, StepPlan, step_plan
 from .sparse_linear import sparse_collect, sparse_linear, sparse_unpack
-from .steps import prox_adamw_step_, ramda_step_, rmda_step_
+from .steps import prox_adamw_step_, prox_sgd_step_, ramda_step_, rmda_step_
 from .topk_threshold import topk_threshold_
 
 __all__ = [
+    "PlannedBatch",
     "StepPlan",
     "cpu_capability",
     "glm_epoch_",
@@ -26,6 +27,7 @@ __all__ = [
     "masked_cg",
     "prox_",
     "prox_adamw_step_",
+    "prox_sgd_step_",
     "ramda_step_",
     "rmda_step_",
     "sparse_collect",

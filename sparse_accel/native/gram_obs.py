@@ -79,7 +79,9 @@ def _eliminate(
     width, padded = kernels().gram_obs_order(units)
     w = weight.reshape(-1, units, block).transpose(1, 2).reshape(-1, block * units)
     q = _padded(inverse.reshape(units, block, units, block).permute(1, 0, 3, 2), padded)
-    m = _padded(torch.mm(w.T, w).view(block, units, block, units), padded)
+    m = torch.mm(w.T, w).view(block, units, block, units)
+    m = m if units == padded else _padded(m, padded)
+    del w
     number = torch.full((padded,), -1, device="cpu")
     number[:units] = torch.arange(units, device="cpu")
     gone = None if sets is None else sets.new_zeros(int(sets.max()) + 1)
@@ -100,7 +102,8 @@ def _eliminate(
         left = (number >= 0).nonzero().flatten()
         narrower, fewer = kernels().gram_obs_order(left.numel())
         if fewer * 8 <= padded * 7:  # enough are gone to pay for a copy
-            q, m = (_padded(matrix.index_select(1, left).index_select(3, left), fewer) for matrix in (q, m))
+            q = _padded(q.index_select(1, left).index_select(3, left), fewer)  # one after the other: they are large
+            m = _padded(m.index_select(1, left).index_select(3, left), fewer)
             pad = (0, fewer - left.numel())
             x, y = (torch.nn.functional.pad(panel.index_select(2, left), pad) for panel in (x, y))
             number = torch.nn.functional.pad(number.index_select(0, left), pad, value=-1)

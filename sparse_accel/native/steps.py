@@ -27,6 +27,11 @@ def prox_adamw_step_(*arguments: Any) -> None:
     _step("prox_adamw_step_", 5, 4, arguments)
 
 
+def prox_sgd_step_(*arguments: Any) -> None:
+    """As ``torch.ops.sparse_accel.prox_sgd_step_``."""
+    _step("prox_sgd_step_", 4, 3, arguments)
+
+
 def _step(name: str, lists: int, clocks: int, arguments: tuple[Any, ...]) -> None:
     """`lists`: how many of the arguments are lists of tensors; `clocks`: which of them is the steps."""
     run: Callable[..., list[int]] = getattr(kernels(), name)

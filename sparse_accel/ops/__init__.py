@@ -12,7 +12,7 @@ from .group_score import group_score
 from .group_topk import group_topk
 from .masked_cg import masked_cg
 from .metric_step import prox_adamw_step_, ramda_step_
-from .prox import prox_
+from .prox import prox_, prox_sgd_step_
 from .rmda_step import rmda_step_
 from .sparse_linear import sparse_linear
 from .topk_threshold import topk_threshold_
@@ -28,6 +28,7 @@ __all__ = [
     "masked_cg",
     "prox_",
     "prox_adamw_step_",
+    "prox_sgd_step_",
     "ramda_step_",
     "rmda_step_",
     "sparse_linear",

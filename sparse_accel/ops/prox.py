@@ -1,4 +1,4 @@
-"""Proximal operators of group penalties, in place."""
+"""Proximal operators of group penalties, and the fused ProxSGD step that ends in them, in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_accel import reference
 from sparse_accel.groups import GroupLayout
 
-from ._library import call, flat, has_kernels, kernels, register, unflat
+from ._library import call, fake_step, flat, has_kernels, kernels, register, step_of, unflat
 
 
 def prox_(
@@ -51,6 +51,70 @@ def prox_(
     return values if return_value else None
 
 
+def prox_sgd_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    layouts: Sequence[GroupLayout],
+    *,
+    prox: str,
+    strengths: Sequence[float],
+    lr: float | Tensor,
+    rho: float,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One fused ProxSGD step for a list of parameters, in place (Yang et al., ICLR 2020).
+
+    ``t += 1; M = (1 - rho) M + rho grad; W = prox(W - lr M)`` with the prox threshold ``lr * strength``.
+
+    Args:
+        params: W, dense, of one dtype and device.
+        grads: as ``params``; strides may differ; not modified.
+        buffers: M, float32 (float64 for float64 parameters), with the strides of ``params``.
+        steps: t, one-element float32 tensors, on the CPU or the parameters' device.
+        layouts: the layout of each parameter's memory.
+        prox: ``"soft"`` or ``"hard"``, see :func:`prox_`.
+        strengths: penalty strength of each parameter; 0 leaves it unregularized.
+        lr: learning rate; a one-element tensor is read on its device.
+        rho: share of the new gradient, in (0, 1]; 1 is without momentum.
+        maximize: ascend.
+        grad_scale: gradients are divided by it (AMP).
+        found_inf: nothing changes where it is not zero (AMP).
+
+    Raises:
+        ValueError: sizes, strides or numbers that do not fit.
+        TypeError: a dtype that does not fit.
+
+    Example:
+        >>> import torch
+        >>> w, m, t = torch.tensor([[1.0, 0.1]]), torch.zeros(1, 2), torch.tensor(0.0)
+        >>> layout = GroupLayout(outer=1, groups=2, inner=1)
+        >>> prox_sgd_step_([w], [torch.zeros(1, 2)], [m], [t], [layout], prox="soft", strengths=[0.4], lr=0.5, rho=0.1)
+        >>> w, t
+        (tensor([[0.8000, 0.0000]]), tensor(1.))
+    """
+    lr_tensor = lr if isinstance(lr, Tensor) else None
+    call(
+        "prox_sgd_step_",
+        list(params),
+        list(grads),
+        list(buffers),
+        list(steps),
+        flat(layouts),
+        prox,
+        list(strengths),
+        0.0 if isinstance(lr, Tensor) else float(lr),
+        lr_tensor,
+        float(rho),
+        maximize,
+        grad_scale,
+        found_inf,
+    )
+
+
 def _prox(tensors: list[Tensor], layouts: list[int], prox: str, thresholds: list[float], with_value: bool) -> Tensor:
     if has_kernels(tensors[0]):
         return kernels().prox_(tensors, layouts, prox, thresholds, with_value)
@@ -69,4 +133,12 @@ register(
     "(Tensor(a!)[] tensors, int[] layouts, str prox, float[] thresholds, bool with_value) -> Tensor",
     _prox,
     _prox_fake,
+)
+register(
+    "prox_sgd_step_",
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] buffers, Tensor(c!)[] steps, int[] layouts, str prox, "
+    "float[] strengths, float lr, Tensor? lr_tensor, float rho, bool maximize, Tensor? grad_scale, Tensor? found_inf) "
+    "-> ()",
+    step_of("prox_sgd_step_", 4, ("rho", "maximize", "grad_scale", "found_inf")),
+    fake_step,
 )

@@ -12,7 +12,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from sparse_accel.groups.coupled import ENTRY
-from sparse_accel.penalties import Penalty, penalty_from_plain
+from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
 from ._batch import Batch, Kept, check_lr, check_numbers, check_target, grouping_of, read_parameter, state_dtype
@@ -20,20 +20,15 @@ from .common.coupled import check_coupling, couple
 from .common.critical import critical_strengths, warn_of_missed_targets
 from .common.matrices import Couplings
 from .common.plan import Plans
-from .common.projection import constraint_of, take_constraint, update_held
+from .common.projection import step_batches, take_penalty
 from .common.swap import ITERATE, MODE, SwapsIterates
-from .common.target import CLOCK, follow_targets
+from .common.target import CLOCK, follow_targets, target_key
 from .common.value import value_of
 
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
 _health_check = (
     getattr(Optimizer, "_accelerator_graph_capture_health_check", None) or Optimizer._cuda_graph_capture_health_check
 )
-
-
-def implementation_is_open(group: dict[str, Any]) -> bool:
-    """Whether neither foreach nor fused is set; False for either of them means the loop, as in torch."""
-    return group["foreach"] is None and group["fused"] is None
 
 
 class ProximalOptimizer(SwapsIterates):
@@ -57,6 +52,7 @@ class ProximalOptimizer(SwapsIterates):
     _scalar_state: ClassVar[dict[str, torch.dtype]] = {"step": torch.float32}  # [] tensors
     _tensor_state: ClassVar[tuple[str, ...]] = ()  # of the parameter's shape
     _spans_processes: ClassVar[bool] = False  # whether a group may lie across processes
+    _op: ClassVar[str] = ""  # of the native ops, the one that takes the step; state in the order of its arguments
     _update: Callable[[dict[str, Any], Batch], None]  # of a group: updates batch.work and the state of batch.params
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
@@ -105,8 +101,7 @@ class ProximalOptimizer(SwapsIterates):
         grouping_of(group, "element").check()
         check_target(group)
         check_coupling(group)
-        if group["differentiable"] and constraint_of(group):
-            raise ValueError("differentiable=True: expected a penalty, got a constraint")
+        take_penalty(self, group)
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
         if group["differentiable"] and (group["fused"] or group["foreach"]):
@@ -116,8 +111,10 @@ class ProximalOptimizer(SwapsIterates):
 
     @staticmethod
     def _is_fused(group: dict[str, Any]) -> bool:
-        """Whether the group takes the native ops: the default, unless another implementation is asked for."""
-        return bool(group["fused"]) or (implementation_is_open(group) and not group["differentiable"])
+        """Whether the group takes the native ops: the default, unless another implementation is asked for. False for
+        ``foreach`` or ``fused`` means the loop, as in torch."""
+        fused: bool | None = group["fused"]
+        return bool(fused) or (fused is None and group["foreach"] is None and not group["differentiable"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -149,22 +146,20 @@ class ProximalOptimizer(SwapsIterates):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            planned = [self._plans.batches(self, number) for number in range(len(self.param_groups))]
-            pairs = zip(self.param_groups, planned, strict=True)
-            gathered = [self._gather(group, need_grad=True) if plan is None else plan for group, plan in pairs]
-            for group, batches in zip(self.param_groups, gathered, strict=True):
+            plans = [self._plans.find(self, number) for number in range(len(self.param_groups))]
+            pairs = list(zip(self.param_groups, plans, strict=True))
+            gathered = [self._gather(group, need_grad=True) if plan is None else None for group, plan in pairs]
+            for (group, plan), batches in zip(pairs, gathered, strict=True):
                 self._begin(group)
-                for batch in (one.copy() for one in batches):
-                    held = take_constraint(group, batch)
-                    if held is None:
-                        self._update(group, batch)
-                    else:
-                        update_held(self, group, batch, held)
-                    batch.write_back()
-            for number, plan in enumerate(planned):
                 if plan is None:
-                    self._plans.keep(self, number, gathered[number])
-        self._follow_targets()
+                    step_batches(self, group, batches or [])
+                elif not plan.take_step(self, group):
+                    step_batches(self, group, plan.batches())
+            for number, batches in enumerate(gathered):
+                if batches is not None:
+                    self._plans.keep(self, number, batches)
+        if any(target_key(group) is not None for group in self.param_groups):
+            self._follow_targets()
         return loss
 
     def _follow_targets(self) -> None:
@@ -181,15 +176,17 @@ class ProximalOptimizer(SwapsIterates):
         and by how much it multiplies the strength, ``[]``, of each tensor."""
         raise NotImplementedError(f"{type(self).__name__} does not tell critical strengths")
 
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        """The last step's metric (None: 1), and what the penalty is multiplied by, ``[]`` float64, of each tensor."""
+        raise NotImplementedError
+
     def _begin(self, group: dict[str, Any]) -> None:
         """Called for each group at the start of its part of the step."""
 
     def _gather(self, group: dict[str, Any], need_grad: bool) -> list[Batch]:
         """The group's parameters with a gradient (or with state, and not frozen) by device and dtype, all checked."""
         check_numbers(type(self).__name__, group)
-        penalty = penalty_from_plain(group["penalty"])
-        if isinstance(group["penalty"], Penalty):
-            group["penalty"] = group["penalty"].to_plain()
+        penalty = take_penalty(self, group)
         grouping = grouping_of(group, penalty.by) if penalty and group[ENTRY] is None else None
         batches: dict[tuple[Any, ...], Batch] = {}
         for param in dict.fromkeys(group["params"]):
@@ -223,7 +220,11 @@ class ProximalOptimizer(SwapsIterates):
     @staticmethod
     def _prox_name(group: dict[str, Any]) -> str:
         penalty = penalty_from_plain(group["penalty"])
-        return penalty.prox_name if penalty and not penalty.projects else "soft"
+        return penalty.prox_name if penalty and not penalty.stages else "soft"
+
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        """What ``_op`` takes behind lr; None where the group's step is more than the op."""
+        return None
 
     @staticmethod
     def _share(group: dict[str, Any]) -> float:
@@ -243,10 +244,9 @@ class ProximalOptimizer(SwapsIterates):
         device = self._scalar_device(param)
         return {key: torch.zeros((), dtype=dtype, device=device) for key, dtype in self._scalar_state.items()}
 
-    @staticmethod
-    def _like(work: Tensor, value: Tensor) -> Tensor:
+    def _like(self, work: Tensor, value: Tensor) -> Tensor:
         """A state tensor with the dtype of the state and the strides of ``work`` (itself if it has them)."""
-        dtype = state_dtype(work)
+        dtype = state_dtype(work, self._low)
         if value.dtype == dtype and value.stride() == work.stride() and value.device == work.device:
             return value
         return torch.empty_like(work, dtype=dtype, requires_grad=False).copy_(value)
@@ -276,15 +276,14 @@ class ProximalOptimizer(SwapsIterates):
         if key in self._scalar_state:
             return torch.empty((), dtype=self._scalar_state[key], device=self._scalar_device(param)).copy_(value)
         value = aligned(f"state {key!r}", value, param)
-        dtype = state_dtype(param) if value.is_floating_point() and key != ITERATE else value.dtype
+        dtype = state_dtype(param, self._low) if value.is_floating_point() and key != ITERATE else value.dtype
         return value.detach().to(device=param.device, dtype=dtype, copy=True)
 
     @_disable_dynamo
     def state_dict(self) -> StateDict:
         """The state as tensors and plain values, for ``torch.save`` and ``torch.load(..., weights_only=True)``."""
         for group in self.param_groups:
-            if isinstance(group["penalty"], Penalty):  # assigned since the last step
-                group["penalty"] = group["penalty"].to_plain()
+            take_penalty(self, group)  # may have been assigned since the last step
         return super().state_dict()
 
     @_disable_dynamo

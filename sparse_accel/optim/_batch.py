@@ -159,9 +159,11 @@ class Kept:
         self.tensor = tensor
 
 
-def state_dtype(param: Tensor) -> torch.dtype:
-    """float64 for float64 and complex128 parameters, else float32."""
-    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+def state_dtype(param: Tensor, low: str | None = None) -> torch.dtype:
+    """float64 for float64 and complex128 parameters, else float32, or what ``low`` names."""
+    if param.dtype in (torch.float64, torch.complex128):
+        return torch.float64
+    return torch.float32 if low is None else torch.bfloat16
 
 
 def check_lr(lr: float | Tensor) -> None:
@@ -171,6 +173,13 @@ def check_lr(lr: float | Tensor) -> None:
             raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
     elif not (math.isfinite(lr) and lr >= 0):
         raise ValueError(f"lr: expected a finite number >= 0, got {lr!r}")
+
+
+def rates(lr: float | Tensor, steps: Iterable[Tensor]) -> list[Tensor]:
+    """The step size as ``[]`` float64 beside each clock: nothing waits for one on a device."""
+    if isinstance(lr, Tensor):
+        return [lr.detach().to(step.device, torch.float64).reshape(()) for step in steps]
+    return [torch.full((), lr, dtype=torch.float64, device=step.device) for step in steps]
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_accel.groups import GroupLayout
+
 from . import _inner
+from .common.projection import Operator
 
 
 def real(param: Tensor) -> Tensor:
@@ -36,6 +39,14 @@ class ClosureProblem:
     sign: float
     params: list[Tensor] = dataclasses.field(default_factory=list)
     pieces: list[_inner.Piece] = dataclasses.field(default_factory=list)
+
+    def add(
+        self, optimizer: Any, group: dict[str, Any], param: Tensor, z: Tensor, layout: GroupLayout, strength: float
+    ) -> None:
+        """Take in a parameter of one of the optimizer's groups: z, and how the penalty cuts it."""
+        numbers = float(group["lr"]), float(group["weight_decay"]), layout, strength, optimizer._prox_name(group)
+        self.pieces.append(_inner.Piece(z, *numbers, Operator.of(optimizer, group, param)))
+        self.params.append(param)
 
     def gradients(self) -> list[Tensor]:
         """Those of the last call of the closure, in the pieces' dtype; zero for parameters without one."""

@@ -20,6 +20,12 @@ MAXIMIZE = "maximize: ascend instead of descending; the penalty shrinks all the 
 CAPTURABLE = """capturable: the step is to be captured in a CUDA graph. Numbers are then fixed at their value at
             capture."""
 DIFFERENTIABLE = "differentiable: let autograd run through the step; takes the loop."
+STATE_DTYPE = """state_dtype: ``torch.bfloat16`` holds the tensors of state in half of the memory, rounded at random so
+            that they are right in the mean (Gupta et al., "Deep learning with limited numerical precision", 2015); a
+            stage starts at the rounded weights. A step takes two passes, and some megabytes of float32 at a time.
+            None: float32. One for all groups; not for float64 parameters."""
+ROUNDING_SEED = """rounding_seed: of the random numbers, which follow from it and the number of steps: a resumed run has
+            the same, and so have ranks."""
 RAISES = """Raises:
         ValueError: a number is out of its range, or ``fused`` comes with ``foreach`` or ``differentiable``."""
 
@@ -41,6 +47,8 @@ def shared_docs(**words: str) -> Callable[[Documented], Documented]:
         "maximize": MAXIMIZE,
         "capturable": CAPTURABLE,
         "differentiable": DIFFERENTIABLE,
+        "state_dtype": STATE_DTYPE,
+        "rounding_seed": ROUNDING_SEED,
         "raises": RAISES,
         **words,
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparse_accel.groups import GroupLayout
 
+from .common.projection import Operator
 from .steps.prox import proximal_point
 
 _MEMORY = 5  # objectives that a new one is held against
@@ -29,6 +30,7 @@ class Piece:
     layout: GroupLayout
     strength: float  # of the penalty; 0: none
     prox: str  # "soft" or "hard"
+    operator: Operator | None = None  # of a penalty that has neither
 
     def smooth(self, x: Tensor) -> float:
         """``|x - z|^2 / (2 lr) + weight_decay / 2 |x|^2``."""
@@ -39,6 +41,8 @@ class Piece:
 
     def penalty(self, x: Tensor) -> float:
         """The penalty at x."""
+        if self.operator is not None:
+            return self.operator.value(x)
         if not self.strength:
             return 0.0
         outer, groups, inner, blocks = self.layout
@@ -56,7 +60,9 @@ class Piece:
     def forward_backward(self, x: Tensor, gradient: Tensor, length: float) -> Tensor:
         """The proximal gradient step of a length, from x."""
         out = x - length * gradient
-        if self.strength:
+        if self.operator is not None:
+            self.operator.take_(out, length * self.lr)
+        elif self.strength:
             threshold = torch.tensor(length * self.lr * self.strength, dtype=x.dtype, device=x.device)
             out = proximal_point(out, self.layout, threshold, self.prox)
         return out

@@ -12,7 +12,7 @@ from sparse_accel.penalties import Penalty
 from sparse_accel.sharding import sharded_as
 
 from ._base import ProximalOptimizer
-from ._batch import Batch, check_finite, state_dtype
+from ._batch import Batch, check_finite, rates, state_dtype
 from ._docs import shared_docs
 from .steps.prox_adamw import AdamwNumbers, AdamwTensors, prox_adamw
 
@@ -73,6 +73,8 @@ class ProxAdamW(ProximalOptimizer):
         "eps": 1e-8,
         "weight_decay": 1e-2,
     }
+    _op: ClassVar = "prox_adamw_step_"
+    _in_metric: ClassVar = True
     _tensor_state: ClassVar = ("exp_avg", "exp_avg_sq")
 
     def __init__(
@@ -112,6 +114,9 @@ class ProxAdamW(ProximalOptimizer):
         check_finite("eps", group["eps"], 0)
         check_finite("weight_decay", group["weight_decay"], 0)
 
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        return *group["betas"], group["eps"], group["weight_decay"], group["maximize"]
+
     def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
@@ -150,3 +155,10 @@ class ProxAdamW(ProximalOptimizer):
             decayed = work.to(dtype) * (1 - lr * group["weight_decay"])
             points.append(metric * decayed - lr * mean / (1 - beta1 ** step.to(mean)))
         return points, [torch.full((), lr, dtype=dtype, device=work.device) for work in batch.work]
+
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        _, squares, steps = self._tensor_lists(batch)
+        beta2, taus = group["betas"][1], rates(group["lr"], steps)
+        roots = [(1 - beta2 ** step.double().clamp(min=1)).sqrt() for step in steps]
+        pairs = zip(squares, roots, strict=True)
+        return [square.sqrt() / root.to(square) + group["eps"] for square, root in pairs], taus

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 from sparse_accel.penalties import Penalty
 from sparse_accel.sharding import sharded_as
 
-from ._base import ProximalOptimizer, implementation_is_open
-from ._batch import Batch, check_finite, check_fraction, state_dtype
+from ._base import ProximalOptimizer
+from ._batch import Batch, check_finite, check_fraction, rates, state_dtype
 from ._docs import shared_docs
-from .steps.prox import proximal_parts, proximal_point
+from .steps.prox_sgd import SgdNumbers, SgdTensors, prox_sgd_step
 
 __all__ = ["ProxSGD", "prox_sgd"]
 
@@ -42,10 +41,10 @@ class ProxSGD(ProximalOptimizer):
         {penalty}
         {weight_decay}
         {maximize}
-        foreach: use torch's multi-tensor ops with the native proximal operator, the default; False takes a loop
-            over plain tensor ops.
-        fused: the same as ``foreach``, and takes the scale and overflow flag of ``torch.amp.GradScaler`` on the
-            device, without a host synchronization.
+        foreach: use torch's multi-tensor ops with the native proximal operator.
+        fused: use one native op per group, the default. It takes the scale and overflow flag of
+            ``torch.amp.GradScaler`` on the device. ``foreach=False`` or ``fused=False`` takes a loop over plain
+            tensor ops.
         {capturable}
         {differentiable}
 
@@ -67,6 +66,7 @@ class ProxSGD(ProximalOptimizer):
 
     _group_defaults: ClassVar = {**ProximalOptimizer._group_defaults, "weight_decay": 0.0}
     _spans_processes: ClassVar = True
+    _op: ClassVar = "prox_sgd_step_"
     _tensor_state: ClassVar = ("momentum_buffer",)
 
     def __init__(
@@ -101,9 +101,8 @@ class ProxSGD(ProximalOptimizer):
         check_fraction("rho", group["rho"])
         check_finite("weight_decay", group["weight_decay"], 0)
 
-    @staticmethod
-    def _is_fused(group: dict[str, Any]) -> bool:
-        return bool(group["fused"])
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        return None if group["weight_decay"] else (group["rho"], group["maximize"])
 
     def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
@@ -116,26 +115,17 @@ class ProxSGD(ProximalOptimizer):
         self._make_state(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         momentum_buffers, steps = self._tensor_lists(batch)
-        multi_tensor = group["foreach"] or group["fused"]
-        if implementation_is_open(group):
-            multi_tensor = not group["differentiable"]
-        prox_sgd(
-            batch.work,
-            batch.grads,
-            momentum_buffers,
-            steps,
-            batch.layouts,
-            foreach=bool(multi_tensor),
-            prox=self._prox_name(group),
-            strengths=batch.strengths,
-            lr=group["lr"],
-            rho=group["rho"],
-            maximize=group["maximize"],
+        prox_sgd_step(
+            SgdTensors(batch.work, batch.grads, momentum_buffers, steps, *batch.cuts()),
+            SgdNumbers(group["lr"], group["rho"], self._prox_name(group), group["maximize"]),
+            foreach=group["foreach"],
+            fused=self._is_fused(group),
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            sizes=batch.sizes,
-            processes=batch.processes,
         )
+
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        return None, rates(group["lr"], self._tensor_lists(batch)[-1])
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         buffers, _ = self._tensor_lists(batch)
@@ -156,7 +146,8 @@ def prox_sgd(
     rho: float,
     prox: str = "soft",
     maximize: bool = False,
-    foreach: bool = True,
+    foreach: bool | None = None,
+    fused: bool | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     sizes: Sequence[int] = (),
@@ -176,10 +167,14 @@ def prox_sgd(
         prox: ``"soft"`` or ``"hard"``.
         maximize: ascend instead.
         foreach: use torch's multi-tensor ops and the native proximal operator; False: plain ops in a loop.
-        grad_scale: ``[]``, gradients are divided by it.
-        found_inf: ``[]``, nothing changes where it is not zero.
+        fused: use the native op of the whole step; default: if ``foreach`` is not given either.
+        grad_scale: ``[]``, gradients are divided by it; fused only.
+        found_inf: ``[]``, nothing changes where it is not zero; fused only.
         sizes: elements of a whole group, where the groups lie across processes.
         processes: the groups of processes across which they do. All of them take the step.
+
+    Raises:
+        RuntimeError: ``grad_scale`` or ``found_inf`` without the native op.
 
     Example:
         >>> w, m, t = torch.ones(2), torch.zeros(2), torch.zeros(())
@@ -187,74 +182,12 @@ def prox_sgd(
         >>> w
         tensor([0.5000, 0.5000])
     """
-    if not params:
-        return
-    dtype, device = momentum_buffers[0].dtype, params[0].device
-    if isinstance(lr, Tensor):  # the value of one on the CPU costs no synchronization, one on the device stays there
-        lr = lr.item() if lr.is_cpu and not lr.requires_grad else lr.reshape(()).to(device, dtype)
-    scaled = [(-grad if maximize else grad).to(dtype) for grad in grads]
-    if grad_scale is not None:
-        scaled = [grad / grad_scale.to(device, dtype) for grad in scaled]
-    if found_inf is None:
-        torch._foreach_add_(steps, 1)
-        _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho, prox, foreach, sizes, processes)
-        return
-    skip = found_inf.to(device).reshape(()) != 0
-    torch._foreach_add_(steps, [(~skip).to(steps[0])] * len(steps))  # a list: one tensor may be read on the host
-    scaled = [torch.where(skip, 0.0, grad) for grad in scaled]
-    before = [param.detach().clone() for param in params]
-    rho_or_zero = torch.where(skip, 0.0, rho).to(dtype)
-    _step(params, scaled, momentum_buffers, layouts, strengths, lr, rho_or_zero, prox, foreach, sizes, processes)
-    torch._foreach_copy_(params, [torch.where(skip, old, new) for old, new in zip(before, params, strict=True)])
-
-
-def _step(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    layouts: Sequence[GroupLayout],
-    strengths: Sequence[float],
-    lr: float | Tensor,
-    rho: float | Tensor,
-    prox: str,
-    foreach: bool,
-    sizes: Sequence[int],
-    processes: Sequence[Any],
-) -> None:
-    """The formulas, on gradients of the buffers' dtype. The native operator takes its threshold as a number: an lr
-    on the device goes with the plain one."""
-    dtype = momentum_buffers[0].dtype
-    penalized = [i for i, strength in enumerate(strengths) if strength]
-    if foreach or processes:
-        torch._foreach_mul_(momentum_buffers, 1 - rho)
-        if isinstance(rho, Tensor):
-            torch._foreach_add_(momentum_buffers, torch._foreach_mul(grads, rho))
-        else:
-            torch._foreach_add_(momentum_buffers, grads, alpha=rho)
-        xs = params if params[0].dtype == dtype else [param.to(dtype) for param in params]
-        if isinstance(lr, Tensor):
-            torch._foreach_sub_(xs, torch._foreach_mul(momentum_buffers, lr))
-        else:
-            torch._foreach_add_(xs, momentum_buffers, alpha=-lr)
-        if processes:
-            rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=dtype, device=params[0].device)
-            thresholds = [rate * strength for strength in strengths]
-            torch._foreach_copy_(xs, proximal_parts(xs, layouts, thresholds, prox, sizes, processes))
-        elif isinstance(lr, Tensor):
-            for i in penalized:
-                xs[i].copy_(proximal_point(xs[i], layouts[i], lr * strengths[i], prox))
-        elif penalized:
-            numbers = [lr * strengths[i] for i in penalized]
-            ops.prox_([xs[i] for i in penalized], [layouts[i] for i in penalized], numbers, prox=prox)
-        if xs is not params:
-            torch._foreach_copy_(params, xs)
-        return
-    for i, (param, buffer) in enumerate(zip(params, momentum_buffers, strict=True)):
-        buffer.mul_(1 - rho).add_(grads[i] * rho)
-        x = param.to(dtype) - buffer * lr
-        if strengths[i]:
-            threshold = lr * strengths[i]
-            if not isinstance(threshold, Tensor):
-                threshold = torch.full((), threshold, dtype=dtype, device=x.device)  # a fill, no transfer
-            x = proximal_point(x, layouts[i], threshold, prox)
-        param.copy_(x)
+    tensors = SgdTensors(params, grads, momentum_buffers, steps, layouts, strengths, sizes, processes)
+    prox_sgd_step(
+        tensors,
+        SgdNumbers(lr, rho, prox, maximize),
+        foreach=foreach,
+        fused=fused,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )

@@ -15,9 +15,10 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer
 from ._batch import Batch, state_dtype
 from ._docs import CAPTURABLE, shared_docs
+from .common import rounding
 from .common.projection import take_constraint
 from .rmda import RMDA
-from .steps.ramda import RamdaNumbers, RamdaTensors, ramda
+from .steps.ramda import RamdaNumbers, RamdaTensors, ramda, ramda_rounded
 
 __all__ = ["RAMDA", "RamdaNumbers", "RamdaTensors", "ramda"]
 
@@ -57,6 +58,8 @@ class RAMDA(RMDA):
             ``foreach=False`` or ``fused=False`` takes a loop over plain tensor ops.
         {capturable}
         {differentiable}
+        {state_dtype}
+        {rounding_seed}
 
     {raises}
 
@@ -79,6 +82,8 @@ class RAMDA(RMDA):
 
     _group_defaults: ClassVar = {**RMDA._group_defaults, "eps": 1e-6, "eps_scale": 1.0}
     _spans_processes: ClassVar = False
+    _op: ClassVar = "ramda_step_"
+    _in_metric: ClassVar = True
     _tensor_state: ClassVar = ("dual", "square", "anchor")
     _weights: ClassVar = ("anchor",)
 
@@ -96,6 +101,8 @@ class RAMDA(RMDA):
         fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+        rounding_seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -108,6 +115,8 @@ class RAMDA(RMDA):
             "fused": fused,
             "capturable": capturable,
             "differentiable": differentiable,
+            "state_dtype": state_dtype,
+            "rounding_seed": rounding_seed,
         }
         ProximalOptimizer.__init__(self, params, defaults)
 
@@ -122,11 +131,15 @@ class RAMDA(RMDA):
             group["eps_scale"] = 1.0
         super()._begin(group)
 
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        plain = not group["weight_decay"] and not self._low
+        return (self._share(group), group["eps"], group["maximize"]) if plain else None
+
     def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
-                anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
+                anchor = work.detach().to(state_dtype(work, self._low), copy=True, memory_format=torch.preserve_format)
                 zeros = {key: sharded_as(torch.zeros_like(anchor), param) for key in ("dual", "square")}
                 state.update(self._new_scalars(param), **zeros, anchor=sharded_as(anchor, param))
 
@@ -140,27 +153,38 @@ class RAMDA(RMDA):
         tensors = RamdaTensors(
             batch.work, batch.grads, duals, squares, anchors, steps, alphas, batch.layouts, batch.strengths
         )
-        ramda(
-            tensors,
-            RamdaNumbers(group["lr"], self._momentum(group), group["eps"], self._prox_name(group), group["maximize"]),
-            foreach=group["foreach"],
-            fused=self._is_fused(group),
-            grad_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
-        )
+        prox = self._prox_name(group)
+        numbers = RamdaNumbers(group["lr"], self._momentum(group), group["eps"], prox, group["maximize"])
+        flags = {
+            "foreach": group["foreach"],
+            "fused": self._is_fused(group),
+            "grad_scale": getattr(self, "grad_scale", None),
+            "found_inf": getattr(self, "found_inf", None),
+        }
+        if not duals or duals[0].dtype != torch.bfloat16:
+            ramda(tensors, numbers, **flags)
+            return
+        noise = rounding.Rounding(group)
+        for part in rounding.parts(duals, False):
+            ramda_rounded(tensors, numbers, part, noise, flags)
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        duals, squares, anchors, _, alphas = self._tensor_lists(batch)
+        duals, squares, anchors, _, alphas = rounding.widened(self._tensor_lists(batch))
         metrics = torch._foreach_add(torch._foreach_pow(squares, 1 / 3), group["eps"])
         return list(torch._foreach_sub(torch._foreach_mul(metrics, anchors), duals)), alphas
+
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        _, squares, _, _, alphas = rounding.widened(self._tensor_lists(batch))
+        roots = [square.double().pow(1 / 3).to(square.dtype) for square in squares]
+        return list(torch._foreach_add(roots, group["eps"])), list(alphas)
 
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step with lr = 0, no gradient and momentum 1 leaves V, U and alpha: it gives the proximal iterate of the
         # last step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in (one.copy() for one in self._gather(group, need_grad=False)):
-                held = take_constraint(group, batch)
-                duals, squares, anchors, steps, alphas = self._tensor_lists(batch)
+                held = take_constraint(group, batch, self)
+                duals, squares, anchors, steps, alphas = rounding.widened(self._tensor_lists(batch))
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
                 grads = [torch.zeros_like(work) for work in batch.work]
@@ -178,5 +202,5 @@ class RAMDA(RMDA):
                 numbers = RamdaNumbers(0.0, 1.0, group["eps"], self._prox_name(group))
                 ramda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
                 if held is not None:
-                    held.project(batch.work)
+                    held.operate(self, group, batch)
                 batch.write_back()

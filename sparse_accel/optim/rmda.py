@@ -14,8 +14,9 @@ from sparse_accel.sharding import sharded_as
 from ._base import ProximalOptimizer
 from ._batch import Batch, check_finite, check_fraction, state_dtype
 from ._docs import CAPTURABLE, shared_docs
-from .common.projection import constraint_of, take_constraint
-from .steps.rmda import StepNumbers, StepTensors, rmda
+from .common import rounding
+from .common.projection import held_penalty, take_constraint
+from .steps.rmda import StepNumbers, StepTensors, rmda, rmda_rounded
 
 __all__ = ["RMDA", "StepNumbers", "StepTensors", "rmda"]
 
@@ -51,6 +52,8 @@ class RMDA(ProximalOptimizer):
             tensor ops.
         {capturable}
         {differentiable}
+        {state_dtype}
+        {rounding_seed}
 
     {raises}
 
@@ -76,9 +79,11 @@ class RMDA(ProximalOptimizer):
         "restart": False,
         "momentum_ramp": None,
         "weight_decay": 0.0,
+        **rounding.DEFAULTS,
     }
     _spans_processes: ClassVar = True
     _groups_follow: ClassVar = True
+    _op: ClassVar = "rmda_step_"
     _scalar_state: ClassVar = {"step": torch.float32, "alpha": torch.float64}
     _tensor_state: ClassVar[tuple[str, ...]] = ("point", "anchor")
     _weights: ClassVar[tuple[str, ...]] = ("point", "anchor")  # state that a stage starts at the weights, not at zero
@@ -96,6 +101,8 @@ class RMDA(ProximalOptimizer):
         fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+        rounding_seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -107,6 +114,8 @@ class RMDA(ProximalOptimizer):
             "fused": fused,
             "capturable": capturable,
             "differentiable": differentiable,
+            "state_dtype": state_dtype,
+            "rounding_seed": rounding_seed,
         }
         super().__init__(params, defaults)
 
@@ -114,6 +123,7 @@ class RMDA(ProximalOptimizer):
         super()._check_group(group)
         check_fraction("momentum", group["momentum"])
         check_finite("weight_decay", group["weight_decay"], 0)
+        rounding.check_state_dtype(group, self.param_groups)
 
     @staticmethod
     def _is_apart(state: dict[str, Any]) -> bool:
@@ -141,11 +151,13 @@ class RMDA(ProximalOptimizer):
             group["restart"] = False
         if group["momentum_ramp"] is not None:
             group["momentum_ramp"] += 1
+        if group[rounding.STATE_DTYPE] is not None:
+            group[rounding.CLOCK] += 1
 
     @classmethod
     def _momentum(cls, group: dict[str, Any]) -> float:
-        """c of the step's op: under a constraint the mixture comes after the projection."""
-        return 1.0 if constraint_of(group) else cls._share(group)
+        """c of the step's op: under a constraint, or a penalty of stages, the mixture comes after the operator."""
+        return 1.0 if held_penalty(group) else cls._share(group)
 
     @staticmethod
     def _share(group: dict[str, Any]) -> float:
@@ -167,11 +179,14 @@ class RMDA(ProximalOptimizer):
             step += 1
         return True
 
+    def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        return None if group["weight_decay"] or self._low else (self._share(group), group["maximize"])
+
     def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
-                anchor = work.detach().to(state_dtype(work), copy=True, memory_format=torch.preserve_format)
+                anchor = work.detach().to(state_dtype(work, self._low), copy=True, memory_format=torch.preserve_format)
                 starts = {"point": sharded_as(anchor.clone(), param), "anchor": sharded_as(anchor, param)}
                 state.update(self._new_scalars(param), **starts)
 
@@ -187,26 +202,35 @@ class RMDA(ProximalOptimizer):
         if fresh and self._stands_still(group, steps):
             return
         tensors = StepTensors(batch.work, batch.grads, points, anchors, steps, alphas, *batch.cuts())
-        rmda(
-            tensors,
-            StepNumbers(group["lr"], self._momentum(group), self._prox_name(group), group["maximize"]),
-            foreach=group["foreach"],
-            fused=self._is_fused(group),
-            grad_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
-        )
+        numbers = StepNumbers(group["lr"], self._momentum(group), self._prox_name(group), group["maximize"])
+        flags = {
+            "foreach": group["foreach"],
+            "fused": self._is_fused(group),
+            "grad_scale": getattr(self, "grad_scale", None),
+            "found_inf": getattr(self, "found_inf", None),
+        }
+        if not points or points[0].dtype != torch.bfloat16:
+            rmda(tensors, numbers, **flags)
+            return
+        noise = rounding.Rounding(group)
+        for part in rounding.parts(points, bool(batch.processes)):
+            rmda_rounded(tensors, numbers, part, noise, flags)
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        points, _, steps, alphas = self._tensor_lists(batch)
+        points, _, steps, alphas = rounding.widened(self._tensor_lists(batch))
         return points, [alpha / step.to(alpha).sqrt() for alpha, step in zip(alphas, steps, strict=True)]
+
+    def _prox_metric(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor] | None, list[Tensor]]:
+        _, _, steps, alphas = self._tensor_lists(batch)
+        return None, [alpha / step.to(alpha).clamp(min=1).sqrt() for alpha, step in zip(alphas, steps, strict=True)]
 
     def _write_proximal(self, backup: dict[Tensor, Tensor] | None) -> None:
         # A step from t - 1 with lr = 0, momentum 1 and the anchor at X leaves X and alpha, and has the beta of the last
         # step: it gives the proximal iterate of that step by the code of the step, bit by bit.
         for group in self.param_groups:
             for batch in (one.copy() for one in self._gather(group, need_grad=False)):
-                held = take_constraint(group, batch)
-                points, _, steps, alphas = self._tensor_lists(batch)
+                held = take_constraint(group, batch, self)
+                points, _, steps, alphas = rounding.widened(self._tensor_lists(batch))
                 if backup is not None:
                     backup.update((param, param.detach().clone()) for param in batch.params)
                 grads = [torch.zeros_like(work) for work in batch.work]
@@ -216,5 +240,5 @@ class RMDA(ProximalOptimizer):
                 numbers = StepNumbers(0.0, 1.0, self._prox_name(group))
                 rmda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))
                 if held is not None:
-                    held.project(batch.work)
+                    held.operate(self, group, batch)
                 batch.write_back()

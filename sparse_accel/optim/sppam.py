@@ -13,14 +13,13 @@ from torch.optim.optimizer import ParamsT
 
 from sparse_accel.penalties import Penalty
 
-from . import _inner
 from ._base import ProximalOptimizer
 from ._batch import check_count, check_finite, state_dtype
 from ._closure import ClosureProblem, number, real, warn_unfinished
 from ._docs import shared_docs
 from ._exact import Block, GlmLoss, Quadratic, check_exact
 from ._iterates import advance, extrapolated
-from .common.projection import constraint_of
+from .common.projection import has_constraint
 
 __all__ = ["SPPAM"]
 
@@ -139,7 +138,7 @@ class SPPAM(ProximalOptimizer):
         for name in ("fused", "capturable", "differentiable"):
             if group[name]:
                 raise ValueError(f"{name}=True is not supported by SPPAM: its inner solver decides on the host")
-        if group["coupled"] or (group["penalty"] and ("target" in group["penalty"] or constraint_of(group))):
+        if group["coupled"] or (group["penalty"] and ("target" in group["penalty"] or has_constraint(group))):
             raise ValueError("target and constraints are not supported by SPPAM (nor coupled groups): give a strength")
         check_finite("momentum", group["momentum"])
         check_finite("weight_decay", group["weight_decay"], least=0.0)
@@ -290,9 +289,7 @@ class SPPAM(ProximalOptimizer):
                     if lr == 0:
                         continue  # the proximal operator is the identity: z it is
                     z = work.detach().to(state_dtype(work), copy=True)
-                    decay = float(group["weight_decay"])
-                    problem.pieces.append(_inner.Piece(z, lr, decay, layout, strength, self._prox_name(group)))
-                    problem.params.append(param)
+                    problem.add(self, group, param, z, layout, strength)
         for param, value in saved.items():
             if param not in averaging:
                 param.copy_(value)  # no gradient, no step

@@ -39,6 +39,11 @@ class Meter:
         self.done, self._start = 0, time.perf_counter()
         self._error: float | None = None
 
+    @property
+    def shown(self) -> bool:
+        """Whether anybody looks: what costs time to say need not be computed otherwise."""
+        return self._tell is not None
+
     def advance(self, label: str = "", error: float | None = None, by: int = 1) -> None:
         """So many further steps are done.
 

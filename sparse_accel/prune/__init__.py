@@ -13,12 +13,14 @@ from sparse_accel.prune.refinement.options import RefineReport
 from sparse_accel.prune.refinement.refine import Refined, refine
 from sparse_accel.prune.select.gram import GramSelection, energy_select, gram_cosamp, gram_obs, refit
 from sparse_accel.prune.select.ispasp import ISpaSPSelection, batchnorm_affine, ispasp_select
-from sparse_accel.prune.structured.pruner import ISpaSP, PruneError
+from sparse_accel.prune.structured.pruner import ISpaSP
 from sparse_accel.prune.structured.report import StructuredReport, StructuredResult
+from sparse_accel.prune.structured.request import PruneError
 from sparse_accel.prune.unstructured.masks import Masks
 from sparse_accel.prune.unstructured.pruner import CurvatureIHT
 from sparse_accel.prune.unstructured.report import CurvatureIHTReport, LayerReport
 from sparse_accel.prune.unstructured.result import CurvatureIHTResult, export_sparse, load_sparse
+from sparse_accel.removal.attention import OpenAttention, open_attention
 from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "LayerInfo",
     "LayerReport",
     "Masks",
+    "OpenAttention",
     "PruneError",
     "RefineReport",
     "Refined",
@@ -53,6 +56,7 @@ __all__ = [
     "ispasp_select",
     "layerwise_solve",
     "load_sparse",
+    "open_attention",
     "refine",
     "refit",
     "remove_units",

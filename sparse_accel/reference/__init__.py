@@ -9,7 +9,7 @@ from .group_score import group_score
 from .group_topk import group_topk
 from .masked_cg import masked_cg
 from .metric_step import metric_prox, prox_adamw_step_, ramda_step_
-from .prox import prox_
+from .prox import prox_, prox_sgd_step_
 from .rmda_step import rmda_step_
 from .sparse_linear import ACTIVATIONS, sparse_collect, sparse_linear, sparse_unpack
 from .topk_threshold import topk_threshold_
@@ -28,6 +28,7 @@ __all__ = [
     "metric_prox",
     "prox_",
     "prox_adamw_step_",
+    "prox_sgd_step_",
     "ramda_step_",
     "rmda_step_",
     "sparse_collect",

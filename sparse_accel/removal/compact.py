@@ -78,8 +78,9 @@ def compact(
     The heads of an attention go as a whole, with their queries, keys and values. Of the experts of a mixture that are
     stacked in parameters, as many neurons go as add nothing in every one of them, each expert's own. Channels that
     appear in an output of the model, or that an operation without an analysis takes (LayerNorm over them,
-    ``nn.MultiheadAttention``, sizes written in the code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says
-    where. Every layer keeps at least one channel, and the groups of a grouped convolution stay equally wide.
+    ``nn.MultiheadAttention`` unless :func:`~sparse_accel.prune.open_attention` has been there, sizes written in the
+    code as in ``x.view(-1, 400)``), stay; ``result.plan["notes"]`` says where. Every layer keeps at least one channel,
+    and the groups of a grouped convolution stay equally wide.
 
     The configuration of a Hugging Face model follows where it can say what became of all layers, so that
     ``from_pretrained`` rebuilds what ``save_pretrained`` wrote; the notes say where it cannot. No bias is made in such

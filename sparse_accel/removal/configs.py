@@ -26,6 +26,7 @@ from sparse_accel.removal.surgery import Plan, attribute
 _NEURONS = ("intermediate_size", "ffn_dim", "d_ff", "hidden_dim", "n_inner")
 _INNER = re.compile("inner|intermediate|ffn|d_ff|mlp|hidden_dim")  # names that may be None: a multiple of the width
 RELOAD = "from_pretrained: "  # what a note about a configuration starts with
+UNSAID = "no configuration says what "  # in a note about tensors that a class builds otherwise
 ADVICE = "save with sparse_accel.save and load with sparse_accel.load"  # what it ends in
 _CHOICES = 4  # different numbers of units that are tried for one name
 
@@ -49,6 +50,11 @@ def owner_of(model: nn.Module, module: str) -> str | None:
 
 def _is_rebuilt(module: nn.Module) -> bool:
     return callable(getattr(module, "save_pretrained", None)) and getattr(module, "config", None) is not None
+
+
+def has_rebuilt(model: nn.Module) -> bool:
+    """Whether a model, or a module in it, is rebuilt from a configuration when it is loaded."""
+    return any(map(_is_rebuilt, model.modules()))
 
 
 def follow_removal(
@@ -127,7 +133,7 @@ def _note_reload(model: nn.Module, small: nn.Module, plan: Plan, path: str) -> N
     )  # a number may have been another one all along
     if names:
         shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        plan["notes"].append(f"{start}no configuration says what {shown} became; {ADVICE}")
+        plan["notes"].append(f"{start}{UNSAID}{shown} became; {ADVICE}")
 
 
 def _apply(small: nn.Module, plan: Plan, path: str, changes: Changes) -> None:

@@ -179,7 +179,7 @@ def _rescale(state: dict[str, Any], options: dict[str, Any], old: Tensor, new: T
     before = group_layout(old, grouping).group_size
     after = group_layout(new, grouping._replace(conv_groups=conv_groups or groups)).group_size
     if before != after:
-        factor = before / after if penalty.prox_name == "hard" else math.sqrt(before / after)
+        factor = (before / after) ** penalty.size_power if penalty.size_power != 0.5 else math.sqrt(before / after)
         state[PENALTY_SCALE] = float(state.get(PENALTY_SCALE, 1.0)) * factor
 
 

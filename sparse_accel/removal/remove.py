@@ -89,12 +89,13 @@ def find_widths(
     - attention heads (``F.scaled_dot_product_attention``, or products of activations by ``matmul``, ``bmm`` or
       ``einsum``), with their rows of the query, key and value projections and their columns of the output projection.
       Where query heads share keys and values, a unit is a key-value head with all query heads that it serves, so that
-      their ratio stays; position biases tie the heads of all layers that use them.
+      their ratio stays; where all share a single one, it stays, and each query head is a unit. Position biases tie
+      the heads of all layers that use them.
 
     Not found, with the reason in ``refused`` or ``notes``: channels that appear in an output or that an operation
     without an analysis takes, widths over which a LayerNorm or an RMSNorm runs, weights computed in the forward pass,
-    heads of ``nn.MultiheadAttention`` (whose sizes are those of its input), of attention with a single key-value head,
-    or of code that computes with the number of heads (``width // num_heads``).
+    heads of ``nn.MultiheadAttention`` (whose sizes are those of its input: :func:`~sparse_accel.prune.open_attention`
+    makes them units), or of code that computes with the number of heads (``width // num_heads``).
 
     Args:
         model: in train or eval mode; neither it nor its mode changes.

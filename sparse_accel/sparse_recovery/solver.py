@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_accel._modes import outside_inference_mode
+from sparse_accel.progress import Meter, Show, check_progress, meter
 
 from .elimination import largest
 from .newton import newton_step, stochastic_newton_step
@@ -38,6 +39,7 @@ def solve(
     batch_size: int | None = None,
     monotone: bool = True,
     seed: int = 0,
+    progress: Show = None,
 ) -> Recovery:
     """Minimize a smooth function over vectors with at most k nonzeros.
 
@@ -79,6 +81,8 @@ def solve(
         monotone: where a step of iobs or topk_iobs would raise the loss of a k-sparse theta, raise the damping until it
             does not. Not with minibatches.
         seed: of everything random.
+        progress: True, False or a function, see :mod:`sparse_accel.progress`: a step is an iteration. Fewer are
+            made where a rule ends the run.
 
     Returns:
         The :class:`Recovery`.
@@ -106,10 +110,12 @@ def solve(
         raise TypeError(f"problem: expected a LeastSquares, Logistic or Problem, got {type(problem).__name__}")
     check_numbers(problem, iterations, ridge, curvature_samples, batch_size, seed)
     options = make_options(problem, k, method, step, refit, damping, curvature, batch_size, monotone)
+    check_progress(progress)
     stop = Stopping() if stop is None else stop
     theta = problem.initial.clone() if initial is None else problem.flatten(initial)
     run = _Run(problem, options, stop, ridge, theta)
-    run.loop(iterations, batch_size, curvature_samples, seed)
+    with meter(progress, "solve", iterations) as steps:
+        run.loop(iterations, batch_size, curvature_samples, seed, steps)
     return run.result()
 
 
@@ -136,7 +142,9 @@ class _Run:
         self.recorder = Recorder(problem.batch_shape)
         self._record(0.0, torch.zeros_like(self.state.stalled, dtype=torch.int64), gradient)
 
-    def loop(self, iterations: int, batch_size: int | None, curvature_samples: int | None, seed: int) -> None:
+    def loop(
+        self, iterations: int, batch_size: int | None, curvature_samples: int | None, seed: int, steps: Meter
+    ) -> None:
         """Iterate until every run has a reason to stop."""
         state, options, problem = self.state, self.options, self.problem
         batches = None if batch_size is None else minibatches(problem.samples or 0, batch_size, seed)
@@ -166,6 +174,7 @@ class _Run:
                 self._look(*seen, seconds)
                 seconds += time.perf_counter() - started
                 seen = (state.theta, state.support)
+            steps.advance("", float(state.loss.double().mean()) if steps.shown else None)
             if all(reason is not None for reason in self.reasons):
                 break
         self.reasons = [reason or "iterations" for reason in self.reasons]

@@ -54,7 +54,7 @@ def test_commands_of_the_other_pages_have_these_options():
             assert name in commands, f"{page.name}: {line}"
             known = {option for item in commands[name].params for option in (*item.opts, *item.secondary_opts)}
             used = {argument.split("=")[0] for argument in arguments if re.match(r"--?[a-z]", argument)}
-            passed_on = name == "bench"  # to python -m bench
+            passed_on = name == "bench"  # to its own parser
             assert passed_on or used <= known | {"--help"}, f"{page.name}: {line}: {used - known}"
             seen.add(page.name)
     assert {"README.md", "command_line.md", "coming_from.md", "hugging_face.md"} <= seen

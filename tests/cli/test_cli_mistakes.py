@@ -54,7 +54,7 @@ LLAMA = ("-m", "llama", "-c", "text.txt", "--sequence-length", "16", "--samples"
         ((*OWN, "--keep", "half"), "--keep: expected a number, got 'half'"),
         ((*OWN, "--keep", ".5", "--keep", ".6"), "--keep: expected one share for all layers, got 0.5 and .6"),
         ((*OWN, "--keep", ".5", "--budget", "flops=.5"), "--budget: expected in place of --keep, got both"),
-        ((*OWN, "--budget", "time=.5"), "--budget: expected flops=SHARE, params=SHARE or latency_ms=MILLISECONDS"),
+        ((*OWN, "--budget", "time=.5"), "--budget: expected flops=SHARE, params=SHARE, units=SHARE or"),
         ((*OWN, "--method", "best"), "--method: expected one of gram_obs, ispasp"),
         ((*OWN, "--refit", "never"), "--refit: expected one of auto, none"),
         ((*OWN, "--scope", "outer"), "--scope: expected one of 'inner', 'all', got 'outer'"),

@@ -161,6 +161,27 @@ def kernel_sources() -> list[Path]:
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
+COUNTED = ("rmda_step", "metric_step", "prox", "group_score", "group_topk", "topk_threshold", "topk_blocks")
+
+
+def build_counter(csrc: Path = CSRC, folder: Path = BUILD / "counted") -> Path:
+    """The program that counts what kernels read and write (bytes.cpp): they are instrumented, the rest is not."""
+    flags = [*PROGRAM_FLAGS, "-DEMU_COUNT", f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
+    sources = [csrc / "cuda" / f"{stem}.cu" for stem in COUNTED]
+    with alone(folder, "bytes"), ThreadPoolExecutor(JOBS) as pool:
+        # -O0: one call for every access in the source
+        futures = [pool.submit(compile_object, path, [*flags, "-O0", "-fsanitize=thread"], folder) for path in sources]
+        objects = [future.result() for future in futures]
+        main = compile_object(HERE / "bytes.cpp", [*flags, "-O1"], folder)
+        program = folder / f"bytes.{digest(*(path.name for path in [main, *objects]))}"
+        if not program.exists():
+            for stale in folder.glob("bytes.*"):
+                if stale != main:
+                    stale.unlink(missing_ok=True)
+            run_compiler([main, *objects, "-o", program])
+    return program
+
+
 def torch_units() -> dict[str, list[Path]]:
     """What stands between Python and launchers, and what that links to: translation units by name."""
     units = {name: paths for name, paths in _jit.units(with_cuda=True).items() if not name.endswith(".cu")}

@@ -81,6 +81,7 @@ struct Thread {
   char* stack;
   uint3 index;
   unsigned linear, barriers;
+  unsigned meetings;  // barriers and warp operations so far
   State state;
   // the barrier or warp operation that the thread waits in
   const char* file;
@@ -110,6 +111,11 @@ class Engine {
   EMU_FN static void poison(void* memory, std::size_t size);
   EMU_FN unsigned char* dynamic_shared() const { return dynamic_shared_; }
   EMU_FN std::uint64_t block_serial() const { return block_serial_; }
+
+  // What traffic is counted by (emu_count.h).
+  EMU_FN bool in_kernel() const { return current_ != &host_; }
+  EMU_FN unsigned meetings() const { return current_->meetings; }
+  EMU_FN std::uint64_t launches() const { return launches_; }
 
  private:
   EMU_FN static void thread_main();
@@ -141,7 +147,7 @@ class Engine {
   unsigned waiting_ = 0;  // threads at the barrier
   const char* barrier_file_ = nullptr;
   int barrier_line_ = 0, true_now_ = 0, true_last_ = 0, arrived_last_ = 0;
-  std::uint64_t rng_ = 1, block_serial_ = 0;
+  std::uint64_t rng_ = 1, block_serial_ = 0, launches_ = 0;
   unsigned char* dynamic_shared_ = nullptr;
   char error_[1024] = "";
   void (*body_)(void*) = nullptr;

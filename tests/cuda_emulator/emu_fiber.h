@@ -23,7 +23,12 @@
 #define EMU_ASAN(...)
 #endif
 
-#if defined(__SANITIZE_THREAD__)
+// Kernels whose accesses are counted are instrumented in the same way (emu_count.h).
+#if defined(__SANITIZE_THREAD__) && !defined(EMU_COUNT)
+#define EMU_RACES
+#endif
+
+#if defined(EMU_RACES)
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned);

@@ -54,7 +54,7 @@ inline void Engine::start_thread(unsigned i) {
   t.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   t.linear = i;
   t.state = ready;
-  t.barriers = 0;
+  t.barriers = t.meetings = 0;
   t.fenced = false;
   t.stack = stacks_ + i * kStride + 4096;
   // Two sets of stacks and TSan fibers: no order between neighbouring blocks.
@@ -105,6 +105,7 @@ inline void Engine::run(dim3 grid, dim3 block, std::size_t shared, void (*body)(
                   grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
     throw error(text);
   }
+  ++launches_;
   threads_in_block_ = unsigned(threads);
   set_up();
   gridDim = grid;
@@ -122,7 +123,7 @@ inline void Engine::run(dim3 grid, dim3 block, std::size_t shared, void (*body)(
     }
   }
   EMU_TSAN(__tsan_release(&tag_start_));
-#ifdef __SANITIZE_THREAD__
+#ifdef EMU_RACES
   if (!dynamic_shared_) dynamic_shared_ = allocate_shared(kDynamicShared);
 #else
   std::free(dynamic_shared_);  // a fresh allocation of the exact size: red zones
@@ -142,7 +143,7 @@ inline void Engine::run(dim3 grid, dim3 block, std::size_t shared, void (*body)(
 // ---- shared memory
 
 inline unsigned char* Engine::allocate_shared(std::size_t size) {
-#ifdef __SANITIZE_THREAD__  // from one arena, declared as a Java heap: the only memory TSan can be made to forget
+#ifdef EMU_RACES  // from one arena, declared as a Java heap: the only memory TSan can be made to forget
   if (!arena_) {
     arena_ = static_cast<char*>(std::aligned_alloc(4096, kSharedArena));
     __tsan_java_init(std::uintptr_t(arena_), kSharedArena);

@@ -108,6 +108,7 @@ inline int Engine::barrier_wait(bool predicate, Predicate wanted, const char* fi
          barrier_file_, barrier_line_);
   }
   t.state = barrier;
+  ++t.meetings;
   t.file = barrier_file_ = file;
   t.line = barrier_line_ = line;
   t.mask = 0;
@@ -187,6 +188,7 @@ inline std::int64_t Engine::warp_wait(State operation, int reduction, unsigned m
     fail("warp %s at %s:%d: mask %08x does not name the calling lane", state_name[operation], file, line, mask);
   }
   t.state = operation;
+  ++t.meetings;
   t.reduction = reduction;
   t.mask = mask;
   t.value = value;

@@ -26,6 +26,11 @@ def step_arguments() -> tuple[Any, ...]:
     return (pair(), pair(), pair(), pair(), *scalars, *numbers)
 
 
+def sgd_arguments() -> tuple[Any, ...]:
+    numbers = (FLAT, "soft", [0.1, 0.0], 0.5, None, 0.5, False, None, None)
+    return (pair(), pair(), pair(), [torch.zeros(()) for _ in range(2)], *numbers)
+
+
 def adaptive_arguments(ramda: bool) -> tuple[Any, ...]:
     steps, alphas = [torch.zeros(()) for _ in range(2)], [torch.zeros((), dtype=torch.float64) for _ in range(2)]
     squares = [x.square() for x in pair()]
@@ -43,6 +48,7 @@ def adaptive_arguments(ramda: bool) -> tuple[Any, ...]:
         ("prox_", (pair(), FLAT, "soft", [0.1, 0.2], True)),
         ("prox_", (pair(), FLAT, "hard", [0.1, 0.2], False)),
         ("rmda_step_", step_arguments()),
+        ("prox_sgd_step_", sgd_arguments()),
         ("ramda_step_", adaptive_arguments(ramda=True)),
         ("prox_adamw_step_", adaptive_arguments(ramda=False)),
     ],

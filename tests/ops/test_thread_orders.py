@@ -32,7 +32,26 @@ def results(by: str) -> list[Tensor]:
     alphas = [torch.zeros((), dtype=torch.float64) for _ in weights]
     state = (params, [randn(shape, torch.float32, CPU, 9) for shape in SHAPES], points, weights, steps, alphas)
     ops.rmda_step_(*state, layouts, prox="soft", strengths=[0.3] * len(weights), lr=0.5, momentum=0.4)
-    return [*scores, *masks, *shrunk, values, *params, *points, *steps, *alphas, *in_a_metric(weights, layouts)]
+    sgd = (
+        [like(weight) for weight in weights],
+        state[1],
+        [like(x) for x in points],
+        [torch.zeros(()) for _ in weights],
+    )
+    ops.prox_sgd_step_(*sgd, layouts, prox="soft", strengths=[0.3] * len(weights), lr=0.5, rho=0.4)
+    return [
+        *sgd[0],
+        *sgd[2],
+        *scores,
+        *masks,
+        *shrunk,
+        values,
+        *params,
+        *points,
+        *steps,
+        *alphas,
+        *in_a_metric(weights, layouts),
+    ]
 
 
 def in_a_metric(weights: list[Tensor], layouts: list[GroupLayout]) -> list[Tensor]:

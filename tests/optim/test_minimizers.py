@@ -55,9 +55,9 @@ def test_prox_adamw(by: str) -> None:
     gradient, best = problem(by)
     weight = Parameter(torch.zeros_like(best))
     opt = sa.ProxAdamW([weight], lr=0.02, eps=0.1, weight_decay=0, penalty=sa.GroupLasso(STRENGTH, by=by))
-    for step in range(6000):
+    for step in range(3000):
         weight.grad = gradient(weight.detach())
-        opt.param_groups[0]["lr"] = 0.02 * (1 - step / 6000)
+        opt.param_groups[0]["lr"] = 0.02 * (1 - step / 3000)
         opt.step()
     torch.testing.assert_close(weight.detach(), best, rtol=1e-3, atol=1e-3)
     assert torch.equal(weight == 0, best == 0)

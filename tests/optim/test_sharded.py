@@ -32,6 +32,8 @@ PENALTIES = [
     sa.GroupLasso(0.05, by="kernel"),
     sa.L1(0.05),
     sa.GroupL0(0.01, by="input"),
+    sa.SparseGroupLasso(0.05, l1=0.02, by="input"),
+    sa.Sum(sa.GroupLasso(0.05, by="output", l2=0.1), sa.GroupLasso(0.02, by="kernel"), sa.NonNegative()),
     None,
 ]
 
@@ -57,6 +59,8 @@ def trajectories(mesh: Any, *dims: int | None) -> None:
     sharded = {dim for number, dim in enumerate(dims) if dim is not None and mesh.size(number) > 1}
     for (kind, options), penalty in itertools.product(OPTIMIZERS, PENALTIES):
         case = f"{kind.__name__} {options} {penalty} dims {dims}"
+        if kind in WHOLE and isinstance(penalty, sa.Sum):
+            continue  # groups in groups, in no metric
         across = penalty is not None and not sharded <= APART[penalty.by]
         plain = [nn.Parameter(randn(shape, i)) for i, shape in enumerate(SHAPES)]
         placed = [[Replicate() if dim is None else Shard(min(dim, p.dim() - 1)) for dim in dims] for p in plain]
@@ -79,7 +83,7 @@ def trajectories(mesh: Any, *dims: int | None) -> None:
                 torch.testing.assert_close(part.detach().full_tensor(), p.detach(), rtol=1e-12, atol=1e-13, msg=case)
         if across and kind in WHOLE:
             continue
-        assert abs(ones.penalty_value() - twos.penalty_value()) < 1e-10, case
+        assert ones.penalty_value() == pytest.approx(twos.penalty_value(), abs=1e-10), case
         for p, part in zip(plain, parts, strict=True):
             for key, value in ones.state[p].items():
                 assert isinstance(twos.state[part][key], DTensor) == (value.dim() > 0), case
@@ -190,6 +194,14 @@ def refusals(mesh: Any) -> None:
         sa.compact(nn.Sequential(_Held(weight)), weight)
     with pytest.raises(ValueError, match="lie across several"):
         sa.GroupLasso(0.1, by="input").prox_(weight)
+    low_rank = sa.RMDA([nn.Parameter(weight.detach().clone())])
+    low_rank.param_groups[0]["penalty"] = sa.NuclearNorm(0.1)
+    low_rank.param_groups[0]["params"][0].grad = weight.detach()
+    with pytest.raises(RuntimeError, match="'nuclear_norm' needs all of a weight"):
+        low_rank.step()
+    for refused in (sa.NuclearNorm(0.1).value, sa.NuclearNorm(0.1).prox_):
+        with pytest.raises(ValueError, match="NuclearNorm needs all of a weight"):
+            refused(weight)
     plain = nn.Parameter(torch.ones(4, 4))
     plain.grad = torch.ones(4, 4)
     donor = sa.RMDA([plain])

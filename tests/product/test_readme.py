@@ -17,12 +17,15 @@ PAGES += ["docs/measurements.md"]
 OWN = ("get_started", "which_method", "coming_from", "hugging_face", "train_anywhere", "ship_it", "strength")
 OWN += ("add_a_penalty", "add_an_op", "kernels_without_a_gpu", "performance")
 PAGES += [f"docs/{name}.md" for name in OWN]  # each stands on its own
+PAGES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/algorithms/*.md"))  # and so do these
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
 
 def test_every_page_is_known():
     assert {*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"} == {
-        str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md")
+        str(path.relative_to(ROOT))
+        for folder in (ROOT, ROOT / "docs", ROOT / "docs/algorithms")
+        for path in folder.glob("*.md")
     }
 
 

@@ -137,7 +137,7 @@ def plant(model: nn.Module, seed: int, share: float) -> None:
                 module.bias.copy_(torch.where(rows, values, module.bias))
 
 
-@settings(max_examples=90, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     STEPS,
     st.integers(1, 4),

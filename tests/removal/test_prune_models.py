@@ -162,20 +162,6 @@ def test_heads_that_the_model_shows_stay() -> None:
     assert "encoder.layer.0.attention.self.query" in widths.refused
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_single_key_value_head_is_refused_by_name(attention: str) -> None:
-    pytest.importorskip("transformers")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=1, head_dim=4
-    )
-    config._attn_implementation = attention
-    widths = find_widths(LlamaForCausalLM(config).eval(), torch.arange(6)[None])
-    assert {width.kind for width in widths} == {"channels"}
-    assert "the other factor has not these channels" in widths.refused["model.layers.0.self_attn"]
-
-
 def test_multihead_attention_is_refused_by_name() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     widths = find_widths(layer, torch.randn(2, 3, 8))

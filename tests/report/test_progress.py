@@ -184,11 +184,41 @@ def accelerate(shown: Any) -> Any:
     return sa.accelerate(iht(False), X, budget_s=0.0, progress=shown)
 
 
+DATA = X, X[:, :2] * 2
+PATH_ENDS = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+
+
+def dropout_stability(shown: Any) -> Any:
+    return sa.diagnostics.dropout_stability(net(), nn.functional.mse_loss, DATA, trials=2, progress=shown)
+
+
+def low_loss_path(shown: Any) -> Any:
+    return sa.diagnostics.low_loss_path(
+        *PATH_ENDS, nn.functional.mse_loss, DATA, points=1, aligned=False, progress=shown
+    )
+
+
+def solve(shown: Any) -> Any:
+    problem = sa.sparse_recovery.LeastSquares(X, X @ torch.tensor([1.0, 0.0, 2.0, 0.0]))
+    return sa.sparse_recovery.solve(problem, 2, "niht", iterations=3, stop=NEVER, progress=shown)
+
+
+def sparse_path(shown: Any) -> Any:
+    pytest.importorskip("sklearn", reason="the sklearn extra is not installed")
+    model = sa.linear_model.SparseLinearRegression()
+    return sa.linear_model.sparse_path(model, X.numpy(), X[:, 1].numpy(), ks=[1, 2], cv=2, progress=shown)
+
+
+NEVER = sa.sparse_recovery.Stopping(step=-1.0)
 CALLS: dict[str, tuple[Callable[[Any], Any], list[int], int]] = {
     "ISpaSP": (ispasp, [0, 1, 2, 3], 3),
     "CurvatureIHT": (iht, [0, 1, 2, 3, 4], 4),
     "refine": (refine, [0, 2, 4, 6, 8, 10, 12], 12),
     "accelerate": (accelerate, [0, 1, 2, 3, 4], 4),
+    "dropout_stability": (dropout_stability, list(range(9)), 8),
+    "low_loss_path": (low_loss_path, list(range(13)), 12),
+    "solve": (solve, [0, 1, 2, 3], 3),
+    "sparse_path": (sparse_path, list(range(7)), 6),
 }
 
 
@@ -202,7 +232,7 @@ def test_every_long_call_tells(name: str) -> None:
     if name in ("ISpaSP", "CurvatureIHT"):
         names = [layer.name for layer in getattr(result.report, "widths" if name == "ISpaSP" else "layers")]
         assert [at.label for at in told[1:]] == names
-    if name != "accelerate":
+    if name in ("ISpaSP", "CurvatureIHT", "refine", "low_loss_path", "solve"):
         assert all(at.error is not None and at.error >= 0 for at in told[1:])
 
 

@@ -2,17 +2,20 @@
 fails leaves the others alone. Exits with 1 if one failed, or had no time."""
 
 import argparse
-import dataclasses
 import gc
-import importlib
 import json
 import os
 import time
 import traceback
 from pathlib import Path
 
-from bench import harness
-from bench import timer as bench_timer
+from sparse_accel.bench import timer as bench_timer
+from sparse_accel.bench.case import Settings
+from sparse_accel.bench.command import BENCHES as MADE
+from sparse_accel.bench.command import FORMAT, say
+from sparse_accel.bench.facts import machine
+from sparse_accel.bench.measure import floor_speed, measure
+from sparse_accel.bench.table import format_line, format_row, headings
 
 # In order of importance: what the time does not suffice for is the last.
 BENCHES = [
@@ -22,6 +25,7 @@ BENCHES = [
     ("gram_obs", "float32"), ("ispasp", "float32"), ("glm", "float32"),
     ("sparse_linear", "bfloat16"), ("sparse_linear", "float32"),
 ]  # fmt: skip
+WORKLOADS = ("resnet50", "vit_b_block", "large", "many_small")  # few, for the minutes that there are
 MOST_IN_A_ROW = 3  # failures, before a bench is given up
 
 
@@ -33,12 +37,13 @@ def main() -> int:
     parser.add_argument("--until", type=float, default=float("inf"), help="seconds for all")
     options = parser.parse_args()
     deadline = time.monotonic() + options.until
-    workloads, seconds, rounds = harness.DEFAULT_WORKLOADS, 0.2, 7
+    workloads, seconds, rounds = WORKLOADS, 0.2, 7
     if options.rehearse:
         workloads, seconds, rounds = ("tiny",), 1e-3, 2
         bench_timer.last_cache_bytes = lambda device: 1 << 16
-    timer = harness.Timer(options.device)
-    content = {"machine": harness.machine(), "rows": [], "failures": []}
+    timer = bench_timer.Timer(options.device)
+    floor = floor_speed(timer, Settings(options.device))
+    content = {"format": FORMAT, "machine": {**machine(), "floor_gb_per_s": floor / 1e9}, "rows": [], "failures": []}
 
     def write() -> None:
         part = options.file.with_suffix(".part")
@@ -48,18 +53,18 @@ def main() -> int:
     def failed(what: str, error: Exception) -> None:
         why, text = f"{type(error).__name__}: {error}"[:300], traceback.format_exc()[-3000:]
         content["failures"].append({"bench": what, "why": why, "text": text})
-        harness.say(f"FAILED {what}: {why}")
+        say(f"FAILED {what}: {why}")
 
     for bench, dtype in BENCHES:
-        settings = harness.Settings(options.device, dtype, workloads, seconds, rounds)
-        harness.say(f"\n{bench}, {dtype}\n{harness.format_line(harness.headings(settings))}")
+        settings = Settings(options.device, dtype, workloads, seconds, rounds)
+        say(f"\n{bench}, {dtype}\n{format_line(headings(settings))}")
         in_a_row = 0  # a broken device breaks everything that follows
         try:
-            for case in importlib.import_module(f"bench.bench_{bench}").cases(settings):
+            for case in MADE[bench].cases()(settings):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no time was left at {case.name}, {case.workload}")
                 try:
-                    row = harness.measure(bench, case, settings, timer)
+                    row = measure(bench, case, settings, timer, floor)
                 except Exception as error:
                     failed(f"{bench}, {dtype}, {case.name}, {case.workload}", error)
                     in_a_row += 1
@@ -67,8 +72,8 @@ def main() -> int:
                         break
                     continue
                 in_a_row = 0
-                content["rows"].append(dataclasses.asdict(row))
-                harness.say(harness.format_line(harness.format_row(row)))
+                content["rows"].append(row.to_plain())
+                say(format_line(format_row(row)))
                 write()
         except Exception as error:
             failed(f"{bench}, {dtype}", error)

@@ -9,6 +9,7 @@
 #include "../group_score_cpu.h"
 #include "../prox_cpu.h"
 #include "../rmda_step_cpu.h"
+#include "../prox_sgd_cpu.h"
 #include "../gram_obs/gram_obs_cpu.h"
 #include "../glm/glm_cpu.h"
 #include "../masked_cg/masked_cg_cpu.h"
@@ -25,7 +26,8 @@ static const Kernels group_table = {
     SPARSE_ACCEL_ALL_DTYPES(score),      SPARSE_ACCEL_ALL_DTYPES(score_sums), SPARSE_ACCEL_ALL_DTYPES(score_join),
     SPARSE_ACCEL_ALL_DTYPES(prox),       SPARSE_ACCEL_ALL_DTYPES(prox_sums),  SPARSE_ACCEL_ALL_DTYPES(prox_join),
     SPARSE_ACCEL_ALL_DTYPES(prox_apply), SPARSE_ACCEL_ALL_DTYPES(rmda),       SPARSE_ACCEL_ALL_DTYPES(rmda_sums),
-    SPARSE_ACCEL_ALL_DTYPES(rmda_join),  SPARSE_ACCEL_ALL_DTYPES(rmda_apply)};
+    SPARSE_ACCEL_ALL_DTYPES(rmda_join),  SPARSE_ACCEL_ALL_DTYPES(rmda_apply), SPARSE_ACCEL_ALL_DTYPES(sgd),
+    SPARSE_ACCEL_ALL_DTYPES(sgd_sums),   SPARSE_ACCEL_ALL_DTYPES(sgd_join),   SPARSE_ACCEL_ALL_DTYPES(sgd_apply)};
 
 static const KernelSet kernel_set_table = {
     SPARSE_ACCEL_NAME(CPU_CAPABILITY), group_table, glm_table, gram_obs_table, cg_table, metric_table};

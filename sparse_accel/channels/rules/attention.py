@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_accel.channels.attributes import known_sizes
+from sparse_accel.channels.attributes import REPEATS, known_sizes
 from sparse_accel.channels.call import Call, Results, rule
 from sparse_accel.channels.rules.elementwise import all_zero, join
 from sparse_accel.channels.rules.linear import add_weighted, is_weight_product, times_weight
@@ -103,19 +103,20 @@ def note_heads(call: Call, query: Value, key: Value, dim: int = -3, key_dim: int
     if min(len(query.shape), len(key.shape)) < 3:
         return
     query_heads, key_heads = _heads(query, dim), _heads(key, key_dim)
-    if query_heads is None or key_heads is None or call.graph.pinned(query_heads):
+    single = key.shape[key_dim] == 1 and key_dim % len(key.shape) not in key.varying()  # for all queries' heads
+    if query_heads is None or (key_heads is None and not single) or call.graph.pinned(query_heads):
         return
     if call.graph.heads_known(query_heads):  # the product of weights and values
         return
     name, module = call.tracer.stack[-1]
     call.graph.heads.append((name, query_heads))
     size = query.shape[-1]
-    key_heads = key_heads.unique_consecutive()  # once each, where they were repeated for their query heads
-    for names, heads in (
-        (_QUERY_HEADS, query_heads),
-        (_HEADS_WIDTH, query_heads.repeat_interleave(size)),
-        (_KEY_HEADS, key_heads),
-    ):
+    counts = [(_QUERY_HEADS, query_heads), (_HEADS_WIDTH, query_heads.repeat_interleave(size))]
+    if single or key_heads is None:
+        counts.append((" ".join(REPEATS), query_heads))
+    else:  # once each, where they were repeated for their query heads
+        counts.append((_KEY_HEADS, key_heads.unique_consecutive()))
+    for names, heads in counts:
         for attribute in known_sizes(len(heads), names, module):
             call.graph.count((name, module), attribute, heads)
 
@@ -155,7 +156,9 @@ def _attention(call: Call) -> Results:
 
 
 def _repeated(value: Value, query: Value) -> Value:
-    """Keys or values with each head repeated for the query heads that it serves."""
+    """Keys or values with each head repeated for the query heads that it serves; a single one serves any number."""
+    if value.shape[-3] == 1:
+        return value
     times = query.shape[-3] // value.shape[-3]
     shape = torch.Size((*value.shape[:-3], query.shape[-3], *value.shape[-2:]))
     labels = value.labels
@@ -212,4 +215,4 @@ def _einsum(call: Call) -> Results:
 
 @rule("multi_head_attention_forward", "_native_multi_head_attention", "_transformer_encoder_layer_fwd")
 def _fused_attention(call: Call) -> Results:
-    return call.give_up("splits the width of its input into heads, which stay")
+    return call.give_up("splits the width of its input into heads, which stay (prune.open_attention makes them units)")

@@ -126,7 +126,7 @@ def linear_read(
     )
     if key not in tracer.finished:
         graph.reads.append(read)
-    if own:
+    if own or (isinstance(module, torch.nn.Linear) and module.weight is tracer.graph.tensors.get(key)):
         for attribute in ("in_channels", "in_features", "nx"):
             graph.count(tracer.stack[-1], attribute, inputs)
         for attribute in ("out_channels", "out_features", "nf"):

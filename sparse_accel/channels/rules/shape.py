@@ -96,6 +96,8 @@ def _reshape(call: Call) -> Results:
     if sizes is None:
         return call.give_up("reinterprets the memory")
     moved = _moved(call)
+    if call.name == "expand":
+        moved = _copies(call, sizes, moved)
     labels, varying = moved[0].labels, moved[0].varying()
     for dim, size in enumerate(sizes):
         if not isinstance(size, Measured) or same_channels(call, size, labels):
@@ -116,6 +118,27 @@ def _reshape(call: Call) -> Results:
     if not count_sizes(call, sizes, labels, free):
         return _keep_sizes(call, "asks for a product of attributes where channels lie")
     return Value(moved[0].shape, labels, moved[0].const)
+
+
+def _copies(call: Call, sizes: list[Any], moved: list[Value]) -> list[Value]:
+    """Keys or values of one head, repeated for as many query heads as an attribute says: each copy is a unit.
+
+    Their features are summed over, or read by all heads alike: they stay.
+    """
+    (value,) = moved
+    shape = (1,) * (len(sizes) - call.value().labels.dim()) + tuple(call.value().shape)
+    dims = [
+        dim
+        for dim, size in enumerate(sizes[:-2])
+        if shape[dim] == 1 and isinstance(size, Counted) and (factor := size.chosen()) and factor.counts_heads
+        and factor.value == int(size)
+    ]  # fmt: skip
+    if len(dims) != 1 or not value.varying() <= {len(sizes) - 1}:
+        return moved
+    call.graph.slots.pin(value.labels)
+    extents = [1] * len(sizes)
+    extents[dims[0]] = int(sizes[dims[0]])
+    return [Value(value.shape, call.graph.slots.new(extents[dims[0]]).reshape(extents), value.const)]
 
 
 @rule("chunk")

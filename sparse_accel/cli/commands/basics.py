@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +11,6 @@ import typer
 from sparse_accel.cli import options
 from sparse_accel.cli.errors import UserError
 from sparse_accel.cli.plain import info_text
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def info(as_json: options.Json = False) -> None:
@@ -43,9 +39,13 @@ def demo(
 
 
 def bench(context: typer.Context) -> None:
-    """Run the benchmarks of a source checkout; they have options of their own (sparse-accel bench --help)."""
-    if not (ROOT / "bench" / "__init__.py").is_file():
-        raise UserError("the benchmarks are in bench/ of a source checkout, not in the wheel: install with pip -e .")
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    raise typer.Exit(importlib.import_module("bench").main(list(context.args)))
+    """Time all ops and optimizers beside PyTorch's own; options of its own (sparse-accel bench --help)."""
+    from sparse_accel.bench.command import main
+
+    try:
+        status = main(list(context.args))
+    except ValueError as error:
+        raise UserError(f"bench: {error}") from error
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    raise typer.Exit(status)

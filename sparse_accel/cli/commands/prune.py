@@ -19,7 +19,9 @@ from sparse_accel.cli.sources.images import ImageOptions
 from sparse_accel.cli.sources.models import ModelOptions, Source
 from sparse_accel.cli.sources.settings import DataOptions
 from sparse_accel.prune.structured.choose import METHODS
-from sparse_accel.prune.structured.pruner import REFITS, ISpaSP
+from sparse_accel.prune.structured.kinds.sizes import agreed, alike, same_count
+from sparse_accel.prune.structured.pruner import ISpaSP
+from sparse_accel.prune.structured.request import REFITS
 from sparse_accel.removal.configs import RELOAD
 from sparse_accel.removal.remove import find_widths, remove_units
 from sparse_accel.report import count_macs, format_table, percent
@@ -60,8 +62,8 @@ def prune(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Instead of --keep: share to keep of the whole model's flops or params, or latency_ms=MILLISECONDS; "
-            "spread over the layers by what each loses.",
+            help="Instead of --keep: share to keep of the whole model's flops, params or units, or "
+            "latency_ms=MILLISECONDS; spread over the layers by what each loses.",
             metavar="flops=.5",
             rich_help_panel=PANEL,
         ),
@@ -84,6 +86,12 @@ def prune(
     round_to: Annotated[
         int, typer.Option(help="Sizes are rounded up to a multiple.", min=1, metavar="N", rich_help_panel=PANEL)
     ] = 1,
+    uniform: Annotated[
+        bool,
+        typer.Option(
+            "--uniform", help="Layers of one size stay of one size, as from_pretrained needs.", rich_help_panel=PANEL
+        ),
+    ] = False,
     method: Annotated[
         str,
         typer.Option(
@@ -167,6 +175,7 @@ def prune(
             budget=spread,
             keep_per_layer=some,
             round_to=round_to,
+            uniform=uniform,
             only=only or None,
             skip=skip or (),
             max_memory=memory,
@@ -175,7 +184,10 @@ def prune(
             seed=seed,
         )
         notes: list[str] = []
-        widths = pruner.request.chosen(list(find_widths(source.model, data.example)), notes)
+        found = find_widths(source.model, data.example)
+        widths = pruner.request.chosen(list(found), notes)
+        if uniform and dry_run:
+            widths = agreed(pruner.request, found, widths, source.model, data.example, notes)
         if widths and dry_run:
             _dry_run(pruner, widths, notes, source, data, output)
             return
@@ -194,7 +206,8 @@ def prune(
         output,
         command="prune",
         arguments={"keep": keep, "budget": budget, "only": only, "skip": skip, "scope": scope, "method": method}
-        | {"refit": refit, "round_to": round_to, "refine": refine, "samples": samples, "seed": seed},
+        | {"refit": refit, "round_to": round_to, "uniform": uniform, "refine": refine, "samples": samples}
+        | {"seed": seed},
         calibration=data.what,
         verify=verify,
     )
@@ -205,7 +218,8 @@ def prune(
 def _dry_run(pruner: ISpaSP, widths: list[Width], notes: list[str], source: Source, data: Data, output: Output) -> None:
     """What would go."""
     spread = pruner.budget
-    keeps = {width.name: pruner.request.count(width) for width in widths}
+    groups = alike(widths) if pruner.request.uniform else [[width] for width in widths]
+    keeps = {width.name: same_count(pruner.request, group) for group in groups for width in group}
     rows: list[list[Any]] = []
     for width in widths:
         kept = "by the data" if spread else f"{keeps[width.name]:,}"

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sparse_accel.penalties import Groupings, Penalty, register
+from sparse_accel.groups import Grouping
+from sparse_accel.penalties import Groupings, Penalty, Stage, register
 from sparse_accel.sharding import all_sums, local_part, shard_groups
 
 __all__ = ["Binary", "Box", "Constraint", "NonNegative"]
@@ -27,6 +28,16 @@ class Constraint(Penalty):
     strength: float = dataclasses.field(default=1.0, init=False, repr=False)
     prox_name: ClassVar[str] = "projection"
     projects: ClassVar[bool] = True
+    size_power: ClassVar[float] = 0.0
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The projection."""
+        return (Stage("call", penalty=self),)
+
+    def operate_(self, weight: Tensor, tau: Tensor, metric: Tensor | None, grouping: Grouping) -> None:
+        """The projection, whatever step and metric are."""
+        self.project_(weight)
 
     def project_(self, weights: Tensor) -> None:
         """Replace every weight by the nearest that is allowed, in place; NaN stays."""
@@ -87,6 +98,11 @@ class Box(Constraint):
             raise ValueError(f"low, high: expected low <= high, got {self.low!r}, {self.high!r}")
         super().__post_init__()
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The interval."""
+        return (Stage("clip", low=self.low, high=self.high),)
+
     def project_(self, weights: Tensor) -> None:
         """Clamp."""
         weights.clamp_(self.low, self.high)
@@ -104,6 +120,11 @@ class NonNegative(Constraint):
     """
 
     name: ClassVar[str] = "non_negative"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The interval."""
+        return (Stage("clip", low=0.0),)
 
     def project_(self, weights: Tensor) -> None:
         """Clamp from below."""

@@ -22,7 +22,6 @@ from sparse_accel.penalties import GroupL0, GroupLasso, penalty_from_plain
 from sparse_accel.sharding import is_flat, is_sharded
 
 from .matrices import Couplings, Matrix, there
-from .projection import constraint_of
 
 _STAYS = ("anchor",)  # state that a step only reads
 
@@ -32,10 +31,11 @@ def check_coupling(group: dict[str, Any]) -> None:
     if group[ENTRY] is None:
         return
     penalty = penalty_from_plain(group["penalty"])
-    if penalty is not None and (type(penalty) not in (GroupLasso, GroupL0) or penalty.by in ("element", "kernel")):
-        raise ValueError(f"coupled: expected GroupLasso or GroupL0 (whose by is not looked at), got {penalty!r}")
-    if group["differentiable"] or constraint_of(group):
-        raise ValueError("coupled: expected a penalty, and differentiable=False")
+    known = type(penalty) in (GroupLasso, GroupL0) and penalty.by not in ("element", "kernel")
+    if penalty is not None and (penalty.stages or not known):
+        raise ValueError(f"coupled: expected GroupLasso (without l2) or GroupL0 (by is not looked at), got {penalty!r}")
+    if group["differentiable"]:
+        raise ValueError("coupled: expected differentiable=False")
     for param in group["params"]:
         if is_sharded(param) or is_flat(param):
             raise ValueError(

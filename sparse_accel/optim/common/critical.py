@@ -16,7 +16,6 @@ from sparse_accel.optim._batch import Batch, grouping_of
 from sparse_accel.penalties import penalty_from_plain
 
 from .coupled import Packed
-from .projection import constraint_of
 from .target import CLOCK, COSTS, Critical, target_key, weight_of
 
 
@@ -129,7 +128,7 @@ def max_strength(optimizer: Optimizer, closure: Callable[[], Any] | None = None)
     if not hasattr(inner, "_before_prox"):
         raise TypeError(f"optimizer: expected one of this package, got {type(optimizer).__name__}")
     groups = [group for group in inner.param_groups if group["penalty"] is not None]
-    if not groups or any(inner._prox_name(group) != "soft" or constraint_of(group) for group in groups):
+    if not groups or any(getattr(penalty_from_plain(g["penalty"]), "prox_name", "") != "soft" for g in groups):
         raise ValueError("optimizer: expected penalties GroupLasso or L1, for one parameter group at least")
     if closure is not None and any(group[ENTRY] is not None for group in groups):
         raise ValueError("closure: the gradients of coupled groups vanish at zero: take some steps, and leave it out")

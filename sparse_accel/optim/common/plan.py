@@ -2,7 +2,8 @@
 
 A plan is used where the native module finds everything as it was: the same parameters of the same shape, strides, dtype
 and device, the same tensors of state, dense gradients of the parameters' dtype, and here the same penalty and grouping.
-Anything else is read anew, with all checks.
+Anything else is read anew, with all checks. Where the step is no more than its native op on numbers, the plan takes it
+whole, and no list of tensors passes through Python.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from sparse_accel import native
 from sparse_accel.groups.coupled import ENTRY
 from sparse_accel.optim._batch import check_numbers
 
+from .projection import held_penalty
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 _CUT_BY = ("penalty", "transposed", "conv_groups", "stacked", ENTRY)  # entries of a group that say how weights are cut
 
@@ -24,7 +27,43 @@ _CUT_BY = ("penalty", "transposed", "conv_groups", "stacked", ENTRY)  # entries 
 class _Plan(NamedTuple):
     cut: tuple[Any, ...]
     batches: list[Any]  # without their gradients
+    params: list[Tensor]  # of all batches
+    direct: bool  # whether its op may take the step at once
     watch: native.StepPlan
+
+
+class Found(NamedTuple):
+    """A plan that holds for this step, with its gradients."""
+
+    plan: _Plan
+    grads: list[Tensor]
+
+    def batches(self) -> list[Any]:
+        """The group's batches, as gathering would have them."""
+        found, first = [], 0
+        for batch in self.plan.batches:
+            last = first + len(batch.params)
+            found.append(dataclasses.replace(batch, grads=self.grads[first:last]))
+            first = last
+        return found
+
+    def take_step(self, optimizer: Any, group: dict[str, Any]) -> bool:
+        """The group's step by its native op at once; False, and nothing is done, where it is more than that: under a
+        constraint, in another implementation, with numbers on the device, or where somebody watches the ops."""
+        numbers = optimizer._op_numbers(group) if self.plan.direct and optimizer._is_fused(group) else None
+        if numbers is None or getattr(optimizer, "grad_scale", None) is not None:
+            return False
+        if getattr(optimizer, "found_inf", None) is not None or _is_watched():
+            return False
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            if not lr.is_cpu or lr.requires_grad:
+                return False
+            lr = lr.item()
+        if not getattr(self.plan.watch, optimizer._op)(self.grads, lr, *numbers):
+            return False
+        torch.autograd.graph.increment_version(self.plan.params)
+        return True
 
 
 class Plans:
@@ -34,13 +73,13 @@ class Plans:
         self._plans: dict[int, _Plan] = {}
         self._seen: dict[int, list[int]] = {}
 
-    def batches(self, optimizer: Any, number: int) -> list[Any] | None:
-        """The group's batches with the gradients of now; None: they have to be gathered."""
+    def find(self, optimizer: Any, number: int) -> Found | None:
+        """The group's plan, if it holds; None: its tensors have to be gathered."""
         plan = self._plans.get(number)
         if plan is None:
             return None
         group = optimizer.param_groups[number]
-        if tuple(group[key] for key in _CUT_BY) != plan.cut:
+        if _cut_of(group) != plan.cut:
             grads = None
         else:
             grads = plan.watch.grads(optimizer.state, group["params"])
@@ -48,12 +87,7 @@ class Plans:
             del self._plans[number]
             return None
         check_numbers(type(optimizer).__name__, group)
-        found, first = [], 0
-        for batch in plan.batches:
-            last = first + len(batch.params)
-            found.append(dataclasses.replace(batch, grads=grads[first:last]))
-            first = last
-        return found
+        return Found(plan, grads)
 
     def keep(self, optimizer: Any, number: int, batches: list[Any]) -> None:
         """After a step: remember what it was gathered for, if the step before it had the same parameters."""
@@ -76,9 +110,23 @@ class Plans:
             for batch in batches
         ]
         names = (*optimizer._tensor_state, *optimizer._scalar_state)
-        watch = native.step_plan(optimizer.state, group["params"], params, names)
-        cut = tuple(dict(group[key]) if isinstance(group[key], dict) else group[key] for key in _CUT_BY)
-        self._plans[number] = _Plan(cut, templates, watch)
+        planned = [
+            (batch.params, [number for layout in batch.layouts for number in layout], batch.strengths)
+            for batch in templates
+        ]
+        watch = native.step_plan(optimizer.state, group["params"], planned, names, optimizer._prox_name(group))
+        cut = tuple(dict(value) if isinstance(value, dict) else value for value in _cut_of(group))
+        direct = held_penalty(group) is None and all(param.is_cpu or native.has_cuda() for param in params)
+        self._plans[number] = _Plan(cut, templates, params, direct, watch)
+
+
+def _cut_of(group: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple([group[key] for key in _CUT_BY])
+
+
+def _is_watched() -> bool:
+    """Whether modes of torch want to see the ops, which then go through its dispatcher."""
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 def _is_plain(optimizer: Any, batch: Any) -> bool:

@@ -36,6 +36,11 @@ class SwapsIterates(Optimizer):
         """Warn of what training was to reach and did not; the parameters hold the proximal iterate for good."""
 
     @property
+    def _low(self) -> str | None:
+        """The dtype in which state of float32 is held, where it is another."""
+        return self.param_groups[0].get("state_dtype") if self.param_groups else None
+
+    @property
     def _trains(self) -> bool:
         return all(group.get(MODE, True) for group in self.param_groups)
 

@@ -29,5 +29,5 @@ def value_of(optimizer: Any, group: dict[str, Any]) -> float:
         if penalty is not None and not param.is_complex():
             grouping = grouping_of(group, penalty.by)
             scale = optimizer.state.get(param, {}).get("penalty_scale", 1.0)
-            total += scale * float(penalty.value(param, grouping))
+            total += float(penalty.scaled(scale).value(param, grouping))
     return total

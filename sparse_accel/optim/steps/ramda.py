@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from sparse_accel.groups import GroupLayout
 from .choice import take_step
 from .prox import metric_point
 
-__all__ = ["RamdaNumbers", "RamdaTensors", "ramda"]
+__all__ = ["RamdaNumbers", "RamdaTensors", "ramda", "ramda_rounded"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,32 @@ def ramda(
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
+
+
+def ramda_rounded(
+    tensors: RamdaTensors, numbers: RamdaNumbers, which: list[int], noise: Any, flags: dict[str, Any]
+) -> None:
+    """One step of some of the tensors, whose state is bfloat16, as :func:`~.rmda.rmda_rounded`: V and U take their step
+    in float32 and are rounded, and the weights come from the rounded ones.
+
+    Args:
+        tensors: of a batch.
+        numbers: as for :func:`ramda`.
+        which: the numbers of the tensors.
+        noise: a :class:`~sparse_accel.optim.common.rounding.Rounding`.
+        flags: further arguments of :func:`ramda`.
+    """
+    rows = {name: [values[i] for i in which] for name, values in vars(tensors).items()}
+    wide = {name: [value.float() for value in rows[name]] for name in ("duals", "squares", "anchors")}
+    free = {**rows, **wide, "strengths": [0.0] * len(which)}
+    free["params"] = [param.detach().clone() for param in rows["params"]]
+    ramda(RamdaTensors(**free), dataclasses.replace(numbers, momentum=1.0), **flags)
+    noise.store(rows["duals"], wide["duals"], which, 0)
+    noise.store(rows["squares"], wide["squares"], which, 1)
+    after = {**rows, **wide, "grads": [torch.zeros_like(grad) for grad in rows["grads"]]}
+    for clock in ("steps", "alphas"):
+        after[clock] = [value.clone() for value in rows[clock]]
+    ramda(RamdaTensors(**after), dataclasses.replace(numbers, lr=0.0), **flags)
 
 
 def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:

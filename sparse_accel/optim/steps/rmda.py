@@ -15,7 +15,7 @@ from sparse_accel.groups import GroupLayout
 from .choice import take_step
 from .prox import proximal_parts, proximal_point
 
-__all__ = ["StepNumbers", "StepTensors", "rmda"]
+__all__ = ["StepNumbers", "StepTensors", "rmda", "rmda_rounded"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,36 @@ def rmda(
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
+
+
+def rmda_rounded(
+    tensors: StepTensors, numbers: StepNumbers, which: list[int], noise: Any, flags: dict[str, Any]
+) -> None:
+    """One step of some of the tensors, whose points and anchors are bfloat16.
+
+    The points take their step in float32 and are rounded; the weights then come from the rounded ones, by a step
+    without a learning rate, so that the proximal iterate of the state is that of the step.
+
+    Args:
+        tensors: of a batch.
+        numbers: as for :func:`rmda`.
+        which: the numbers of the tensors.
+        noise: a :class:`~sparse_accel.optim.common.rounding.Rounding`.
+        flags: further arguments of :func:`rmda`.
+    """
+    rows = {
+        name: [values[i] for i in which] for name, values in vars(tensors).items() if name != "processes" and values
+    }
+    points, anchors = ([value.float() for value in rows[name]] for name in ("points", "anchors"))
+    free = {**rows, "points": points, "anchors": anchors, "strengths": [0.0] * len(which), "sizes": ()}
+    free["params"] = [param.detach().clone() for param in rows["params"]]
+    rmda(StepTensors(**free), dataclasses.replace(numbers, momentum=1.0), **flags)
+    noise.store(rows["points"], points, which, 0)
+    after = {**rows, "points": [point.clone() for point in points], "anchors": points}
+    after["grads"] = [torch.zeros_like(grad) for grad in rows["grads"]]
+    after["steps"] = [(step - 1).clamp_(min=0) for step in rows["steps"]]
+    after["alphas"] = [alpha.clone() for alpha in rows["alphas"]]
+    rmda(StepTensors(**after, processes=tensors.processes), dataclasses.replace(numbers, lr=0.0), **flags)
 
 
 def _native(*, sizes: Sequence[int], processes: Sequence[Any], **arguments: Any) -> None:

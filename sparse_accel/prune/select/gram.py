@@ -99,11 +99,46 @@ def gram_obs(
     last = problem.keep if until is None else problem.count("until", until, 0)
     if last > problem.keep:
         raise ValueError(f"until: expected at most keep, {problem.keep}, got {until}")
-    inverse = torch.cholesky_inverse(problem.factor)
-    steps = (problem.units - last) // problem.groups
-    order, damages = eliminate(inverse, problem.solution(), block, steps, problem.sets)
-    order = problem.numbered(order).T.flatten()
+    order, damages = _eliminated(problem, last)
     return _selection(problem, _complement(order[: problem.units - problem.keep], problem.units), order, damages.T)
+
+
+def gram_obs_kept(
+    gram: Tensor,
+    cross: Tensor,
+    weight: Tensor,
+    *,
+    block: int = 1,
+    keep: int | float,
+    ridge: float = 1e-3,
+    balance: int | Tensor | None = None,
+) -> Tensor:
+    """The units that :func:`gram_obs` keeps, ascending, without their weights: for who refits with another target.
+
+    Args:
+        gram, cross, weight, block, keep, ridge, balance: as for :func:`gram_obs`.
+
+    Raises:
+        ValueError: shapes or numbers that do not fit.
+
+    Example:
+        >>> gram, weight = torch.diag(torch.tensor([1.0, 9.0, 4.0])), torch.tensor([[3.0, 1.0, 2.0]])
+        >>> gram_obs_kept(gram, weight @ gram, weight, keep=1)
+        tensor([2])
+    """
+    problem = GramProblem(gram, cross, weight, block, keep, ridge, balance)
+    order, _ = _eliminated(problem, problem.keep)
+    return _complement(order, problem.units)
+
+
+def _eliminated(problem: GramProblem, last: int) -> tuple[Tensor, Tensor]:
+    """Units in order of removal until ``last`` are left, and the cost of each, ``[groups, steps]``."""
+    solution = problem.solution()
+    inverse = torch.cholesky_inverse(problem.factor)
+    problem.forget_factor()
+    steps = (problem.units - last) // problem.groups
+    order, damages = eliminate(inverse, solution, problem.block, steps, problem.sets)
+    return problem.numbered(order).T.flatten(), damages
 
 
 def gram_cosamp(
@@ -196,12 +231,22 @@ def energy_select(
     return _selection(problem, kept.nonzero().flatten(), removed[ranks], energy.flatten()[removed[ranks]])
 
 
-def refit(gram: Tensor, cross: Tensor, weight: Tensor, kept: Tensor, *, block: int = 1, ridge: float = 1e-3) -> Tensor:
+def refit(
+    gram: Tensor,
+    cross: Tensor,
+    weight: Tensor,
+    kept: Tensor,
+    *,
+    block: int = 1,
+    ridge: float = 1e-3,
+    semidefinite: bool = False,
+) -> Tensor:
     """The minimizer of ``f_S``, ``(M_S + delta W0_S) (G_SS + delta I)^-1``: the consumer's weights on the units kept.
 
     Args:
         kept: numbers of the units kept, int64, ascending; as many in each group.
         gram, cross, weight, block, ridge: as for :func:`gram_obs`; delta is that of the whole G.
+        semidefinite: the caller knows that G is (a sum of ``h h^T``): it is not factored as a whole to see.
 
     Returns:
         float64 ``[d, len(kept) * block]``; ``[groups, d, len(kept) / groups * block]`` for a grouped consumer.
@@ -214,7 +259,7 @@ def refit(gram: Tensor, cross: Tensor, weight: Tensor, kept: Tensor, *, block: i
         >>> refit(gram, weight @ gram, weight, torch.tensor([0]), ridge=0.0)
         tensor([[1.5000]], dtype=torch.float64)
     """
-    problem = GramProblem(gram, cross, weight, block, None, ridge, None)
+    problem = GramProblem(gram, cross, weight, block, None, ridge, None, semidefinite=semidefinite)
     kept = torch.as_tensor(kept, device=problem.gram.device)
     if kept.dim() != 1 or kept.is_floating_point() or (kept.numel() and not bool((kept.diff() > 0).all())):
         raise ValueError(f"kept: expected ascending unit numbers [keep], got {tuple(kept.shape)}, {kept.dtype}")

@@ -44,6 +44,7 @@ def kept_units(name: str, keep: int | float, units: int, sets: int = 1, least: i
     return keep
 
 
+SAFE_RIDGE = 1e-7  # beside the rounding of G: a positive semidefinite one is definite with it
 SAFE = 200  # numbers in [2^-200, 2^200] may be inverted and squared
 
 
@@ -54,7 +55,10 @@ def _times_power(tensor: Tensor, power: int) -> Tensor:
 
 
 class GramProblem:
-    """Checked arguments in float64 with a leading dimension of groups, and what the methods share."""
+    """Checked arguments in float64 with a leading dimension of groups, and what the methods share.
+
+    With ``semidefinite`` the caller knows that G is, beside rounding: the whole of it is factored on request only.
+    """
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class GramProblem:
         keep: int | float | None,
         ridge: float,
         balance: int | Tensor | None,
+        *,
+        semidefinite: bool = False,
     ) -> None:
         if gram.dim() not in (2, 3) or gram.shape[-1] != gram.shape[-2]:
             raise ValueError(f"gram: expected [n, n] or [groups, n, n], got {tuple(gram.shape)}")
@@ -101,7 +107,9 @@ class GramProblem:
         self.keep = self.units if keep is None else self.count("keep", keep, 1)
         mean = self.gram.diagonal(dim1=1, dim2=2).mean(1) if columns else self.gram.new_ones(self.groups)
         self.delta = torch.where(mean > 0, ridge * mean, 1.0)
-        self.factor = self._factor()
+        self._known: Tensor | None = None
+        if not (semidefinite and ridge > SAFE_RIDGE):
+            self._known = self._factor()
 
     def count(self, name: str, keep: int | float, least: int) -> int:
         """The number of units that ``keep`` asks for."""
@@ -109,6 +117,17 @@ class GramProblem:
 
     def eye(self, size: int) -> Tensor:
         return torch.eye(size, dtype=torch.float64, device=self.gram.device)
+
+    @property
+    def factor(self) -> Tensor:
+        """Cholesky factor of ``G + delta I``, ``[groups, n, n]``, made at the first request."""
+        if self._known is None:
+            self._known = self._factor()
+        return self._known
+
+    def forget_factor(self) -> None:
+        """Give its memory back."""
+        self._known = None
 
     def _factor(self) -> Tensor:
         """Cholesky factor of ``G + delta I``; delta grows, and says so, where that is not positive definite."""
@@ -143,8 +162,12 @@ class GramProblem:
             at = mask[g].repeat_interleave(self.block).nonzero().flatten()
             system = self.gram[g][at][:, at]
             system.diagonal().add_(self.delta[g])
+            root, info = torch.linalg.cholesky_ex(system, check_errors=self._known is not None)
+            if int(info):  # rounding, beside a small ridge
+                self._known = self._factor()  # raises delta
+                return self.refit(mask)
             right = self.cross[g][:, at] + self.delta[g] * self.weight[g][:, at]
-            out[g][:, at] = torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
+            out[g][:, at] = torch.cholesky_solve(right.T, root).T
         return out
 
     def loss(self, weight: Tensor) -> float:

@@ -18,7 +18,7 @@ from sparse_accel.channels.containers import output_tensors
 from sparse_accel.channels.widths import ExpertWidth, Width
 from sparse_accel.prune.select.gram import gram_obs
 from sparse_accel.prune.structured.choose import joint_problem, unit_sets
-from sparse_accel.prune.structured.cost import Cost, CountedCost, LatencyCost
+from sparse_accel.prune.structured.cost import Cost, CountedCost, LatencyCost, UnitCost
 from sparse_accel.prune.structured.feed import Feed
 from sparse_accel.prune.structured.kinds.experts import Readers, UnclearUseError, rewrite
 from sparse_accel.prune.structured.layer import Layer, Settings
@@ -40,6 +40,7 @@ def allocate(
     example_inputs: Any,
     sites: Mapping[str, Site],
     settings: Settings,
+    alike: Sequence[Sequence[str]] = (),
 ) -> dict[str, int]:
     """Units to keep of each width.
 
@@ -48,7 +49,7 @@ def allocate(
     from where damage per cost is least, along the lower convex hull of each curve, until the model fits.
 
     Args:
-        budget: ``{"flops": share}``, ``{"params": share}`` or ``{"latency_ms": milliseconds}``.
+        budget: ``{"flops": share}``, ``{"params": share}``, ``{"units": share}`` or ``{"latency_ms": milliseconds}``.
         widths: of which units may go.
         fixed: units of widths whose number is given.
         steps: of which each other width keeps a multiple, or all.
@@ -56,17 +57,20 @@ def allocate(
         example_inputs: on which the cost is taken.
         sites: of all consumers.
         settings: see there.
+        alike: names of widths of one size that keep equally many units, of the same multiple.
 
     Raises:
         ValueError: not even one unit per width fits the budget.
     """
     kind, wanted = next(iter(budget.items()))
     work = engine.work.model
-    cost: Cost = (
-        LatencyCost(work, example_inputs, widths)
-        if kind == "latency_ms"
-        else CountedCost(kind, work, example_inputs, widths)
-    )
+    cost: Cost
+    if kind == "units":
+        cost = UnitCost(widths)
+    elif kind == "latency_ms":
+        cost = LatencyCost(work, example_inputs, widths)
+    else:
+        cost = CountedCost(kind, work, example_inputs, widths)
     limit = wanted if kind == "latency_ms" else wanted * cost.total
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     free = [width for width in widths if width.name not in fixed]
@@ -76,10 +80,11 @@ def allocate(
         for number, width in enumerate(free):
             own.advance([watched(later) for later in free[number:]])
             curves[width.name] = _curve(width, steps[width.name], own, sites, settings, dense)
+    together = _joined(curves, alike)
     every = {width.name: fixed.get(width.name, width.units) for width in widths}
     target = limit
     for _ in range(6):  # the estimate of the cost is corrected by what it turns out to be
-        kept = spend(curves, cost, every, target)
+        kept = spend(curves, cost, every, target, together)
         came = cost.measure(kept)
         logger.info("budget: %s: %.4g of %.4g, wanted %.4g", kind, came, cost.total, limit)
         if came <= limit:
@@ -91,8 +96,28 @@ def allocate(
     raise ValueError(f"budget: {kind}: expected at least {least:.3g}, what the widths can save, got {wanted:.3g}")
 
 
+def _joined(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], alike: Sequence[Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Put one curve, the sum, in the place of those of widths that go together; all names by the one that has it."""
+    together: dict[str, Sequence[str]] = {name: [name] for name in curves}
+    for names in alike:
+        own = [curves.pop(name) for name in names if name in curves]
+        if not own:
+            continue
+        lead = names[0]
+        points = own[0][0] if all(np.array_equal(one[0], own[0][0]) for one in own) else own[0][0][:1]
+        curves[lead] = points, np.sum([damage[: len(points)] for _, damage in own], axis=0)
+        together[lead] = names
+    return together
+
+
 def spend(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], cost: Cost, every: Mapping[str, int], limit: float
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    cost: Cost,
+    every: Mapping[str, int],
+    limit: float,
+    together: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, int]:
     """Units to keep so that the estimated cost is at most ``limit``, or the least possible.
 
@@ -101,10 +126,12 @@ def spend(
         cost: estimates.
         every: units of each width to start from.
         limit: on the cost.
+        together: names of the widths that a curve is of, by its own; itself alone without.
     """
+    together = {name: [name] for name in curves} if together is None else together
     kept = dict(every)
     position = dict.fromkeys(curves, 0)
-    start = {name: cost.savings(name, np.array([count]), _whole(cost, name, every)) for name, count in every.items()}
+    start = {name: cost.savings([name], np.array([count]), _whole(cost, name, every)) for name, count in every.items()}
     left = cost.total - float(sum(saved.sum() for saved in start.values()))
     while left > limit:
         best: tuple[float, str, int, float] | None = None
@@ -112,7 +139,7 @@ def spend(
             at = position[name]
             if at + 1 >= len(points):
                 continue
-            saved = cost.savings(name, points[at + 1 :], kept)
+            saved = cost.savings(together[name], points[at + 1 :], kept)
             with np.errstate(divide="ignore", invalid="ignore"):
                 rates = np.where(saved > 0, np.maximum(damage[at + 1 :] - damage[at], 0) / saved, np.inf)
             ahead = int(rates.argmin())
@@ -123,11 +150,11 @@ def spend(
         _, name, at, saved_there = best
         if left - saved_there < limit:  # do not jump past the limit along the hull
             points = curves[name][0]
-            steps = cost.savings(name, points[position[name] + 1 : at + 1], kept)
+            steps = cost.savings(together[name], points[position[name] + 1 : at + 1], kept)
             enough = int(np.argmax(left - steps <= limit))
             at, saved_there = position[name] + 1 + enough, float(steps[enough])
         position[name] = at
-        kept[name] = int(curves[name][0][at])
+        kept |= dict.fromkeys(together[name], int(curves[name][0][at]))
         left -= saved_there
     return kept
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_accel.channels.widths import Width
-from sparse_accel.prune.select.gram import energy_select, gram_cosamp, gram_obs
+from sparse_accel.prune.select.gram import energy_select, gram_cosamp, gram_obs_kept
 from sparse_accel.prune.structured.layer import Layer
 
 METHODS = ("gram_obs", "ispasp", "gram_cosamp", "magnitude", "energy", "random")
@@ -45,6 +45,8 @@ def joint_problem(layers: Sequence[Layer], ridge: float) -> tuple[Tensor, Tensor
 def _own_problem(layer: Layer, ridge: float, *, alone: bool) -> tuple[Tensor, Tensor, Tensor, int, float]:
     at, block = layer.columns.flatten(), layer.columns.shape[1]
     if alone and layer.groups == 1 and not len(layer.fixed):
+        if torch.equal(at, torch.arange(len(at), device=at.device)):  # as they are: no copies
+            return layer.moments[0], layer.cross[0], layer.weight[0], block, ridge
         return layer.moments[0][at][:, at], layer.cross[0][:, at], layer.weight[0][:, at], block, ridge
     size = layer.groups * layer.features
     gram = torch.block_diag(*layer.moments)
@@ -95,8 +97,10 @@ def choose(
         else:
             score = sum(weight.detach().double().flatten(1).square().sum(1).cpu() for weight in producers)  # type: ignore[assignment]
         return largest(score, keep, sets).to(layers[0].columns.device)
-    solver = {"gram_obs": gram_obs, "gram_cosamp": gram_cosamp, "energy": energy_select}[method]
     gram, cross, weight, block, rest = joint_problem(layers, ridge)
+    if method == "gram_obs":
+        return gram_obs_kept(gram, cross, weight, block=block, keep=keep, ridge=rest, balance=sets)
+    solver = {"gram_cosamp": gram_cosamp, "energy": energy_select}[method]
     return solver(gram, cross, weight, block=block, keep=keep, ridge=rest, balance=sets).kept
 
 

@@ -24,8 +24,8 @@ class Cost(Protocol):
 
     total: float
 
-    def savings(self, name: str, points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
-        """What going from ``kept`` to ``points`` units of one width saves."""
+    def savings(self, names: Sequence[str], points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
+        """What going from ``kept`` to ``points`` units of some widths, all together, saves."""
 
     def measure(self, kept: Mapping[str, int]) -> float:
         """The true cost of the model with so many units."""
@@ -113,28 +113,44 @@ class CountedCost:
     def _count(model: nn.Module) -> float:
         return float(sum(parameter.numel() for parameter in model.parameters()))
 
-    def _share(self, parts: Mapping[str, float], kept: Mapping[str, int], without: str) -> float:
-        gone = sum(
-            part * (self.widths[name].units - kept[name]) for name, part in parts.items() if name != without
-        )  # fmt: skip
-        return max(0.0, 1.0 - gone)
+    def _share(self, parts: Mapping[str, float], kept: Mapping[str, int]) -> float:
+        return max(0.0, 1.0 - sum(part * (self.widths[name].units - kept[name]) for name, part in parts.items()))
 
-    def savings(self, name: str, points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
+    def savings(self, names: Sequence[str], points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
         """See :class:`Cost`."""
         saved = np.zeros(len(points))
-        for cost, outputs, inputs in self.layers.values():
-            if name not in outputs and name not in inputs:
+        gone = {name: (kept[name] - points).astype(float) for name in names}
+        for cost, *sides in self.layers.values():
+            if not any(name in side for side in sides for name in names):
                 continue
-            gone = (kept[name] - points).astype(float)
-            before = self._share(outputs, kept, ""), self._share(inputs, kept, "")
-            after = before[0] - gone * outputs.get(name, 0.0), before[1] - gone * inputs.get(name, 0.0)
-            saved += cost * (before[0] * before[1] - np.maximum(after[0], 0) * np.maximum(after[1], 0))
+            before, after = 1.0, np.ones(len(points))
+            for side in sides:
+                share = self._share(side, kept)
+                rest = share - sum((side[name] * lost for name, lost in gone.items() if name in side), start=0.0)
+                before, after = before * share, after * np.maximum(rest, 0)
+            saved += cost * (before - after)
         return saved
 
     def measure(self, kept: Mapping[str, int]) -> float:
         """See :class:`Cost`."""
         model = smaller(self.work, self.example_inputs, list(self.widths.values()), kept)
         return self._count(model) if self.kind == "params" else float(count_macs(model, self.example_inputs)[""])
+
+
+class UnitCost:
+    """Units, whatever they cost."""
+
+    def __init__(self, widths: Sequence[Width]) -> None:
+        self.widths = {width.name: width for width in widths}
+        self.total = float(sum(width.units for width in widths))
+
+    def savings(self, names: Sequence[str], points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
+        """See :class:`Cost`."""
+        return np.asarray(sum(kept[name] - points for name in names), dtype=float)
+
+    def measure(self, kept: Mapping[str, int]) -> float:
+        """See :class:`Cost`."""
+        return float(sum(kept[name] for name in self.widths))
 
 
 class LatencyCost:
@@ -159,8 +175,11 @@ class LatencyCost:
             times = _from_first(latencies_ms(models, example_inputs))
             self.curves[width.name] = np.array(counts, dtype=float), np.minimum.accumulate(times[::-1])[::-1]
 
-    def savings(self, name: str, points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
-        """See :class:`Cost`."""
+    def savings(self, names: Sequence[str], points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
+        """See :class:`Cost`: those of each alone, added up."""
+        return np.asarray(sum(self._saved(name, points, kept) for name in names))
+
+    def _saved(self, name: str, points: np.ndarray, kept: Mapping[str, int]) -> np.ndarray:
         counts, times = self.curves[name]
         slope = max(0.0, (times[-1] - times[0]) / max(1.0, counts[-1] - counts[0]))
         below = np.minimum(0.0, points - counts[0]) * slope

@@ -184,8 +184,9 @@ class Layer:
         """Join the moments of all ranks, and take what selection and refit need from them."""
         self.gram.all_reduce_()
         all_reduce_([self._square])
-        self.moments = self.gram.gram
-        self.mean = self.gram.mean if self.has_bias else torch.zeros_like(self.gram.mean)
+        means = self.gram.mean, self.gram.target_mean
+        self.moments, cross = self.gram.take()
+        self.mean = means[0] if self.has_bias else torch.zeros_like(means[0])
         shift = self.shift.reshape(self.groups, -1)
         if self.target == "local":
             self.cross = self.weight @ self.moments
@@ -194,10 +195,10 @@ class Layer:
             if not self.has_bias:
                 self.target_mean = torch.zeros_like(shift)
         elif self.has_bias:
-            self.cross, self.target_mean = self.gram.cross, self.gram.target_mean
+            self.cross, self.target_mean = cross, means[1]
             self.energy = float((self._square - self.gram.count * self.target_mean.square()).sum())
         else:
-            self.cross, self.target_mean = self.gram.cross, torch.zeros_like(shift)
+            self.cross, self.target_mean = cross, torch.zeros_like(shift)
             self.energy = float(self._square.sum())
         self.energy = max(self.energy, 0.0)
 
@@ -222,7 +223,9 @@ class Layer:
     def fit(self, kept: Tensor, ridge: float, cross: Tensor | None = None) -> Tensor:
         """The least-squares weights on the units kept."""
         at = self.kept_columns(kept)
-        few = refit(self.moments, self.cross if cross is None else cross, self.weight, at, ridge=ridge)
+        few = refit(
+            self.moments, self.cross if cross is None else cross, self.weight, at, ridge=ridge, semidefinite=True
+        )
         out = torch.zeros_like(self.weight)
         for group, rows in enumerate(out):
             own = at[(at >= group * self.features) & (at < (group + 1) * self.features)] - group * self.features
@@ -238,7 +241,12 @@ class Layer:
 
     def error(self, weight: Tensor, shift: Tensor) -> float:
         """Relative squared error of a solution: of the target's variation."""
-        square = self.energy + float((weight * (weight @ self.moments - 2 * self.cross)).sum())
+        if self.groups == 1:  # columns that are gone add nothing
+            at = weight[0].any(0).nonzero().flatten()
+            few, own = weight[:, :, at], self.moments[:, at][:, :, at]
+            square = self.energy + float((few * (few @ own - 2 * self.cross[:, :, at])).sum())
+        else:
+            square = self.energy + float((weight * (weight @ self.moments - 2 * self.cross)).sum())
         if self.has_bias:
             square += self.gram.count * float((self.intercept(weight) - shift).square().sum())
         return max(square, 0.0) / self.energy if self.energy > 0 else 0.0

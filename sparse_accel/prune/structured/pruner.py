@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,18 +16,21 @@ from sparse_accel.calibration.data import Calibration, check_bytes
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
 from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY
-from sparse_accel.channels.graph import CompactError, UnsupportedModelError
+from sparse_accel.channels.graph import UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
-from sparse_accel.channels.widths import Width, grouped
+from sparse_accel.channels.widths import grouped
+from sparse_accel.mapped import copies_in
 from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.prune.refinement.options import RefineOptions
-from sparse_accel.prune.structured.budget import allocate
 from sparse_accel.prune.structured.choose import METHODS
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier, wants_refit
 from sparse_accel.prune.structured.kinds.norms import prunable
+from sparse_accel.prune.structured.kinds.sizes import agreed, keeps
 from sparse_accel.prune.structured.layer import Settings
 from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks, refine_result
 from sparse_accel.prune.structured.request import (
+    REFITS,
+    PruneError,
     Request,
     as_patterns,
     check_budget,
@@ -37,9 +41,8 @@ from sparse_accel.prune.structured.request import (
     check_tolerance,
     check_unvisited,
     look,
-    matches,
 )
-from sparse_accel.prune.structured.sites import Site, find_sites
+from sparse_accel.prune.structured.sites import find_sites
 from sparse_accel.prune.structured.stage import largest_state, prune_width, watched
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
@@ -48,12 +51,6 @@ from sparse_accel.removal.verify import OutputMismatchError
 from sparse_accel.wrappers import bare_model
 
 logger = logging.getLogger("sparse_accel")
-
-REFITS = ("auto", None, "bias", "local", "dense", "skip")
-
-
-class PruneError(CompactError, ValueError):
-    """A width cannot be pruned as asked; the message names it. The model is as it was."""
 
 
 class ISpaSP:
@@ -95,11 +92,16 @@ class ISpaSP:
         method, refit: see above.
         scope: ``"inner"`` for widths inside blocks, ``"all"`` for those on the residual stream too. Channels that are
             gated by themselves (squeeze-and-excitation) are inside: their gate only multiplies.
-        budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, or milliseconds on
-            the example, ``dict(latency_ms=2.0)``; it is spread over the widths by marginal error. Replaces ``keep``.
-        keep_per_layer: patterns of widths, each with a share (float) or a number (int) of units to keep.
+        budget: share to keep of one cost of the model, ``dict(flops=0.5)``, ``dict(params=0.5)``, of all units
+            together, ``dict(units=0.5)``, or milliseconds on the example, ``dict(latency_ms=2.0)``; it is spread over
+            the widths by marginal error. Replaces ``keep``.
+        keep_per_layer: patterns of widths (of blocks: ``"layer3.*"``), each with a share (float) or a number (int) of
+            units to keep.
         round_to: sizes of layers that shares and ``budget`` lead to are rounded up to a multiple of it (of stacked
             experts: of it and of 16 bytes), by keeping the best of what would go, but never above the dense size.
+        uniform: widths of one kind and size keep equally many units, also under a ``budget``. In a model with
+            ``save_pretrained`` widths that no configuration describes then (GPT-2's heads) stay whole, with a note, so
+            that ``from_pretrained`` builds what was saved.
         only: patterns of the widths to prune.
         skip: patterns of widths to leave alone. Patterns (``fnmatch``) match the width's name, its kind (``"heads"``)
             or the name of a layer that produces it (``"*.intermediate.dense"``).
@@ -125,6 +127,8 @@ class ISpaSP:
         tolerance: largest accepted difference, on the example, between the pruned model of full size and the smaller
             one, as for :func:`sparse_accel.compact`: by default also whatever is rounding alone, judged in float64.
         activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`, of the dense and the pruned model together.
+        offload_dir: folder in which copies of the model live, in memory-mapped files without names, for models that fit
+            in memory once or not at all (:func:`sparse_accel.map_weights`); None: in memory.
         refine: fit the smaller model to the dense one by gradients, without labels: ``"auto"``, or a dict of settings,
             such as ``steps``, of :func:`sparse_accel.prune.refine`. None: the least squares above alone.
         seed: of ``"random"``.
@@ -164,6 +168,7 @@ class ISpaSP:
         budget: Mapping[str, float] | None = None,
         keep_per_layer: Mapping[str, float | int] | None = None,
         round_to: int = 1,
+        uniform: bool = False,
         only: Sequence[str] | None = None,
         skip: Sequence[str] = (),
         refit_head: bool | None = None,
@@ -179,6 +184,7 @@ class ISpaSP:
         cache_memory: int = 1 << 30,
         activation_memory: int = ACTIVATION_MEMORY,
         tolerance: float | None = None,
+        offload_dir: str | os.PathLike[str] | None = None,
         refine: Any = None,
         seed: int = 0,
         progress: Show = None,
@@ -195,12 +201,15 @@ class ISpaSP:
         self.example_inputs = Examples.of(example_inputs, methods, unvisited).check(self.model)
         self.budget = None if budget is None else dict(budget)
         patterns, skipped = as_patterns("only", only), as_patterns("skip", skip) or []
-        self.request = Request(float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method, round_to)
+        self.request = Request(
+            float(keep), dict(keep_per_layer or {}), scope, patterns, skipped, method, round_to, uniform
+        )
         self.refit_head = refit_head
         self.fine_tune = fine_tune
         check_bytes("activation_memory", activation_memory)
         check_tolerance("tolerance", tolerance)
         self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
+        self.offload_dir = offload_dir
         self.mask, self.batch_first = mask, batch_first
         check_progress(progress)
         self.progress = progress
@@ -236,6 +245,10 @@ class ISpaSP:
                 Its ``result`` is what would have been returned; so is that of an UnsupportedModelError at the end.
             ValueError: the data or ``max_memory`` do not fit.
         """
+        with copies_in(self.offload_dir):
+            return self._run(calibration, batch_size)
+
+    def _run(self, calibration: Any, batch_size: int) -> StructuredResult:
         start = time.perf_counter()
         data = Batches(Calibration(calibration, batch_size), self.model, Padding(self.mask, self.batch_first, "mask"))
         dense = self.model
@@ -251,6 +264,8 @@ class ISpaSP:
         sites = find_sites(work, self.example_inputs, consumers)
         findings = look(work, data, self.example_inputs, sites)
         widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
+        if self.request.uniform:
+            widths = agreed(self.request, found, widths, work, self.example_inputs, notes)
         notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
         nbytes = largest_state(widths, work, sites, self.settings, self.max_memory)
         head = find_head(sites) if wants_refit(self.refit_head, self.settings, widths, work) else None
@@ -261,17 +276,20 @@ class ISpaSP:
             meter(self.progress, "ISpaSP", len(widths) + (head is not None)) as done,
             Engine(dense, work, data, findings.order, self.activation_memory) as engine,
         ):
-            keeps = self._keeps(widths, engine, sites)
+            counts = keeps(self.request, self.budget, widths, engine, self.example_inputs, sites, self.settings)
             steps = [*map(watched, widths), [] if head is None else [head]]
             engine.plan(steps)
             for number, width in enumerate(widths):
-                if keeps[width.name] == width.units and not kept:
+                if counts[width.name] == width.units and not kept:
                     done.advance(width.name)
                     continue
                 engine.advance(steps[number:])
-                kept[width.name], change = self._prune(
-                    width, keeps[width.name], engine, sites, gone, changed=bool(kept)
-                )
+                changed, count = bool(kept), counts[width.name]
+                try:
+                    units, change = prune_width(width, count, engine, sites, self.settings, gone, changed=changed)
+                except (ValueError, RuntimeError) as error:
+                    raise PruneError(f"{width.name}: {error}") from error
+                kept[width.name] = units
                 changes.append(change)
                 notes += [change.note] if change.note else []
                 done.advance(width.name, change.error and change.error[1])
@@ -304,27 +322,3 @@ class ISpaSP:
         if self.refine is not None and kept:
             refine_result(out, dense, data, self.refine.shown_by(self.progress), self.max_memory)
         return out
-
-    def _prune(
-        self,
-        width: Width,
-        keep: int,
-        engine: Engine,
-        sites: dict[str, Site],
-        gone: dict[str, Tensor],
-        *,
-        changed: bool,
-    ) -> tuple[Tensor, WidthChange]:
-        try:
-            return prune_width(width, keep, engine, sites, self.settings, gone, changed=changed)
-        except (ValueError, RuntimeError) as error:
-            raise PruneError(f"{width.name}: {error}") from error
-
-    def _keeps(self, widths: list[Width], engine: Engine, sites: dict[str, Site]) -> dict[str, int]:
-        """Units to keep of each width."""
-        if self.budget is None or not widths:
-            return {width.name: self.request.count(width) for width in widths}
-        given = [width for width in widths if any(matches(width, pattern) for pattern in self.request.keep_per_layer)]
-        fixed = {width.name: self.request.count(width) for width in given}
-        steps = {width.name: self.request.step(width) for width in widths}
-        return allocate(self.budget, widths, fixed, steps, engine, self.example_inputs, sites, self.settings)

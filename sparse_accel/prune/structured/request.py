@@ -17,11 +17,17 @@ from sparse_accel.calibration.observations import Observations, floating
 from sparse_accel.calibration.ranks import of_all, together
 from sparse_accel.calibration.survey import survey
 from sparse_accel.channels.call import run_model, tree_tensors
-from sparse_accel.channels.graph import UnsupportedModelError
+from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples
 from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.sites import Site
+
+REFITS = ("auto", None, "bias", "local", "dense", "skip")
+
+
+class PruneError(CompactError, ValueError):
+    """A width cannot be pruned as asked; the message names it. The model is as it was."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Request:
         skip: patterns of widths to leave.
         method: how units are chosen.
         round_to: sizes of layers that shares and budgets lead to are multiples of it, rounded up.
+        uniform: widths of one kind and size keep equally many units.
     """
 
     keep: float
@@ -45,6 +52,7 @@ class Request:
     skip: list[str]
     method: str
     round_to: int = 1
+    uniform: bool = False
 
     def chosen(self, widths: list[Width], notes: list[str]) -> list[Width]:
         """The widths to prune, front to back.
@@ -56,18 +64,19 @@ class Request:
         for name, patterns in (("only", self.only or ()), ("skip", self.skip), ("keep_per_layer", self.keep_per_layer)):
             for pattern in patterns:
                 if not any(matches(width, pattern) for width in widths):
+                    refuse_head_size(name, pattern)
                     known = ", ".join(width.name for width in widths[:8])
                     raise ValueError(f"{name}: {pattern!r} matches no width; the model's are {known or 'none'}")
-        asked = [
-            width
-            for width in widths
-            if (self.only is None or any(matches(width, pattern) for pattern in self.only))
-            and not any(matches(width, pattern) for pattern in self.skip)
-        ]
+        asked = [width for width in widths if self.asks_for(width)]
         reasons = {width.name: self._left(width) for width in asked}
         left = {width.name + where: f"left whole: {why}" for width in asked for where, why in reasons[width.name]}
         notes += grouped(left, "widths")
         return sorted((width for width in asked if not reasons[width.name]), key=lambda width: width.order)
+
+    def asks_for(self, width: Width) -> bool:
+        """Whether ``only`` and ``skip`` leave a width in."""
+        only = self.only is None or any(matches(width, pattern) for pattern in self.only)
+        return only and not any(matches(width, pattern) for pattern in self.skip)
 
     def _left(self, width: Width) -> list[tuple[str, str]]:
         """Why a width stays whole, with where in the width that lies; empty if it is pruned."""
@@ -119,6 +128,18 @@ def matches(width: Width, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (width.name, width.kind, *width.producers))
 
 
+_HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "d_kv", "dim_head", "key_length")
+
+
+def refuse_head_size(name: str, pattern: str) -> None:
+    """Raise ValueError where a pattern asks for the size of heads, which nothing here prunes."""
+    if pattern.strip("*.").rpartition(".")[2] in _HEAD_SIZES:
+        raise ValueError(
+            f"{name}: {pattern!r}: the size of heads is not pruned (queries and keys are compared over all of it, "
+            "rotary embeddings pair its entries): expected whole heads, the kind 'heads'"
+        )
+
+
 def check_one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raise ValueError unless the value is one of those allowed."""
     if value not in allowed:
@@ -137,8 +158,10 @@ def check_budget(budget: Mapping[str, float] | None) -> None:
     Raises:
         ValueError: it is not; the message says what was expected.
     """
-    if budget is not None and (len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "latency_ms")):
-        raise ValueError(f"budget: expected one of flops, params and latency_ms, got {dict(budget)}")
+    if budget is not None and (
+        len(budget) != 1 or next(iter(budget)) not in ("flops", "params", "units", "latency_ms")
+    ):
+        raise ValueError(f"budget: expected one of flops, params, units and latency_ms, got {dict(budget)}")
     if budget is not None and "latency_ms" not in budget:
         check_share("budget: " + next(iter(budget)), next(iter(budget.values())))
 

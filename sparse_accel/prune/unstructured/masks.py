@@ -179,8 +179,8 @@ class MaskedOptimizer:
             if parameter.requires_grad
         ]
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._clear_gradients()))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._clear()))
-        self._handles.append(optimizer.register_load_state_dict_post_hook(lambda *_: self._clear()))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after_step()))
+        self._handles.append(optimizer.register_load_state_dict_post_hook(lambda *_: self._after_load()))
         self._clear_gradients()
         self._clear()
 
@@ -198,6 +198,12 @@ class MaskedOptimizer:
         for parameter in self._removed:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(self._on(parameter, parameter), 0)
+
+    def _after_step(self) -> None:
+        self._clear()
+
+    def _after_load(self) -> None:
+        self._clear()
 
     @torch.no_grad()
     def _clear(self) -> None:

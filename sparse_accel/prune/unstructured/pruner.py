@@ -23,6 +23,7 @@ from sparse_accel.calibration.replay.front import Front
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY, Store
 from sparse_accel.calibration.slice_moments import SliceGram
 from sparse_accel.calibration.survey import find_parts, find_units
+from sparse_accel.mapped import copies_in
 from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.prune.refinement.masters import Masters
 from sparse_accel.prune.refinement.options import RefineOptions
@@ -89,6 +90,8 @@ class CurvatureIHT:
         activation_memory: bytes of outputs of finished blocks that are kept in host memory, so that the blocks need not
             run again; beyond it they are in files of a temporary folder (``tempfile``), removed at the end. 0 keeps
             none: every pass runs the model from its inputs.
+        offload_dir: folder in which copies of the model, and so the result, live, in memory-mapped files without names;
+            None: in memory.
         resume_dir: folder for the finished layers. A run with the same settings and data goes on where the last one
             stopped, to the same bits on CPUs.
         dtype: in which the Hessians are summed, float64 or float32.
@@ -129,6 +132,7 @@ class CurvatureIHT:
         batch_first: bool | None = None,
         max_memory: int | None = None,
         activation_memory: int = ACTIVATION_MEMORY,
+        offload_dir: str | os.PathLike[str] | None = None,
         resume_dir: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float64,
         progress: Show = None,
@@ -144,15 +148,12 @@ class CurvatureIHT:
         check_bytes("activation_memory", activation_memory)
         self.model = model
         self.sparsity = sparsity
-        self.targets = targets
-        self.skip = skip
+        self.targets, self.skip = targets, skip
         self.allocation = allocation
         self.refine = refine if isinstance(refine, int) else RefineOptions.of(refine) or 0
-        self.padding = padding
-        self.batch_first = batch_first
-        self.max_memory = max_memory
-        self.activation_memory = activation_memory
-        self.resume_dir = resume_dir
+        self.padding, self.batch_first = padding, batch_first
+        self.max_memory, self.activation_memory = max_memory, activation_memory
+        self.offload_dir, self.resume_dir = offload_dir, resume_dir
         check_progress(progress)
         self.progress = progress
         Padding(padding, batch_first)  # refuses what is none
@@ -175,9 +176,10 @@ class CurvatureIHT:
             RuntimeError: the solver fails.
             CheckpointError: ``resume_dir`` holds another run.
         """
-        run = _Run(self, Calibration(calibration), None if held_out is None else Calibration(held_out))
-        with run.store:
-            return run.result()
+        with copies_in(self.offload_dir):
+            run = _Run(self, Calibration(calibration), None if held_out is None else Calibration(held_out))
+            with run.store:
+                return run.result()
 
 
 class _Run:
@@ -219,11 +221,12 @@ class _Run:
         refine = self.settings.refine
         rounds = Refinement.bytes_needed(self.layers) if refine else 0
         rounds = rounds if isinstance(refine, int) else Masters.bytes_needed(self.model)
-        total = copied + masks + max(work, rounds) + 2 * CHUNK_BYTES + kept
+        on_disk = copied if self.settings.offload_dir is not None else 0
+        total = copied - on_disk + masks + max(work, rounds) + 2 * CHUNK_BYTES + kept
         what = (
-            f"CurvatureIHT: a copy of the model {copied / 1e6:.0f} MB, the largest Hessian and its solver "
-            f"{work / 1e6:.0f} MB (refinement {rounds / 1e6:.0f} MB), up to {kept / 1e6:.0f} MB of activations, "
-            f"{masks / 1e6:.0f} MB of masks"
+            f"CurvatureIHT: a copy of the model {(copied - on_disk) / 1e6:.0f} MB ({on_disk / 1e6:.0f} MB on disk), "
+            f"the largest Hessian and its solver {work / 1e6:.0f} MB (refinement {rounds / 1e6:.0f} MB), up to "
+            f"{kept / 1e6:.0f} MB of activations, {masks / 1e6:.0f} MB of masks"
         )
         require_memory(total, self.settings.max_memory, what)
         return total

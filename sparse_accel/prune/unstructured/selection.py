@@ -236,7 +236,7 @@ def _unsuitable(module: nn.Module) -> str | None:
     if not isinstance(weight, nn.Parameter):
         return "its weight is not a parameter"
     if isinstance(weight, nn.parameter.UninitializedParameter) or weight.device.type == "meta":
-        return "its weight has no values yet"
+        return "its weight has no values yet (sa.map_weights(model, folder) takes them from safetensors files)"
     if not weight.is_floating_point() or weight.layout != torch.strided:
         return f"its weight is {weight.dtype}, {weight.layout}"
     return "its weight is empty" if not weight.numel() else None

@@ -245,6 +245,24 @@ class _NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("name", ["RMDA", "RAMDA"])
+def test_state_in_bfloat16(name: str) -> None:
+    model = chain(torch.float32)
+    groups = sa.param_groups(model, sa.GroupLasso(0.1), coupled=coupled(model))
+    opt = getattr(sa, name)(groups, **STEPS[name], state_dtype=torch.bfloat16)
+    wide = chain(torch.float32)
+    other = getattr(sa, name)(sa.param_groups(wide, sa.GroupLasso(0.1), coupled=coupled(wide)), **STEPS[name])
+    for step in range(4):
+        for net, own in ((model, opt), (wide, other)):
+            set_grads(net, step)
+            own.step()
+    assert {value.dtype for state in opt.state.values() for value in state.values() if value.dim()} == {torch.bfloat16}
+    opt.finalize_()
+    other.finalize_()
+    for one, two in zip(model.parameters(), wide.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
+
+
 @each_optimizer
 def test_a_step_does_not_wait_for_the_device(name: str) -> None:
     model = chain(torch.float32)
@@ -284,13 +302,14 @@ def test_what_is_refused_changes_nothing() -> None:
     assert torch.equal(model[0].weight, before["0.weight"])
     assert not torch.equal(model[5].weight, before["5.weight"])
     for wrong, words in [
-        (sa.L1(0.1), "expected GroupLasso or GroupL0"),
-        (sa.GroupLasso(0.1, by="element"), "expected GroupLasso or GroupL0"),
-        (sa.NonNegative(), "expected GroupLasso or GroupL0"),
+        (sa.L1(0.1), r"expected GroupLasso \(without l2\) or GroupL0"),
+        (sa.GroupLasso(0.1, by="element"), r"expected GroupLasso \(without l2\) or GroupL0"),
+        (sa.GroupLasso(0.1, l2=0.1), r"expected GroupLasso \(without l2\) or GroupL0"),
+        (sa.NonNegative(), r"expected GroupLasso \(without l2\) or GroupL0"),
     ]:
         with pytest.raises(ValueError, match=words):
             sa.RMDA(sa.param_groups(model, wrong, coupled=groups))
-    with pytest.raises(ValueError, match="differentiable=False"):
+    with pytest.raises(ValueError, match="expected differentiable=False"):
         sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.1), coupled=groups), differentiable=True)
     with pytest.raises(ValueError, match="SPPAM"):
         sa.SPPAM(sa.param_groups(model, sa.GroupLasso(0.1), coupled=groups))

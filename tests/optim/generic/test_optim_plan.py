@@ -17,6 +17,7 @@ from sparse_accel.optim.common.plan import Plans
 
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "RMDA": lambda groups: sa.RMDA(groups, lr=0.1, momentum=0.3, weight_decay=0.01),
+    "RMDA, no decay": lambda groups: sa.RMDA(groups, lr=0.1, momentum=0.3),
     "RAMDA": lambda groups: sa.RAMDA(groups, lr=0.05, momentum=0.3),
     "ProxAdamW": lambda groups: sa.ProxAdamW(groups, lr=0.01, weight_decay=0.1),
     "ProxSGD": lambda groups: sa.ProxSGD(groups, lr=0.05),
@@ -52,7 +53,9 @@ def new_memory(model: nn.Module, optimizer: Any) -> None:
 
 
 def other_strength(model: nn.Module, optimizer: Any) -> None:
-    optimizer.param_groups[0]["penalty"]["strength"] *= 2
+    penalty = optimizer.param_groups[0]["penalty"]
+    if "strength" in penalty:  # no constraint
+        penalty["strength"] *= 2
 
 
 def other_penalty(model: nn.Module, optimizer: Any) -> None:
@@ -82,6 +85,26 @@ def dense_scale(model: nn.Module, optimizer: Any) -> None:
 def other_numbers(model: nn.Module, optimizer: Any) -> None:
     for group in optimizer.param_groups:
         group["lr"] *= 0.7
+
+
+def tensor_lr(model: nn.Module, optimizer: Any) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor([float(group["lr"]) * 0.9])
+
+
+def other_implementation(model: nn.Module, optimizer: Any) -> None:
+    for group in optimizer.param_groups:
+        group["foreach"] = None if group["foreach"] else True
+
+
+def momentum_ramp(model: nn.Module, optimizer: Any) -> None:
+    for group in optimizer.param_groups:
+        group["momentum_ramp"] = 1
+    getattr(optimizer, "restart", lambda: None)()
+
+
+def constrained(model: nn.Module, optimizer: Any) -> None:
+    optimizer.param_groups[0]["penalty"] = sa.Box(-0.1, 0.2)
 
 
 def regrouped(model: nn.Module, optimizer: Any) -> None:
@@ -118,6 +141,10 @@ CHANGES = [
     state_entry,
     dense_scale,
     other_numbers,
+    tensor_lr,
+    other_implementation,
+    momentum_ramp,
+    constrained,
     regrouped,
     forgotten,
     evaluated,
@@ -128,8 +155,8 @@ CHANGES = [
 @pytest.fixture
 def no_plans(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Call with True, and nothing is kept from then on."""
-    original = Plans.batches
-    return lambda off: monkeypatch.setattr(Plans, "batches", (lambda *_: None) if off else original)
+    original = Plans.find
+    return lambda off: monkeypatch.setattr(Plans, "find", (lambda *_: None) if off else original)
 
 
 def snapshot(model: nn.Module, optimizer: Any) -> list[Tensor]:
@@ -166,14 +193,74 @@ def test_same_steps_after_any_sequence(name: str, seed: int, no_plans: Callable[
     assert all(torch.equal(a, b) for a, b in zip(kept, run(name, changes), strict=True))
 
 
-def test_plans_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, optimizer = make("RMDA")
-    gathered = []
-    original = type(optimizer)._gather
-    monkeypatch.setattr(type(optimizer), "_gather", lambda *a, **k: gathered.append(1) or original(*a, **k))
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_plans_are_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the third step on nothing is gathered, and what is no more than its op goes there at once."""
+    model, optimizer = make(name)
+    calls: dict[str, int] = {"_gather": 0, "_update": 0}
+    for method in calls:
+        original = getattr(type(optimizer), method)
+
+        def counted(*args: Any, method: str = method, original: Any = original, **kwargs: Any) -> Any:
+            calls[method] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(type(optimizer), method, counted)
     for step in range(6):
         train(model, optimizer, step)
-    assert len(gathered) == 2 * len(optimizer.param_groups)
+    groups = len(optimizer.param_groups)
+    assert calls == {"_gather": 2 * groups, "_update": (6 if name == "RMDA" else 2) * groups}  # RMDA's has a decay
+
+
+def test_versions_tell_of_planned_steps() -> None:
+    """Autograd refuses to go back through weights that a step has changed."""
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = sa.ProxSGD([weight], lr=0.1)
+    for _ in range(4):
+        before, loss = weight._version, (weight**2).sum()
+        weight.grad = torch.ones(3, 3)
+        optimizer.step()
+        assert weight._version > before
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_a_plan_wants_its_own_gradients() -> None:
+    """What was read holds for one step, and for the list that it was read with."""
+    weight = nn.Parameter(torch.ones(2, 3))
+    optimizer = sa.ProxSGD([weight], lr=0.1)
+    for _ in range(3):
+        weight.grad = torch.ones(2, 3)
+        optimizer.step()
+    watch = optimizer._plans._plans[0].watch
+    found = watch.grads(optimizer.state, optimizer.param_groups[0]["params"])
+    before = weight.detach().clone()
+    for grads in ([torch.ones(2, 3)], list(found)):
+        with pytest.raises(ValueError, match="grads: expected the list that grads\\(\\) has just given"):
+            watch.prox_sgd_step_(grads, 0.1, 0.1, False)
+    with pytest.raises(ValueError, match="the plan is of another step's state"):
+        watch.rmda_step_(found, 0.1, 0.1, False)
+    assert torch.equal(weight.detach(), before)
+    assert watch.prox_sgd_step_(found, 0.1, 0.1, False)
+    with pytest.raises(ValueError, match="has just given"):
+        watch.prox_sgd_step_(found, 0.1, 0.1, False)
+
+
+@pytest.mark.parametrize("name", ["RMDA, no decay", "RAMDA", "ProxAdamW", "ProxSGD"])
+def test_backends_take_planned_steps(backend: Any, name: str, no_plans: Callable[[bool], None]) -> None:
+    def weights() -> list[Tensor]:
+        params = [nn.Parameter(torch.linspace(-1, 1, 12, device=backend.device).view(4, 3))]
+        params.append(nn.Parameter(torch.linspace(-1, 1, 10, device=backend.device).view(5, 2).bfloat16()))
+        optimizer = OPTIMIZERS[name]([{"params": params, "penalty": sa.GroupLasso(1e-2, by="input")}])
+        for step in range(5):
+            for param in params:
+                param.grad = torch.cos(param.detach() * step)
+            optimizer.step()
+        return [*(param.detach() for param in params), *(optimizer.state[param]["step"] for param in params)]
+
+    kept = weights()
+    no_plans(True)
+    assert all(torch.equal(a, b) for a, b in zip(kept, weights(), strict=True))
 
 
 def gradients(kind: str, param: nn.Parameter) -> Tensor | None:

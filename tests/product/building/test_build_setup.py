@@ -118,7 +118,7 @@ def test_another_torch_sets_up_and_builds_again(tmp_path):
         (tmp_path / name).chmod(0o755)
 
     def calls(*variables: str) -> list[str]:
-        """What `make build` does: "setup", with the torch it asks for, and "build"."""
+        """What `make build` does: "setup", with the torch it asks for, "build" and "needs", what runs needs."""
         (tmp_path / "calls").write_text("")
         ours = ("TORCH", "VENV", "MAKEFLAGS", "SPARSE_ACCEL_CUDA", "SPARSE_ACCEL_WERROR")
         env = {key: value for key, value in os.environ.items() if key not in ours}
@@ -126,16 +126,26 @@ def test_another_torch_sets_up_and_builds_again(tmp_path):
         subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=env)
         lines = (tmp_path / "calls").read_text().splitlines()
         setups = [re.search(r"--torch (torch\S*|)", line) for line in lines]
-        return [f"setup {setup[1]}".strip() if setup else "build" for setup in setups]
+        others = ["build" if "--editable" in line else "needs" for line in lines]
+        pairs = zip(setups, others, strict=True)
+        return [f"setup {setup[1]}".strip() if setup else other for setup, other in pairs]
 
-    assert calls() == ["setup", "build"]
+    assert calls() == ["setup", "build", "needs"]
     assert calls() == []
-    assert calls("TORCH=torch==2.15.0") == ["setup torch==2.15.0", "build"]
+    assert calls("TORCH=torch==2.15.0") == ["setup torch==2.15.0", "build", "needs"]
     assert calls("TORCH=torch==2.15.0") == []
-    assert calls("TORCH=torch>=2.11") == ["setup torch>=2.11", "build"]
-    assert calls("TORCH=torch==2.15.0") == ["setup torch==2.15.0", "build"]
+    assert calls("TORCH=torch>=2.11") == ["setup torch>=2.11", "build", "needs"]
+    assert calls("TORCH=torch==2.15.0") == ["setup torch==2.15.0", "build", "needs"]
     assert calls("TORCH=torch==2.15.0", "SPARSE_ACCEL_WERROR=ON") == ["build"]
-    assert calls() == ["setup", "build"]
+    assert calls() == ["setup", "build", "needs"]
+
+
+def test_what_the_demo_needs_is_said_twice_alike():
+    """pip cannot install a package's extra without the package, and a group cannot include an extra."""
+    text = (ROOT / "pyproject.toml").read_text()
+    group, extra = (re.search(r"^demo = \[(.*)\]$", part, re.M)[1] for part in text.split("[dependency-groups]")[::-1])
+    own = re.findall(r'^  ("(?!torch)[\w-]+>=[\d.]+"),', text.partition("keywords")[0], re.M)
+    assert set(group.split(", ")) == {*extra.split(", "), *own}
 
 
 def test_tested_releases_are_those_of_the_ci_jobs():

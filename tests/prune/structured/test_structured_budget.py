@@ -29,7 +29,7 @@ def test_costs_are_those_of_the_smaller_model(make) -> None:
     total = cost.total
     for width in widths:
         count = int(torch.randint(1, width.units + 1, (), generator=generator))
-        total -= float(cost.savings(width.name, np.array([count]), kept)[0])
+        total -= float(cost.savings([width.name], np.array([count]), kept)[0])
         kept[width.name] = count
     true = count_macs(smaller(model, x, widths, kept), x)[""]
     assert cost.measure(kept) == true
@@ -104,7 +104,7 @@ def test_latency_is_measured_and_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     widths = find_widths(model, VECTORS[:1])
     cost = LatencyCost(model, VECTORS[:1], widths)
     kept = {width.name: 32 for width in widths}
-    saved = cost.savings("0", np.array([32, 16, 8, 1]), kept)
+    saved = cost.savings(["0"], np.array([32, 16, 8, 1]), kept)
     assert saved[0] == 0
     assert (np.diff(saved) > 0).all()
 
@@ -116,8 +116,8 @@ class _Flat:
         self.total = float(sum(units.values()))
         self.widths = {name: type("W", (), {"units": count})() for name, count in units.items()}
 
-    def savings(self, name: str, points: np.ndarray, kept: dict[str, int]) -> np.ndarray:
-        return (kept[name] - points).astype(float)
+    def savings(self, names: list[str], points: np.ndarray, kept: dict[str, int]) -> np.ndarray:
+        return sum(kept[name] - points for name in names).astype(float)
 
     def measure(self, kept: dict[str, int]) -> float:
         return float(sum(kept.values()))

@@ -1,7 +1,0 @@
-"""``python -m bench``: all benches."""
-
-import sys
-
-from . import main
-
-sys.exit(main())
