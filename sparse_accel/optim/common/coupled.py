@@ -31,7 +31,7 @@ def check_coupling(group: dict[str, Any]) -> None:
     if group[ENTRY] is None:
         return
     penalty = penalty_from_plain(group["penalty"])
-    known = type(penalty) in (GroupLasso, GroupL0) and penalty.by not in ("element", "kernel")
+    known = isinstance(penalty, (GroupLasso, GroupL0)) and penalty.by not in ("element", "kernel")
     if penalty is not None and (penalty.stages or not known):
         raise ValueError(f"coupled: expected GroupLasso (without l2) or GroupL0 (by is not looked at), got {penalty!r}")
     if group["differentiable"]:
