@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "aligned",
+    "all_parts",
     "all_sums",
     "is_flat",
     "is_sharded",
@@ -119,6 +120,27 @@ def shard_dims(param: Tensor) -> set[int]:
         return set()
     placements = param.placements  # type: ignore[attr-defined]
     return {one.dim % param.dim() for one in placements if not one.is_replicate() and not one.is_partial()}
+
+
+def all_parts(values: Tensor, param: Tensor, apart: Collection[int]) -> Tensor:
+    """What is known of each group on this process, ``[groups here]``, of all processes together, in an order that is
+    the same on all of them. The host waits.
+
+    Args:
+        values: other than -1, one for each group of the part of ``param`` here.
+        param: where it is not sharded, ``values`` come back.
+        apart: dimensions of ``param`` that run over groups.
+    """
+    for group in shard_groups(param, set(range(param.dim())) - set(apart)):
+        longest = torch.tensor(values.numel(), device=values.device)
+        torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX, group=group)
+        padded = values.new_full((int(longest),), -1)
+        padded[: values.numel()] = values
+        parts = [torch.empty_like(padded) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(parts, padded, group=group)
+        values = torch.cat(parts)
+        values = values[values != -1]
+    return values
 
 
 def all_sums(tensors: Iterable[Tensor], groups: Iterable[Any]) -> list[Tensor]:

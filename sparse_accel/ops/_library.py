@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel import native, reference
+from sparse_accel import _op_sharding, native, reference
 from sparse_accel.groups import GroupLayout
 
 LIBRARY = torch.library.Library("sparse_accel", "DEF")
+_names: list[str] = []
 
 
 def register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -30,6 +31,9 @@ def register(name: str, schema: str, run: Callable[..., Any], fake: Callable[...
     LIBRARY.define(name + schema)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sparse_accel::{name}", fake, lib=LIBRARY)
+    _names.append(name)
+    if _op_sharding.ready():
+        _op_sharding.enable(LIBRARY, [name])
 
 
 def kernels() -> Any:
@@ -87,6 +91,8 @@ def call(name: str, *arguments: Any) -> Any:
     if not isinstance(first, Tensor):
         first = first[0] if first else None
     if first is not None and (type(first) not in (Tensor, torch.nn.Parameter) or not has_kernels(first)):
+        if _op_sharding.ready():  # it was imported after the ops
+            _op_sharding.enable(LIBRARY, _names)
         return getattr(torch.ops.sparse_accel, name)(*arguments)
     return getattr(native, name)(*arguments)
 

@@ -187,11 +187,6 @@ class ProximalOptimizer(SwapsIterates):
             state = self.state.get(param, {})
             if param.grad is None if need_grad else "step" not in state or not param.requires_grad:
                 continue
-            if getattr(penalty, "target", None) is not None and is_sharded(param):
-                raise RuntimeError(
-                    f"target: expected parameters that are not sharded, got a DTensor of shape {tuple(param.shape)}: "
-                    "give the penalty a strength"
-                )
             one = read_parameter(type(self).__name__, param, param.grad if need_grad else None, grouping)
             if one.processes and not self._spans_processes:
                 raise RuntimeError(

@@ -85,8 +85,10 @@ class GroupLasso(Penalty):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The squares, then the groups if they have a strength; none without ``l2``."""
-        both = Stage("ridge", self.by, self.l2), Stage("soft", self.by, self.strength)
-        return (both if self.strength else both[:1]) if self.l2 else ()
+        if not self.l2:
+            return ()
+        squares = Stage("ridge", self.by, self.l2)
+        return (squares, Stage("soft", self.by, self.strength)) if self.strength else (squares,)
 
     def value(self, tensors: Tensor | Sequence[Tensor], groupings: Groupings = None) -> Tensor:
         """As :meth:`Penalty.value`."""

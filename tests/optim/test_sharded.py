@@ -161,6 +161,98 @@ def fully_sharded(mesh: Any, folder: str) -> None:
     torch.save([p.detach().full_tensor() for p in other.parameters()], f"{folder}/after_{dist.get_rank()}.pt")
 
 
+def from_one_process(mesh: Any, folder: str) -> None:
+    """A checkpoint that one process wrote (:func:`in_one_process`) goes on in two."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint import state_dict as dcp
+    from torch.distributed.fsdp import fully_shard
+
+    model = net(1)
+    fully_shard(model, mesh=mesh)
+    opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.1, by="output")), lr=0.5, momentum=0.5)
+    state = dict(zip(("model", "optim"), dcp.get_state_dict(model, opt), strict=True))
+    load(state, storage_reader=FileSystemReader(f"{folder}/one"))
+    dcp.set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optim"])
+    steps_of(model, opt, 2)
+    for p, expected in zip(model.parameters(), torch.load(f"{folder}/one.pt", weights_only=True), strict=True):
+        torch.testing.assert_close(p.detach().full_tensor(), expected, rtol=1e-5, atol=1e-6)
+
+
+def steps_of(model: nn.Module, opt: Any, count: int) -> None:
+    for _ in range(count):
+        opt.zero_grad()
+        model(randn((4, 3, 4, 4), 0).float()).square().mean().backward()
+        opt.step()
+
+
+def in_one_process(folder: Path) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter, save
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    model = net()
+    opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.1, by="output")), lr=0.5, momentum=0.5)
+    steps_of(model, opt, 3)
+    state = dict(zip(("model", "optim"), dcp.get_state_dict(model, opt), strict=True))
+    save(state, storage_writer=FileSystemWriter(folder / "one"), no_dist=True)
+    steps_of(model, opt, 2)
+    torch.save([p.detach() for p in model.parameters()], folder / "one.pt")
+
+
+def targets(mesh: Any) -> None:
+    """The strength that is found for a share is that of one process, wherever the groups lie."""
+    for kind, by, dim in itertools.product((sa.RMDA, sa.ProxSGD, sa.RAMDA), ("input", "output"), (0, 1)):
+        if kind is sa.RAMDA and APART[by] != {dim}:
+            continue
+        plain = [nn.Parameter(randn(shape, i)) for i, shape in enumerate([(8, 12), (5, 7), (6, 4, 3, 3)])]
+        parts = [nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(dim)])) for p in plain]
+        opts = [kind(params, lr=0.1, penalty=sa.GroupLasso(target=0.5, by=by, ramp=5)) for params in (plain, parts)]
+        for step in range(12):
+            for i, (p, part) in enumerate(zip(plain, parts, strict=True)):
+                p.grad = p.detach() + randn(p.shape, 10 * step + i)
+                part.grad = distribute_tensor(p.grad, mesh, [Shard(dim)])
+            for opt in opts:
+                opt.step()
+        one, two = (opt.param_groups[0]["penalty"]["strength"] for opt in opts)
+        assert 0 < one == pytest.approx(two, rel=1e-9)
+        assert sa.max_strength(opts[0]) == pytest.approx(sa.max_strength(opts[1]), rel=1e-9)
+        found: list[Any] = [None, None]
+        dist.all_gather_object(found, two)
+        assert found[0] == found[1]
+
+
+def masks_of_parts(mesh: Any, folder: str) -> None:
+    """Zeros stay under any optimizer, and masks are saved whole."""
+    for dim in (0, 1):
+        plain, parts = nn.Linear(6, 5).double(), nn.Linear(6, 5).double()
+        with torch.no_grad():
+            for layer in (plain, parts):
+                layer.weight.copy_(randn((5, 6), 0) * (randn((5, 6), 1) > 0))
+                layer.bias.zero_()
+        parts.weight = nn.Parameter(distribute_tensor(parts.weight.detach(), mesh, [Shard(dim)]))
+        for layer in (plain, parts):
+            masks = sa.prune.Masks(layer)
+            assert abs(masks.sparsity - float((plain.weight == 0).double().mean())) < 1e-12
+            opt = torch.optim.AdamW(layer.parameters(), lr=0.1)
+            with masks.apply_to(opt):
+                for step in range(3):
+                    grad = randn((5, 6), 2 + step)
+                    layer.weight.grad = (
+                        distribute_tensor(grad, mesh, [Shard(0)])
+                        if layer is parts and dim == 0
+                        else (distribute_tensor(grad, mesh, [Replicate()]) if layer is parts else grad)
+                    )
+                    opt.step()
+        torch.testing.assert_close(parts.weight.detach().full_tensor(), plain.weight.detach(), rtol=1e-12, atol=1e-13)
+        assert (plain.weight == 0).any()
+        masks.save(f"{folder}/masks{dim}")
+        whole_again = sa.prune.Masks.load(f"{folder}/masks{dim}", plain)
+        assert torch.equal(whole_again["weight"], masks["weight"].full_tensor())
+        sharded_again = sa.prune.Masks.load(f"{folder}/masks{dim}", parts)
+        assert torch.equal(sharded_again["weight"].to_local(), masks["weight"].to_local())
+        with pytest.raises(ValueError, match="expected parameters that are not sharded, got DTensors"):
+            sa.RigL(parts, torch.optim.SGD(parts.parameters()), masks=masks, total_steps=10)
+
+
 def tensor_parallel(mesh: Any) -> None:
     """Columns of the first layer, rows of the second, by torch's own plan."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -230,12 +322,28 @@ def work(rank: int, folder: str) -> None:
     tensor_parallel(mesh)
     refusals(mesh)
     fully_sharded(mesh, folder)
+    from_one_process(mesh, folder)
+    targets(mesh)
+    masks_of_parts(mesh, folder)
     dist.barrier()
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # DCP in one process says so
 def test_two_processes_step_like_one(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    in_one_process(tmp_path)
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    model = net(1)  # what two processes wrote, in one
+    opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.1, by="output")), lr=0.5, momentum=0.5)
+    state = dict(zip(("model", "optim"), dcp.get_state_dict(model, opt), strict=True))
+    load(state, storage_reader=FileSystemReader(tmp_path / "dcp"), no_dist=True)
+    dcp.set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optim"])
+    steps_of(model, opt, 2)
+    for p, expected in zip(model.parameters(), torch.load(tmp_path / "after_0.pt", weights_only=True), strict=True):
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
     one, two = (torch.load(tmp_path / f"after_{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
 

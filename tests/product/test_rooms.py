@@ -25,7 +25,8 @@ BELOW: dict[str, set[str]] = {
     "channels": {"_modes", "wrappers"},
     "reference": set(),
     "native": {"_C"},
-    "ops": {"native", "reference", "groups"},
+    "_op_sharding": {"sharding"},
+    "ops": {"native", "reference", "groups", "_op_sharding"},
     "penalties": {"ops", "groups", "sharding"},
     "optim": {"penalties", "ops", "native", "groups", "sharding"},
     "report": {"channels", "wrappers"},
@@ -36,7 +37,7 @@ BELOW: dict[str, set[str]] = {
     "acceleration": {"removal", "report", "channels", "ops", "progress", "wrappers", "_modes"},
     "calibration": {"channels", "ops"},
     "prune": {"removal", "calibration", "report", "channels", "ops", "groups", "progress", "wrappers", "mapped"}
-    | {"_modes"},
+    | {"sharding", "_modes"},
     "sparse_recovery": {"ops", "progress", "_modes"},
     "sppam": set(),
     "linear_model": {"optim", "ops", "sparse_recovery", "report", "progress"},

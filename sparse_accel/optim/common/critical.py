@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from sparse_accel import ops
 from sparse_accel.optim._batch import grouping_of
 from sparse_accel.penalties import penalty_from_plain
+from sparse_accel.sharding import all_parts, all_sums, is_sharded
 
 from .target import CLOCK, COSTS, Critical, target_key, weight_of
 
@@ -41,12 +42,32 @@ def critical_strengths(optimizer: Any, group: dict[str, Any], at_zero: bool = Fa
             scales = [torch.ones((), device=work.device) for work in batch.work]
         else:
             points, scales = optimizer._before_prox(group, batch)
-        norms = ops.group_score(points, batch.layouts, "l2")
-        for param, layout, norm, scale in zip(batch.params, batch.layouts, norms, scales, strict=True):
+        norms, sizes = _norms(group, batch, points)
+        for param, size, norm, scale in zip(batch.params, sizes, norms, scales, strict=True):
             if param in concerned:
-                factor = layout.group_size**0.5 * optimizer.state.get(param, {}).get("penalty_scale", 1.0)
-                found.append(Critical(norm.to(scale) / (scale * factor), layout.group_size, costs[param]))
+                factor = size**0.5 * optimizer.state.get(param, {}).get("penalty_scale", 1.0)
+                found.append(Critical(norm.to(scale) / (scale * factor), size, costs[param]))
     return found
+
+
+def _norms(
+    group: dict[str, Any], batch: Any, points: Sequence[Tensor], kind: str = "l2"
+) -> tuple[list[Tensor], list[int]]:
+    """The norms (or largest magnitudes, ``"amax"``) of all groups of a batch's tensors, also of those on other
+    processes, and the groups' sizes."""
+    if batch.processes:
+        squares = all_sums(ops.group_score(points, batch.layouts, "l2sq"), batch.processes)
+        norms, sizes = [square.sqrt() for square in squares], list(batch.sizes)
+    else:
+        norms = ops.group_score(points, batch.layouts, kind)
+        sizes = [layout.group_size for layout in batch.layouts]
+    if any(map(is_sharded, batch.params)):
+        penalty = penalty_from_plain(group["penalty"])
+        for i, param in enumerate(batch.params):
+            grouping = grouping_of(group, penalty.by if penalty else "element")
+            if grouping.applies_to(param):
+                norms[i] = all_parts(norms[i], param, grouping.group_dims(param.dim()))
+    return norms, sizes
 
 
 def warn_of_missed_targets(optimizer: Any) -> None:
@@ -62,10 +83,9 @@ def warn_of_missed_targets(optimizer: Any) -> None:
             concerned = set(penalized(group))
             costs = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
             for batch in optimizer._gather(group, need_grad=False):
-                scores = ops.group_score(batch.work, batch.layouts, "amax")
-                for param, layout, score in zip(batch.params, batch.layouts, scores, strict=True):
+                for param, score, size in zip(batch.params, *_norms(group, batch, batch.work, "amax"), strict=True):
                     if param in concerned and score.numel():
-                        each = weight_of(of, layout.group_size, costs[param])
+                        each = weight_of(of, size, costs[param])
                         zero += each * int((score == 0).sum())
                         total += each * score.numel()
                         largest = max(largest, each)

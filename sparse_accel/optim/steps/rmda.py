@@ -129,11 +129,11 @@ def rmda_rounded(
         name: [values[i] for i in which] for name, values in vars(tensors).items() if name != "processes" and values
     }
     points, anchors = ([value.float() for value in rows[name]] for name in ("points", "anchors"))
-    free = {**rows, "points": points, "anchors": anchors, "strengths": [0.0] * len(which), "sizes": ()}
+    free: dict[str, Any] = {**rows, "points": points, "anchors": anchors, "strengths": [0.0] * len(which), "sizes": ()}
     free["params"] = [param.detach().clone() for param in rows["params"]]
     rmda(StepTensors(**free), dataclasses.replace(numbers, momentum=1.0), **flags)
     noise.store(rows["points"], points, which, 0)
-    after = {**rows, "points": [point.clone() for point in points], "anchors": points}
+    after: dict[str, Any] = {**rows, "points": [point.clone() for point in points], "anchors": points}
     after["grads"] = [torch.zeros_like(grad) for grad in rows["grads"]]
     after["steps"] = [(step - 1).clamp_(min=0) for step in rows["steps"]]
     after["alphas"] = [alpha.clone() for alpha in rows["alphas"]]

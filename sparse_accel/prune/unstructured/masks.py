@@ -27,6 +27,7 @@ from sparse_accel.removal.files import (
     write_parts,
 )
 from sparse_accel.removal.optimizer_state import bare_optimizer
+from sparse_accel.sharding import aligned, all_sums, is_sharded, local_part, shard_groups, sharded_as
 from sparse_accel.wrappers import bare_model
 
 MASKS_FILE, MASKS_PLAN = "masks.safetensors", "masks.json"
@@ -39,12 +40,14 @@ class Masks(Mapping[str, Tensor]):
 
     Args:
         model: whose parameters they are; a wrapper counts as the module inside, names have no prefix.
-        masks: True for kept weights. By default, the nonzero weights of every parameter of two or more dimensions
+        masks: True for kept weights; of sharded parameters (DTensor) each process gives whole masks, or DTensors, and
+            holds its part. By default, the nonzero weights of every parameter of two or more dimensions
             that has a zero.
 
     Raises:
         ValueError: a name is not the model's, or a mask is not boolean or not of its parameter's shape; or parameters
-            are flat, sharded, or hidden behind a hook.
+            are flat, or hidden behind a hook.
+        RuntimeError: a mask is a DTensor, and its parameter is none.
 
     Example:
         >>> net = nn.Linear(3, 1)
@@ -59,13 +62,13 @@ class Masks(Mapping[str, Tensor]):
 
     @outside_inference_mode
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> None:
-        model = bare_model(model)
+        model = bare_model(model, sharded=True)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         if masks is None:
             masks = {
                 name: p.detach() != 0
                 for name, p in model.named_parameters()
-                if p.dim() >= 2 and bool((p.detach() == 0).any())
+                if p.dim() >= 2 and _count(p.detach() == 0)
             }
         for name, mask in masks.items():
             if name not in parameters:
@@ -75,8 +78,8 @@ class Masks(Mapping[str, Tensor]):
                     f"masks: {name}: expected torch.bool {tuple(parameters[name].shape)}, "
                     f"got {mask.dtype} {tuple(mask.shape)}"
                 )
-        self._masks = dict(masks)
         self._parameters = {name: parameters[name] for name in masks}
+        self._masks = {name: _placed(mask, parameters[name]) for name, mask in masks.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -94,14 +97,15 @@ class Masks(Mapping[str, Tensor]):
     def sparsity(self) -> float:
         """Share of the masked parameters' weights that is removed."""
         total = sum(mask.numel() for mask in self._masks.values())
-        kept = sum(int(mask.sum()) for mask in self._masks.values())
+        kept = sum(map(_count, self._masks.values()))
         return 1 - kept / total if total else 0.0
 
     def apply_(self) -> Masks:
         """Set the removed weights to zero, in the model; return self."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.masked_fill_(~self._masks[name].to(parameter.device), 0)
+                here = local_part(parameter)
+                here.masked_fill_(~local_part(self._masks[name]).to(here.device), 0)
         return self
 
     def apply_to(self, optimizer: Optimizer) -> MaskedOptimizer:
@@ -123,15 +127,21 @@ class Masks(Mapping[str, Tensor]):
         return MaskedOptimizer(self, optimizer)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write ``masks.safetensors`` (one bit per weight) and ``masks.json``; return the directory."""
-        bits = {name: pack(mask) for name, mask in self._masks.items()}
+        """Write ``masks.safetensors`` (one bit per weight) and ``masks.json``; return the directory. Of sharded weights
+        the masks are gathered: all processes have to call, and the first writes."""
+        sharded = any(map(is_sharded, self._masks.values()))
+        bits = {name: pack(_whole(mask)) for name, mask in self._masks.items()}
         plan = {
             "format": FORMAT,
             "version": VERSION,
             "shapes": {name: list(mask.shape) for name, mask in self._masks.items()},
             "crc32": {name: checksum(tensor) for name, tensor in bits.items()},
         }
-        return write_parts(directory, [Part(MASKS_FILE, MASKS_PLAN, bits, plan)])
+        if not sharded or torch.distributed.get_rank() == 0:
+            write_parts(directory, [Part(MASKS_FILE, MASKS_PLAN, bits, plan)])
+        if sharded:
+            torch.distributed.barrier()
+        return Path(directory)
 
     @classmethod
     @outside_inference_mode
@@ -167,7 +177,7 @@ class MaskedOptimizer:
         optimizer = self._inside = bare_optimizer(optimizer, ValueError)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self._removed: dict[nn.Parameter, Tensor] = {
-            parameter: ~masks[name].to(parameter.device)
+            parameter: ~local_part(masks[name]).to(parameter.device)
             for name, parameter in masks._parameters.items()
             if id(parameter) in held
         }
@@ -185,7 +195,15 @@ class MaskedOptimizer:
         self._clear()
 
     def _of_gradient(self, parameter: nn.Parameter) -> Any:
-        return lambda grad: grad.masked_fill(self._on(parameter, grad), 0)
+        def masked(grad: Tensor) -> Tensor:
+            if not is_sharded(grad):
+                return grad.masked_fill(self._on(parameter, grad), 0)
+            if not is_sharded(parameter) or grad.placements != parameter.placements:  # type: ignore[attr-defined]
+                return grad  # sharded otherwise: cleared before the step
+            here = local_part(grad)
+            return sharded_as(here.masked_fill(self._on(parameter, here), 0), parameter)
+
+        return masked
 
     def _on(self, parameter: nn.Parameter, like: Tensor) -> Tensor:
         removed = self._removed[parameter]
@@ -197,7 +215,11 @@ class MaskedOptimizer:
     def _clear_gradients(self) -> None:
         for parameter in self._removed:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(self._on(parameter, parameter), 0)
+                grad = aligned("the gradient", parameter.grad, parameter)
+                if grad is not parameter.grad:
+                    parameter.grad = grad
+                here = local_part(grad)
+                here.masked_fill_(self._on(parameter, here), 0)
 
     def _after_step(self) -> None:
         self._clear()
@@ -208,11 +230,12 @@ class MaskedOptimizer:
     @torch.no_grad()
     def _clear(self) -> None:
         for parameter in self._removed:
-            removed = self._on(parameter, parameter)
-            parameter.masked_fill_(removed, 0)
+            here = local_part(parameter)
+            removed = self._on(parameter, here)
+            here.masked_fill_(removed, 0)
             for value in self._inside.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(removed.to(value.device), 0)
+                    local_part(value).masked_fill_(removed.to(value.device), 0)
 
     def remove(self) -> None:
         """Take the hooks off: the weights are free again. Twice is once."""
@@ -227,6 +250,26 @@ class MaskedOptimizer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def _whole(mask: Tensor) -> Tensor:
+    return mask.full_tensor() if is_sharded(mask) else mask  # type: ignore[attr-defined]
+
+
+def _count(mask: Tensor) -> int:
+    """How many are true, of all parts."""
+    (count,) = all_sums([local_part(mask).sum()], shard_groups(mask))
+    return int(count)
+
+
+def _placed(mask: Tensor, parameter: Tensor) -> Tensor:
+    """A mask, sharded as its parameter; each process takes its part of a whole one."""
+    if is_sharded(mask) or not is_sharded(parameter):
+        return aligned("the mask", mask, parameter)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(mask.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
 def pack(mask: Tensor) -> Tensor:

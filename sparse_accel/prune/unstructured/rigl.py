@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.groups.models import named_groupings
 from sparse_accel.ops import topk_threshold_
+from sparse_accel.sharding import is_sharded
 from sparse_accel.wrappers import bare_model
 
 from .masks import MaskedOptimizer, Masks, pack, unpack
@@ -115,9 +116,16 @@ class RigL(MaskedOptimizer):
                 raise ValueError(f"{name}: expected a number in [0, 1{')' if below else ']'}, got {share!r}")
         if masks is None:
             masks = Masks(bare_model(model), _start(model, sparsity, distribution, exclude, seed))
+        if any(map(is_sharded, masks._parameters.values())):
+            raise ValueError(
+                "model: expected parameters that are not sharded, got DTensors (Masks take them, as they are)"
+            )
         self.masks, self.step_count, self.exchanged = masks, 0, 0
-        self.options = dict(zip(_OPTIONS, (sparsity, total_steps, every, fraction, end, distribution), strict=True))
-        self._group, self._loaded = process_group, None
+        self.options: dict[str, Any] = dict(
+            zip(_OPTIONS, (sparsity, total_steps, every, fraction, end, distribution), strict=True)
+        )
+        self._group = process_group
+        self._loaded: Mapping[str, Any] | None = None  # on its way through load_state_dict() of the optimizer
         self._dense: dict[Tensor, Tensor] = {}  # gradients of removed weights too, in the steps that exchange
         self._broadcast()
         super().__init__(masks, optimizer)
@@ -169,15 +177,14 @@ class RigL(MaskedOptimizer):
         names = {parameter: name for name, parameter in self.masks._parameters.items()}
         together = _processes(self._group) > 1
         chosen = [p for p in self._removed if p.requires_grad and (together or p in self._dense)]
-        zero = torch.zeros(())
-        scores = [self._dense.get(p, zero.to(p.device)).to(_wide(p)).expand_as(p).clone() for p in chosen]
+        scores = [self._dense.get(p, p.new_zeros(())).to(_wide(p)).expand_as(p).clone() for p in chosen]
         for score in scores if together else ():  # every process, also those that did not use the weight
             torch.distributed.all_reduce(score, group=self._group)
-        scores = [score.abs_() for score in scores]
         if not scores or not all(bool(score.isfinite().all()) for score in scores):
             return
         share = self.options["fraction"] / 2 * (1 + math.cos(math.pi * self.step_count / self._last()))
         for parameter, score in zip(chosen, scores, strict=True):
+            score.abs_()
             if not score.any():  # no loss reaches it: nothing says what should come
                 continue
             removed = self._on(parameter, parameter)
@@ -202,10 +209,8 @@ class RigL(MaskedOptimizer):
             torch.distributed.broadcast(mask, first, group=self._group)
             self.masks._masks[name] = mask.bool()
 
-    # ------------------------------------------------------------------ state
-
     def state_dict(self) -> dict[str, Any]:
-        """Masks (bits), clock and options, as tensors and plain values; what the optimizer's ``state_dict()`` holds."""
+        """Masks (bits), clock and options, as tensors and plain values, as in the optimizer's ``state_dict()``."""
         return {
             "step_count": self.step_count,
             "exchanged": self.exchanged,
@@ -291,7 +296,7 @@ def layer_densities(shapes: Mapping[str, Sequence[int]], density: float, distrib
     Example:
         >>> found = layer_densities({"a": (100, 100), "b": (10, 10)}, 0.1, "erk")
         >>> {name: round(share, 4) for name, share in found.items()}
-        {'a': 0.0918, 'b': 0.918}
+        {'a': 0.0918, 'b': 0.9182}
     """
     if distribution == "uniform":
         return dict.fromkeys(shapes, density)

@@ -1,4 +1,4 @@
-"""examples/unstructured_sparsity.py: a table, a picture, states from which it goes on."""
+"""examples/training/unstructured_sparsity.py: a table, a picture, states from which it goes on."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def run(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_unstructured_sparsity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    spec = importlib.util.spec_from_file_location("unstructured_sparsity", EXAMPLES / "unstructured_sparsity.py")
+    spec = importlib.util.spec_from_file_location(
+        "unstructured_sparsity", EXAMPLES / "training" / "unstructured_sparsity.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

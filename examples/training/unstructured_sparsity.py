@@ -1,7 +1,7 @@
 """Single weights at 95 and 98 % zeros: RMDA with L1, its strength found while training, against RigL and dense SGD.
 
-    python examples/unstructured_sparsity.py [--dataset digits|mnist|fashion-mnist --data-dir DIR] [--epochs 30]
-        [--sparsity .95 .98] [--seeds 1] [--out out/unstructured_sparsity]
+    python examples/training/unstructured_sparsity.py [--dataset digits|mnist|fashion-mnist] [--data-dir DIR]
+        [--epochs 30] [--sparsity .95 .98] [--seeds 1] [--out out/unstructured_sparsity]
 
 The default data are scikit-learn's bundled digits; DIR holds the four idx files of MNIST or Fashion-MNIST, plain or
 gzipped, or folders of these names that do. Every training writes its state after each epoch and goes on from there when
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gzip
 import json
 import os
 import statistics
@@ -21,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fashion_mnist import LeNet5, read_idx  # beside this file
-from torch import nn
+from torch import Tensor, nn
 
 import sparse_accel as sa
 from sparse_accel.demo.digits import DigitsNet, load_digits
@@ -56,6 +56,26 @@ class Row:
         return f"{self.method}_{self.sparsity:g}_{self.seed}.pt".lower()
 
 
+def lenet5() -> nn.Module:
+    """Two convolutions without padding and two linear layers (20-50-500-10), 431,080 parameters."""
+    first = (nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.ReLU())
+    second = (nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(*first, *second, nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
+
+
+def read_idx(path: Path) -> Tensor:
+    """An idx file of unsigned bytes, gzipped or not, as a uint8 tensor of its shape."""
+    raw = path.read_bytes()
+    raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path}: expected an idx file of unsigned bytes")
+    shape = [int.from_bytes(raw[4 * i : 4 * i + 4], "big") for i in range(1, raw[3] + 1)]
+    values = torch.frombuffer(bytearray(raw[4 * raw[3] + 4 :]), dtype=torch.uint8)
+    if values.numel() != torch.Size(shape).numel():
+        raise ValueError(f"{path}: expected {torch.Size(shape).numel()} bytes for {shape}, got {values.numel()}")
+    return values.view(shape)
+
+
 def load_images(dataset: str, directory: Path | None) -> Images:
     """Training and test images, normalized."""
     if dataset == "digits":
@@ -82,7 +102,7 @@ class Training:
     def __init__(self, row: Row, images: Images, dataset: str, epochs: int, folder: Path) -> None:
         torch.manual_seed(row.seed)
         self.row, self.images, self.epochs, self.path = row, images, epochs, folder / row.file
-        self.model: nn.Module = DigitsNet() if dataset == "digits" else LeNet5()
+        self.model: nn.Module = DigitsNet() if dataset == "digits" else lenet5()
         self.history: list[Epoch] = []
         steps = epochs * (len(images.train_x) // BATCH_SIZE)
         if row.method == "RMDA":
