@@ -1,7 +1,8 @@
 // Exact top-k by radix selection. Scores are read as unsigned integers whose order is that of the numbers;
 // one pass per byte, the highest first, finds the k-th largest key and how many of its ties are in.
 // Counts are integers, so atomics keep the result independent of the order of blocks. Which ties are in
-// depends on their index alone: blocks own fixed stretches, and prefix counts number the ties.
+// depends on their index alone: blocks own fixed stretches, and prefix counts number the ties. Scores whose keys fit
+// into one block's shared memory take one launch, and are read once.
 #include "group_topk.h"
 
 #include "reduce.cuh"
@@ -28,6 +29,8 @@ struct TopkOptions {
   int* has_nan;
   Bits infinity;  // the bits of +inf: larger magnitudes are NaN
   int shift;      // of the pass
+  int total;      // in one launch: scores of all segments,
+  unsigned k;     // and how many are in
 };
 
 template <class Bits>
@@ -35,7 +38,7 @@ struct TopkEntry {
   const Bits* scores;
   bool* mask;
   std::int64_t count;
-  int first_tie;  // place of the segment's first block in `ties`
+  int first;  // place of the segment's first block in `ties`; in one launch, of its first score among all
 };
 
 template <class Bits>
@@ -63,7 +66,7 @@ struct Stretch {
  private:
   __device__ Stretch(const TopkTable<Bits>& table, int i) : entry(table.entries[i]) {
     const int block = int(blockIdx.x) - table.first_block[i];
-    tie = entry.first_tie + block;
+    tie = entry.first + block;
     begin = block * kScoresPerBlock;
     end = begin + kScoresPerBlock < entry.count ? begin + kScoresPerBlock : entry.count;
   }
@@ -162,9 +165,83 @@ __global__ void __launch_bounds__(kThreads) topk_mask_kernel(const __grid_consta
   }
 }
 
+// All of it, by one block. Shared memory has room for the keys of all scores.
+template <class Bits>
+__global__ void __launch_bounds__(kThreads) topk_small_kernel(const __grid_constant__ TopkTable<Bits> table) {
+  DYNAMIC_SHARED(Bits, keys);
+  SHARED(unsigned, histogram, [kDigits]);
+  SHARED(Selection<Bits>, selection, [1]);
+  bool nan = false;
+  for (int e = 0; e < table.count; ++e) {
+    const TopkEntry<Bits>& entry = table.entries[e];
+#pragma unroll 4
+    for (int i = threadIdx.x; i < int(entry.count); i += kThreads) {
+      const Bits bits = entry.scores[i];
+      keys[entry.first + i] = key_of(bits);
+      nan |= Bits(bits & ~kSign<Bits>) > table.options.infinity;
+    }
+  }
+  const float has_nan = block_reduce(nan ? 1.f : 0.f, Max());
+  if (threadIdx.x == 0) *table.options.has_nan = has_nan != 0.f;
+  Bits prefix = 0, found = 0;
+  unsigned remaining = table.options.k;
+  for (int shift = 8 * int(sizeof(Bits)) - 8; shift >= 0; shift -= 8) {
+    histogram[threadIdx.x] = 0;
+    __syncthreads();  // and the keys are there
+    for (int i = threadIdx.x; i < table.options.total; i += kThreads) {
+      if (Bits(keys[i] & found) == prefix) atomicAdd(&histogram[unsigned(keys[i] >> shift) % kDigits], 1u);
+    }
+    __syncthreads();
+    const unsigned digit = kDigits - 1 - threadIdx.x, count = histogram[digit];
+    unsigned all;
+    const unsigned larger = block_prefix(count, all);
+    if (larger < remaining && remaining <= larger + count) {  // on one thread
+      selection[0].prefix = Bits(prefix | Bits(Bits(digit) << shift));
+      selection[0].remaining = remaining - larger;
+    }
+    __syncthreads();
+    prefix = selection[0].prefix;
+    remaining = selection[0].remaining;
+    found = Bits(found | Bits(Bits(kDigits - 1) << shift));
+  }
+  unsigned before = 0;
+  for (int e = 0; e < table.count; ++e) {
+    const TopkEntry<Bits>& entry = table.entries[e];
+    for (int begin = 0; begin < int(entry.count); begin += kThreads) {
+      const int i = begin + int(threadIdx.x);
+      const Bits key = i < int(entry.count) ? keys[entry.first + i] : Bits(0);
+      const bool tie = i < int(entry.count) && key == prefix;
+      unsigned ties;
+      const unsigned rank = block_prefix(unsigned(tie), ties);
+      if (i < int(entry.count)) entry.mask[i] = key > prefix || (tie && before + rank < remaining);
+      before += ties;
+    }
+  }
+}
+
+constexpr std::size_t kSmallBytes = 40 << 10;  // of keys; 48 KB of shared memory are there without asking
+
+template <class Bits>
+bool launch_small(const std::vector<TopkSegment>& segments, std::int64_t k, Bits infinity, int* has_nan,
+                  cudaStream_t stream) {
+  TopkTable<Bits> table{};
+  table.options = {nullptr, nullptr, has_nan, infinity, 0, 0, unsigned(k)};
+  std::size_t total = 0;
+  for (const TopkSegment& segment : segments) {
+    total += std::size_t(segment.count);
+    if (table.count == table.kCapacity || total * sizeof(Bits) > kSmallBytes) return false;
+    table.entries[table.count++] = {static_cast<const Bits*>(segment.scores), segment.mask, segment.count,
+                                    int(total) - int(segment.count)};
+  }
+  table.options.total = int(total);
+  launch_kernel(topk_small_kernel<Bits>, 1, kThreads, total * sizeof(Bits), stream, table);
+  return true;
+}
+
 template <class Bits>
 void launch(const std::vector<TopkSegment>& segments, std::int64_t k, Bits infinity, int* has_nan,
             const Allocate& allocate, cudaStream_t stream) {
+  if (launch_small(segments, k, infinity, has_nan, stream)) return;
   std::vector<Work<TopkEntry<Bits>>> work;
   int blocks = 0;
   for (const TopkSegment& segment : segments) {
@@ -174,7 +251,7 @@ void launch(const std::vector<TopkSegment>& segments, std::int64_t k, Bits infin
   }
   auto* const selection = static_cast<Selection<Bits>*>(allocate(sizeof(Selection<Bits>)));
   auto* const ties = static_cast<unsigned*>(allocate(sizeof(unsigned) * std::size_t(blocks)));
-  TopkOptions<Bits> options{selection, ties, has_nan, infinity, 0};
+  TopkOptions<Bits> options{selection, ties, has_nan, infinity, 0, 0, 0};
 
   launch_kernel(topk_begin_kernel<Bits>, 1, kThreads, 0, stream, selection, unsigned(k), has_nan);
   for (options.shift = 8 * int(sizeof(Bits)) - 8; options.shift >= 0; options.shift -= 8) {

@@ -61,7 +61,8 @@ MUTANTS = [
            "options.selection->histogram[threadIdx.x] += histogram[threadIdx.x]", "group_topk"),
     Mutant("group_topk.cu", "if (Bits(bits & ~kSign<Bits>) == 0) return kSign<Bits>;", "", "group_topk"),
     Mutant("group_topk.cu", "selection->histogram[digit] = 0;", "", "group_topk"),
-    Mutant("group_topk.cu", "before + rank < remaining", "rank < remaining", "group_topk"),
+    Mutant("group_topk.cu", "key > threshold || (tie && before + rank", "key > threshold || (tie && rank",
+           "group_topk"),
     Mutant("group_topk.cu", "bits & ~kSign<Bits>) > options.infinity", "bits & ~kSign<Bits>) >= options.infinity",
            "group_topk"),
 ]  # fmt: skip

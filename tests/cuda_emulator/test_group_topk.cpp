@@ -81,6 +81,10 @@ void test_special() {
   CHECK((got == std::vector<bool>{true, false}), "zeros tie");
   CHECK(topk<T>({{infinity, number<T>(1)}, {number<T>(NAN)}}, 1, got) == 1, "NaN");
   CHECK(topk<T>({{infinity, number<T>(-NAN)}}, 2, got) == 1, "-NaN");
+  std::vector<T> many(21000, number<T>(1));
+  CHECK(topk<T>({many}, 5, got) == 0, "no NaN here");
+  many.back() = number<T>(-NAN);
+  CHECK(topk<T>({many}, 5, got) == 1, "NaN in many");
 }
 
 }  // namespace
@@ -88,6 +92,9 @@ void test_special() {
 int main() {
   return run([] {
     test<float>({4500, 1, 255}, 8);
+    test<float>({10500, 1, 255}, 8);  // no longer in one launch
+    test<double>({5500, 100}, 1e12);
+    test<__half>({20600}, 16);
     test<float>({300}, 1e6);
     test<double>({600, 100}, 4);
     test<double>({100}, 1e12);
