@@ -1,7 +1,7 @@
 """Training to structured sparsity as in Huang & Lee: Dense, ProxSGD, ProxSSI, RMDA, RAMDA, beside the paper's numbers.
 
     python examples/training/structured_sparsity.py --data-dir DIR --dataset fashion-mnist [--epochs 60] [--seeds 3]
-    python examples/training/structured_sparsity.py --data-dir DIR --model vgg19 --data cifar10 [--epochs 300] [--seeds 3]
+    python examples/training/structured_sparsity.py --data-dir DIR --model vgg19 --data cifar10 [--epochs 300]
 
 DIR holds the four idx files of MNIST or Fashion-MNIST (plain or gzipped), or CIFAR in its binary version (for CIFAR-10
 data_batch_1.bin to data_batch_5.bin and test_batch.bin, as many batches as there are; for CIFAR-100 train.bin and
