@@ -10,7 +10,7 @@ from ._jit import load_jit
 from .acceleration.accelerate import AccelerateResult, accelerate, densify
 from .channels.runs import Examples
 from .diagnostics import SparsityReport, sparsity
-from .groups import Grouping, GroupLayout, group_layout, param_groups
+from .groups import CoupledGroups, Grouping, GroupLayout, group_layout, param_groups
 from .mapped import map_weights
 from .ops import glm_epoch, glm_prox, masked_cg, topk_threshold_
 from .optim import RAMDA, RMDA, SPPAM, ProxAdamW, ProxSGD, lr_scheduler, max_strength
@@ -20,6 +20,7 @@ from .prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
 from .prune.unstructured.rigl import RigL
 from .removal.checkpoint import load, save
 from .removal.compact import CompactError, CompactResult, OutputMismatchError, UnsupportedModelError, compact
+from .removal.coupling.coupled import coupled_groups
 from .removal.files import CheckpointError
 from .removal.optimizer_checkpoint import load_optimizer
 from .report import Report
@@ -38,6 +39,7 @@ __all__ = [
     "CheckpointError",
     "CompactError",
     "CompactResult",
+    "CoupledGroups",
     "Examples",
     "GroupL0",
     "GroupLasso",
@@ -62,6 +64,7 @@ __all__ = [
     "build_info",
     "callbacks",
     "compact",
+    "coupled_groups",
     "densify",
     "glm_epoch",
     "glm_prox",

@@ -101,12 +101,13 @@ def _computed(module: nn.Module) -> str | None:
     return None
 
 
-def copy_model(model: nn.Module, error: type[Exception] = ValueError) -> nn.Module:
+def copy_model(model: nn.Module, error: type[Exception] = ValueError, *, empty: bool = False) -> nn.Module:
     """A deep copy.
 
     Args:
         model: of :func:`bare_model`.
         error: raised where it cannot be copied.
+        empty: whether its tensors may be without values, as they will be replaced.
 
     Raises:
         ValueError: the model cannot be copied, or its copy would run the original; the message names the module and
@@ -119,7 +120,7 @@ def copy_model(model: nn.Module, error: type[Exception] = ValueError) -> nn.Modu
         (False, True)
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
+        if tensor.is_meta and not empty:
             raise error(
                 f"{name}: it has no values (it is on the meta device: never loaded, or offloaded by accelerate): "
                 "sa.map_weights(model, folder) takes them from safetensors files, and leaves them on the disk"

@@ -30,11 +30,17 @@ struct Cover {
   GroupLayout layout;
   std::int64_t length;  // elements: per block; runs: group elements per piece; columns: rows per chunk
   int pieces;           // runs: pieces per group; columns: chunks of rows
-  short team;           // runs: threads per group; columns: threads side by side. A power of two
+  short shift;          // of the team: runs: threads per group; columns: threads side by side. A power of two
   bool packed;          // 16-byte accesses
   CoverKind kind;
 
+  SPARSE_ACCEL_HOST_DEVICE int team() const { return 1 << shift; }
+  SPARSE_ACCEL_HOST_DEVICE int teams() const { return kThreads >> shift; }  // of a block
+  SPARSE_ACCEL_HOST_DEVICE int team_of(unsigned thread) const { return int(thread) >> shift; }
+  SPARSE_ACCEL_HOST_DEVICE int rank_of(unsigned thread) const { return int(thread) & (team() - 1); }
+
   SPARSE_ACCEL_HOST_DEVICE std::int64_t columns() const { return layout.groups * layout.inner; }
+  SPARSE_ACCEL_HOST_DEVICE std::int64_t size() const { return layout.outer * layout.groups * layout.inner; }
   SPARSE_ACCEL_HOST_DEVICE std::int64_t group_size() const { return layout.outer * layout.inner; }
 
   // The view of the partial results; {1, groups, 1} if each group has one.
@@ -55,12 +61,13 @@ struct Cover {
 SPARSE_ACCEL_HOST_DEVICE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 SPARSE_ACCEL_HOST_DEVICE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
-// The smallest power of two that is at least n, but no more than `most`.
-SPARSE_ACCEL_HOST_DEVICE int power_of_two(std::int64_t n, int most) {
-  int out = 1;
-  while (out < n && out < most) out *= 2;
-  return out;
+// The smallest power of two that is at least n, but no more than `most`; and its exponent.
+SPARSE_ACCEL_HOST_DEVICE int exponent_of_two(std::int64_t n, int most) {
+  int shift = 0;
+  while ((1 << shift) < n && (1 << shift) < most) ++shift;
+  return shift;
 }
+SPARSE_ACCEL_HOST_DEVICE int power_of_two(std::int64_t n, int most) { return 1 << exponent_of_two(n, most); }
 
 constexpr int kMaxPieces = 256;  // per group: more would only lengthen the finishing pass
 constexpr int kMinPiece = 8192;  // group elements that are worth a block
@@ -76,14 +83,19 @@ SPARSE_ACCEL_HOST_DEVICE int team_of(std::int64_t n) {
 
 // The planners. `width`: elements in 16 bytes; `aligned`: every array starts on a 16-byte boundary.
 inline Cover cover_elements(GroupLayout layout, bool aligned) {
-  return Cover{layout, kElementsPerBlock, 1, 1, aligned, CoverKind::elements};
+  return Cover{layout, kElementsPerBlock, 1, 0, aligned, CoverKind::elements};
 }
 
 SPARSE_ACCEL_HOST_DEVICE Cover cover_runs(GroupLayout layout, int width, bool aligned) {
   const std::int64_t size = layout.outer * layout.inner;
   const std::int64_t piece = larger(kMinPiece, ceil_div(ceil_div(size, kMaxPieces), width) * width);
   const int pieces = int(larger(1, ceil_div(size, piece)));
-  return Cover{layout, piece, pieces, short(team_of(size)), aligned && layout.inner % width == 0, CoverKind::runs};
+  return Cover{layout,
+               piece,
+               pieces,
+               short(exponent_of_two(team_of(size), kThreads)),
+               aligned && layout.inner % width == 0,
+               CoverKind::runs};
 }
 
 inline Cover cover_columns(GroupLayout layout, int width, bool aligned) {
@@ -94,7 +106,7 @@ inline Cover cover_columns(GroupLayout layout, int width, bool aligned) {
   while (side < kThreads && side < packs && kThreads / side > layout.outer) side *= 2;
   const std::int64_t rows = larger(8 * (kThreads / side), ceil_div(layout.outer, kMaxPieces));
   const int chunks = int(larger(1, ceil_div(layout.outer, rows)));
-  return Cover{layout, rows, chunks, short(side), packed, CoverKind::columns};
+  return Cover{layout, rows, chunks, short(exponent_of_two(side, kThreads)), packed, CoverKind::columns};
 }
 
 // Runs or columns, whichever reads the segment's memory in order.
@@ -111,9 +123,9 @@ inline std::int64_t blocks_of(const Cover& cover, int width) {
     case CoverKind::elements:
       return ceil_div(cover.layout.groups, cover.length);
     case CoverKind::runs:
-      return ceil_div(cover.layout.groups * cover.pieces, kThreads / cover.team);
+      return ceil_div(cover.layout.groups * cover.pieces, cover.teams());
     default:
-      return ceil_div(cover.columns(), std::int64_t(cover.team) * (cover.packed ? width : 1)) * cover.pieces;
+      return ceil_div(cover.columns(), std::int64_t(cover.team()) * (cover.packed ? width : 1)) * cover.pieces;
   }
 }
 

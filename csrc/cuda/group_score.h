@@ -9,9 +9,10 @@
 namespace sparse_accel::cuda {
 
 struct ScoreSegment {
-  const void* data;    // first element of the segment
-  void* output;        // [groups], in the compute type
-  GroupLayout layout;  // [outer, groups, inner]
+  const void* data;         // first element of the segment
+  void* output;             // [groups], in the compute type
+  GroupLayout layout;       // [outer, groups, inner]
+  std::int64_t copies = 1;  // segments of this layout, one after another, and their scores likewise
 };
 
 // Scores every group of every segment: sums of `kind` (for l2: of squares), or the largest magnitude.

@@ -17,7 +17,13 @@ void group_score(const Tensors& tensors, const std::vector<Segment>& segments, c
   char* const parts =
       coupled ? static_cast<char*>(scratch(size_t(int64_t(tensors.size()) * groups * score_size))) : nullptr;
   std::vector<ScoreSegment> table;
+  int64_t previous = -1;
   for (const Segment& segment : segments) {
+    if (segment.tensor == previous) {  // its layout's next block
+      ++table.back().copies;
+      continue;
+    }
+    previous = segment.tensor;
     void* const output = coupled ? parts + (segment.tensor * groups + segment.group) * score_size
                                  : element(outputs[size_t(segment.tensor)], segment.group);
     table.push_back({const_element(tensors[size_t(segment.tensor)], segment.element), output, segment.layout});

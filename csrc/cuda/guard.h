@@ -42,12 +42,14 @@ class Launch {
 #endif
 
   // Memory for kernels. Held until everything is enqueued; from then on the caching allocator keeps it from
-  // later work until the stream has passed.
+  // later work until the stream has passed. Under the emulator every part is an allocation of its own, whose ends
+  // sanitizers see.
   Allocate scratch() {
-    return [this](std::size_t bytes) {
-      scratch_.emplace_back(device_, bytes);
-      return scratch_.back().get();
-    };
+#ifdef SPARSE_ACCEL_EMULATED
+    return [this](std::size_t bytes) { return hold(bytes); };
+#else
+    return [this](std::size_t bytes) { return pool_.take(bytes); };
+#endif
   }
 
  private:
@@ -75,9 +77,15 @@ class Launch {
   };
 #endif
 
+  void* hold(std::size_t bytes) {
+    scratch_.emplace_back(device_, bytes);
+    return scratch_.back().get();
+  }
+
   const Device device_;
   const Guard guard_;
   std::vector<Memory> scratch_;
+  Pool pool_{[this](std::size_t bytes) { return hold(bytes); }};
 };
 
 inline DType dtype_of(const Tensor& tensor) {

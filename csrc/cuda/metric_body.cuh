@@ -23,6 +23,7 @@ struct MetricCover {
   int per_block;  // groups
   int team;       // runs: threads per group, a power of two; columns: 0
   bool packed;    // elements: 16-byte accesses
+  int copies;     // of the segment, one after another
 };
 
 template <class T>
@@ -95,12 +96,12 @@ class MetricBody {
     store<N>(entry_.param + at, x);
   }
 
-  // The norm of a group whose squares overflow or vanish, by one thread.
-  __device__ double norm_scaled(const GroupLayout& layout, std::int64_t group, double tau) const {
+  // The norm of a group whose squares overflow or vanish, by one thread. start: of the group's copy.
+  __device__ double norm_scaled(const GroupLayout& layout, std::int64_t start, std::int64_t group, double tau) const {
     return metric_norm_scaled(layout.outer * layout.inner, tau, [&](std::int64_t i, double& x, double& p) {
       const std::int64_t row = divide(i, layout.inner);
       A of_x, of_p;
-      again(row * layout.groups * layout.inner + group * layout.inner + (i - row * layout.inner), of_x, of_p);
+      again(start + row * layout.groups * layout.inner + group * layout.inner + (i - row * layout.inner), of_x, of_p);
       x = double(of_x);
       p = double(of_p);
     });

@@ -96,9 +96,10 @@ __global__ void __launch_bounds__(kThreads) metric_elements_kernel(const __grid_
 // Where a thread's elements lie, and who adds up what threads have found.
 class MetricPlace {
  public:
-  __device__ MetricPlace(const MetricCover& cover, int block) : layout_(cover.layout), team_(cover.team) {
+  __device__ MetricPlace(const MetricCover& cover, const Spot& spot) : layout_(cover.layout), team_(cover.team) {
     columns_ = layout_.groups * layout_.inner;
-    first_group_ = std::int64_t(block) * cover.per_block;
+    start_ = spot.copy * (layout_.outer * columns_);
+    first_group_ = std::int64_t(spot.block) * cover.per_block;
     const std::int64_t left = layout_.groups - first_group_;
     groups_ = left < cover.per_block ? int(left) : cover.per_block;
     if (team_) {
@@ -124,12 +125,12 @@ class MetricPlace {
     if (!active_) return;
     for (std::int64_t i = begin_; i < end_; i += step_) {
       if (!team_) {
-        visit(i * columns_ + first_group_ * layout_.inner + column_);
+        visit(start_ + i * columns_ + first_group_ * layout_.inner + column_);
       } else if (layout_.outer == 1) {
-        visit(group() * layout_.inner + i);
+        visit(start_ + group() * layout_.inner + i);
       } else {
         const std::int64_t row = divide(i, layout_.inner);
-        visit(row * columns_ + group() * layout_.inner + (i - row * layout_.inner));
+        visit(start_ + row * columns_ + group() * layout_.inner + (i - row * layout_.inner));
       }
     }
   }
@@ -156,12 +157,13 @@ class MetricPlace {
   __device__ bool active() const { return active_; }
   __device__ int slot() const { return slot_; }
   __device__ std::int64_t group() const { return first_group_ + slot_; }
+  __device__ std::int64_t start() const { return start_; }  // of the copy
   __device__ std::int64_t led_group() const { return first_group_ + led(); }
 
  private:
   const GroupLayout layout_;
   const int team_;
-  std::int64_t columns_, first_group_, begin_, end_;
+  std::int64_t columns_, start_, first_group_, begin_, end_;
   int groups_, slot_, step_, column_ = 0;
   bool active_;
 };
@@ -171,12 +173,12 @@ __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_co
   using A = Compute<T>;
   SHARED(double, shared, [kThreads]);
   SHARED(double, norms, [kThreads]);
-  const int index = find_entry(table);
-  const MetricEntry<T>& entry = table.entries[index];
+  const Spot spot = find_spot(table, [](const MetricEntry<T>& one) { return one.cover.copies; });
+  const MetricEntry<T>& entry = table.entries[spot.entry];
   const MetricNow<A> now = table.options.now[entry.tensor];
   if (now.skip) return;
   const MetricBody<T, kRule> body(entry, now);
-  const MetricPlace place(entry.cover, int(blockIdx.x) - table.first_block[index]);
+  const MetricPlace place(entry.cover, spot);
   const GroupLayout& layout = entry.cover.layout;
   const double size = double(layout.outer * layout.inner);
   const bool hard = table.options.prox == Prox::hard;
@@ -205,7 +207,7 @@ __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_co
     }
   }
   block_reduce(0.f, Max());
-  if (root.n == -1) root.n = body.norm_scaled(layout, place.led_group(), bound);
+  if (root.n == -1) root.n = body.norm_scaled(layout, place.start(), place.led_group(), bound);
 
   for (int step = 0;; ++step) {
     if (place.leads()) norms[place.led()] = root.n;
@@ -238,16 +240,16 @@ __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_co
 }
 
 // Groups per block and threads per group.
-MetricCover metric_cover(GroupLayout layout, bool aligned) {
+MetricCover metric_cover(GroupLayout layout, bool aligned, int copies) {
   if (layout.groups == 1) layout = GroupLayout{1, 1, layout.outer * layout.inner};
   const std::int64_t size = layout.outer * layout.inner;
   if (layout.outer > 1 && layout.inner < kShortRun) {
     constexpr int kColumns = 32;  // of a block: 128 bytes of float
     const std::int64_t fit = larger(1, kColumns / layout.inner);
-    return MetricCover{layout, int(fit < layout.groups ? fit : layout.groups), 0, aligned};
+    return MetricCover{layout, int(fit < layout.groups ? fit : layout.groups), 0, aligned, copies};
   }
   const int team = team_of(size);
-  return MetricCover{layout, kThreads / team, team, aligned};
+  return MetricCover{layout, kThreads / team, team, aligned, copies};
 }
 
 template <class T, MetricRule kRule>
@@ -262,8 +264,8 @@ void launch(const std::vector<MetricSegment>& segments, const std::vector<Metric
   std::vector<Work<MetricEntry<T>>> elements, groups;
   for (const MetricSegment& segment : segments) {
     GroupLayout layout = segment.layout;
-    const std::int64_t size = layout.outer * layout.inner;
-    if (size * layout.groups == 0) continue;
+    const std::int64_t size = layout.outer * layout.inner, count = size * layout.groups * segment.copies;
+    if (count == 0) continue;
     MetricEntry<T> entry{{},
                          static_cast<T*>(segment.param),
                          static_cast<const T*>(segment.grad),
@@ -274,11 +276,11 @@ void launch(const std::vector<MetricSegment>& segments, const std::vector<Metric
     const bool aligned = is_aligned(entry.param) && is_aligned(entry.grad) && is_aligned(entry.dual) &&
                          is_aligned(entry.square) && is_aligned(entry.anchor);
     if (size == 1 || clocks[std::size_t(segment.tensor)].strength == 0) {
-      entry.cover = MetricCover{{1, size * layout.groups, 1}, 0, 0, aligned};
-      elements.push_back({entry, ceil_div(size * layout.groups, kElementsPerBlock)});
+      entry.cover = MetricCover{{1, count, 1}, 0, 0, aligned, 1};
+      elements.push_back({entry, ceil_div(count, kElementsPerBlock)});
     } else {
-      entry.cover = metric_cover(layout, aligned);
-      groups.push_back({entry, ceil_div(entry.cover.layout.groups, entry.cover.per_block)});
+      entry.cover = metric_cover(layout, aligned, int(segment.copies));
+      groups.push_back({entry, segment.copies * ceil_div(entry.cover.layout.groups, entry.cover.per_block)});
     }
   }
   const MetricOptions<T> options{prox, now};

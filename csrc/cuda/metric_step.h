@@ -11,13 +11,14 @@ namespace sparse_accel::cuda {
 enum class MetricRule : int { ramda, adamw };
 
 struct MetricSegment {
-  void* param;         // W     first element of the segment
-  const void* grad;    //       dtype of param
-  void* dual;          // V, m  compute type
-  void* square;        // U, v  compute type
-  const void* anchor;  // W0    compute type; null under AdamW
-  GroupLayout layout;  // [outer, groups, inner]
-  int tensor;          // whose clock it follows
+  void* param;              // W     first element of the segment
+  const void* grad;         //       dtype of param
+  void* dual;               // V, m  compute type
+  void* square;             // U, v  compute type
+  const void* anchor;       // W0    compute type; null under AdamW
+  GroupLayout layout;       // [outer, groups, inner]
+  int tensor;               // whose clock it follows
+  std::int64_t copies = 1;  // segments of this layout, one after another
 };
 
 // How far a tensor has come: on the device (read, and advanced there), or by value.

@@ -29,6 +29,10 @@ void metric_step_(const MetricState& state, const std::vector<Segment>& segments
   std::vector<MetricSegment> table;
   for (const Segment& segment : segments) {
     const auto i = size_t(segment.tensor);
+    if (!table.empty() && table.back().tensor == segment.tensor) {  // its layout's next block
+      ++table.back().copies;
+      continue;
+    }
     const int64_t at = segment.element;
     table.push_back({element(params[i], at), const_element(state.grads[i], at), element(state.duals[i], at),
                      element(state.squares[i], at), state.anchors ? const_element((*state.anchors)[i], at) : nullptr,

@@ -19,23 +19,40 @@ struct ProxBody {
     A tau;
   };
 
-  __device__ ProxBody(const Options& options, const Entry& entry)
-      : prox(options.prox), tau(entry.tau), data_(entry.data) {}
+  __device__ ProxBody(const Options& options, const Entry& entry, std::int64_t start)
+      : prox(options.prox), tau(entry.tau), data_(entry.data + start) {}
   __device__ bool skip() const { return false; }
 
+  static constexpr int kPacks = sizeof(T) == 2 ? 2 : 4;
+  struct Nothing {};
+
   template <int N>
-  __device__ __forceinline__ Pack<A, N> first(std::int64_t offset) const {
+  __device__ __forceinline__ Pack<A, N> load_first(std::int64_t offset) const {
     return load<N>(data_ + offset);
   }
   template <int N>
-  __device__ __forceinline__ Pack<A, N> again(std::int64_t offset) const {
+  __device__ __forceinline__ Nothing load_last(std::int64_t) const {
+    return {};
+  }
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> load_all(std::int64_t offset) const {
     return load<N>(data_ + offset);
   }
   template <int N>
-  __device__ __forceinline__ void write(std::int64_t offset, Pack<A, N> x, const Pack<A, N>& factor) const {
-#pragma unroll
-    for (int k = 0; k < N; ++k) x.value[k] = scaled(x.value[k], factor.value[k]);
-    store<N>(data_ + offset, x);
+  __device__ __forceinline__ Pack<A, N> load_again(std::int64_t offset) const {
+    return load<N>(data_ + offset);
+  }
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> first(std::int64_t, const Pack<A, N>& loaded) const {
+    return loaded;
+  }
+  template <int N>
+  __device__ __forceinline__ Pack<A, N> again(const Pack<A, N>& loaded) const {
+    return loaded;
+  }
+  template <int N, class Loaded>
+  __device__ __forceinline__ void write(std::int64_t offset, const Pack<A, N>& shrunk, const Loaded&) const {
+    store<N>(data_ + offset, shrunk);
   }
 
   const Prox prox;
@@ -52,7 +69,7 @@ void launch(const std::vector<ProxSegment>& segments, Prox prox, double* values,
   std::vector<ShrinkItem<Body>> items;
   for (const ProxSegment& segment : segments) {
     const typename Body::Entry entry{{}, static_cast<T*>(segment.data), Compute<T>(segment.threshold)};
-    items.push_back({entry, segment.layout, is_aligned(segment.data), segment.tensor});
+    items.push_back({entry, segment.layout, is_aligned(segment.data), segment.tensor, segment.copies});
   }
   Shrink<Body>({prox}, allocate, stream).run(items, values);
 }

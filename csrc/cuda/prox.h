@@ -9,10 +9,11 @@
 namespace sparse_accel::cuda {
 
 struct ProxSegment {
-  void* data;          // first element of the segment
-  GroupLayout layout;  // [outer, groups, inner]
-  double threshold;    // tau of prox_scale
-  int tensor;          // which penalty it counts towards; segments of a tensor follow each other
+  void* data;               // first element of the segment
+  GroupLayout layout;       // [outer, groups, inner]
+  double threshold;         // tau of prox_scale
+  int tensor;               // which penalty it counts towards; segments of a tensor follow each other
+  std::int64_t copies = 1;  // segments of this layout, one after another
 };
 
 // Scales every group of every segment in place. values: [tensors], zeroed, gets the penalty of each

@@ -12,6 +12,10 @@ void prox_(const Tensors& tensors, const std::vector<Segment>& segments, Prox pr
   std::vector<ProxSegment> table;
   for (const Segment& segment : segments) {
     const auto i = size_t(segment.tensor);
+    if (!table.empty() && table.back().tensor == segment.tensor) {  // its layout's next block
+      ++table.back().copies;
+      continue;
+    }
     table.push_back({element(tensors[i], segment.element), segment.layout, thresholds[i], int(segment.tensor)});
   }
   double* const sums = values ? values->mutable_data_ptr<double>() : nullptr;

@@ -62,48 +62,76 @@ struct SgdBody {
     int tensor;
   };
 
-  __device__ SgdBody(const Options& options, const Entry& entry)
+  __device__ SgdBody(const Options& options, const Entry& entry, std::int64_t start)
       : prox(options.prox),
         tau(options.now[entry.tensor].tau),
-        entry_(entry),
+        param_(entry.param + start),
+        grad_(entry.grad + start),
+        buffer_(entry.buffer + start),
         now_(options.now[entry.tensor]),
         keep_(options.keep) {}
   __device__ bool skip() const { return now_.skip != 0; }
 
+  // The numbers of N elements; those that a pass does not need are not loaded.
+  template <int N>
+  struct Loaded {
+    Pack<A, N> grad, buffer, param;
+  };
+  static constexpr int kPacks = sizeof(T) == 2 ? 1 : 2;
+
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_first(std::int64_t offset) const {
+    Loaded<N> loaded = load_again<N>(offset);
+    loaded.grad = load<N>(grad_ + offset);
+    return loaded;
+  }
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_last(std::int64_t) const {
+    return {};
+  }
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_all(std::int64_t offset) const {
+    return load_first<N>(offset);
+  }
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_again(std::int64_t offset) const {
+    Loaded<N> loaded{};
+    loaded.buffer = load<N>(buffer_ + offset);
+    loaded.param = load<N>(param_ + offset);
+    return loaded;
+  }
+
   // M = keep M + grad_factor grad; x = W - lr M
   template <int N>
-  __device__ __forceinline__ Pack<A, N> first(std::int64_t offset) const {
-    const Pack<A, N> grad = load<N>(entry_.grad + offset);
-    Pack<A, N> x = load<N>(entry_.param + offset), buffer = load<N>(entry_.buffer + offset);
+  __device__ __forceinline__ Pack<A, N> first(std::int64_t offset, const Loaded<N>& loaded) const {
+    Pack<A, N> x, buffer;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      buffer.value[k] = keep_ * buffer.value[k] + now_.grad_factor * grad.value[k];
-      x.value[k] -= now_.lr * buffer.value[k];
+      buffer.value[k] = keep_ * loaded.buffer.value[k] + now_.grad_factor * loaded.grad.value[k];
+      x.value[k] = loaded.param.value[k] - now_.lr * buffer.value[k];
     }
-    store<N>(entry_.buffer + offset, buffer);
+    store<N>(buffer_ + offset, buffer);
     return x;
   }
   template <int N>
-  __device__ __forceinline__ Pack<A, N> again(std::int64_t offset) const {
-    Pack<A, N> x = load<N>(entry_.param + offset);
-    const Pack<A, N> buffer = load<N>(entry_.buffer + offset);
+  __device__ __forceinline__ Pack<A, N> again(const Loaded<N>& loaded) const {
+    Pack<A, N> x;
 #pragma unroll
-    for (int k = 0; k < N; ++k) x.value[k] -= now_.lr * buffer.value[k];
+    for (int k = 0; k < N; ++k) x.value[k] = loaded.param.value[k] - now_.lr * loaded.buffer.value[k];
     return x;
   }
   template <int N>
-  __device__ __forceinline__ void write(std::int64_t offset, const Pack<A, N>& x, const Pack<A, N>& factor) const {
-    Pack<A, N> param;
-#pragma unroll
-    for (int k = 0; k < N; ++k) param.value[k] = scaled(x.value[k], factor.value[k]);
-    store<N>(entry_.param + offset, param);
+  __device__ __forceinline__ void write(std::int64_t offset, const Pack<A, N>& shrunk, const Loaded<N>&) const {
+    store<N>(param_ + offset, shrunk);
   }
 
   const Prox prox;
   const A tau;
 
  private:
-  const Entry& entry_;
+  T* const param_;
+  const T* const grad_;
+  A* const buffer_;
   const SgdNow<A> now_;
   const A keep_;
 };
@@ -126,7 +154,7 @@ void launch(const std::vector<SgdSegment>& segments, const std::vector<SgdClock>
                                      static_cast<A*>(segment.buffer),
                                      segment.tensor};
     const bool aligned = is_aligned(entry.param) && is_aligned(entry.grad) && is_aligned(entry.buffer);
-    items.push_back({entry, segment.layout, aligned, segment.tensor});
+    items.push_back({entry, segment.layout, aligned, segment.tensor, segment.copies});
   }
   Shrink<Body>({settings.prox, A(1 - settings.rho), now}, allocate, stream).run(items, nullptr);
 }

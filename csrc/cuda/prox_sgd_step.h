@@ -9,11 +9,12 @@
 namespace sparse_accel::cuda {
 
 struct SgdSegment {
-  void* param;         // W  first element of the segment
-  const void* grad;    //    dtype of param
-  void* buffer;        // M  compute type
-  GroupLayout layout;  // [outer, groups, inner]
-  int tensor;          // whose clock it follows
+  void* param;              // W  first element of the segment
+  const void* grad;         //    dtype of param
+  void* buffer;             // M  compute type
+  GroupLayout layout;       // [outer, groups, inner]
+  int tensor;               // whose clock it follows
+  std::int64_t copies = 1;  // segments of this layout, one after another
 };
 
 struct SgdClock {

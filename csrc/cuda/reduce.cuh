@@ -69,24 +69,30 @@ __device__ A block_prefix(A x, A& total) {
   return before + sum - x;
 }
 
-// Combines one number per element over a group's piece. `number(offset)` reads N elements from
-// `offset` of the segment on. The team's threads all get the result.
-template <int N, class A, class Combine, class Number>
+// Packs of N elements that a thread loads before it uses the first.
+template <int N>
+constexpr int kAtOnce = N == 1 ? 2 : 4;
+
+// Combines one number per element over a group's piece. `load(offset)` reads N elements from `offset` of the segment
+// on, `number(offset, loaded)` makes a Pack of numbers of them. The team's threads all get the result.
+template <int N, int kPacks, class A, class Combine, class Load, class Number>
 __device__ __forceinline__ A reduce_piece(const Cover& cover, std::int64_t group, int piece, bool active,
-                                          Combine combine, Number number) {
+                                          Combine combine, Load load, Number number) {
   A sum = A(0);
   if (active) {
     const std::int64_t begin = piece * cover.length;
     const std::int64_t size = cover.group_size();
     const std::int64_t end = begin + cover.length < size ? begin + cover.length : size;
-    const int rank = threadIdx.x & (cover.team - 1);
-    for (std::int64_t i = begin + rank * N; i < end; i += cover.team * N) {
-      const Pack<A, N> numbers = number(cover.offset(group, i));
+    stream<kPacks, std::int64_t>(
+        begin + cover.rank_of(threadIdx.x) * N, end, cover.team() * N,
+        [&](std::int64_t i) { return cover.offset(group, i); }, load,
+        [&](std::int64_t, std::int64_t offset, const auto& loaded) {
+          const Pack<A, N> numbers = number(offset, loaded);
 #pragma unroll
-      for (int k = 0; k < N; ++k) sum = combine(sum, numbers.value[k]);
-    }
+          for (int k = 0; k < N; ++k) sum = combine(sum, numbers.value[k]);
+        });
   }
-  return team_reduce(sum, cover.team, combine);
+  return team_reduce(sum, cover.team(), combine);
 }
 
 // A thread's place in a tile of columns.
@@ -100,37 +106,39 @@ struct Tile {
 
 template <int N>
 __device__ __forceinline__ Tile find_tile(const Cover& cover, int block) {
-  const std::int64_t side = cover.team * N;
+  const std::int64_t side = cover.team() * N;
   const int tiles = int((cover.columns() + side - 1) / side);
   Tile tile;
   tile.chunk = block / tiles;
   tile.first_column = (block % tiles) * side;
-  tile.column = tile.first_column + (threadIdx.x & (cover.team - 1)) * N;
-  tile.row = tile.chunk * cover.length + threadIdx.x / cover.team;
+  tile.column = tile.first_column + cover.rank_of(threadIdx.x) * N;
+  tile.row = tile.chunk * cover.length + cover.team_of(threadIdx.x);
   tile.end = (tile.chunk + 1) * cover.length;
   if (tile.end > cover.layout.outer) tile.end = cover.layout.outer;
-  tile.step = kThreads / cover.team;
+  tile.step = cover.teams();
   return tile;
 }
 
 // Combines one number per element down the columns of a tile, and hands every column's result to
 // `emit(column, result)` on one thread. `shared` holds kThreads * N numbers.
-template <int N, class A, class Combine, class Number, class Emit>
+template <int N, int kPacks, class A, class Combine, class Load, class Number, class Emit>
 __device__ __forceinline__ void reduce_columns(const Cover& cover, const Tile& tile, A* shared, Combine combine,
-                                               Number number, Emit emit) {
+                                               Load load, Number number, Emit emit) {
   Pack<A, N> sum{};
   const std::int64_t columns = cover.columns();
   if (tile.column < columns) {
-    for (std::int64_t row = tile.row; row < tile.end; row += tile.step) {
-      const Pack<A, N> numbers = number(row * columns + tile.column);
+    stream<kPacks, std::int64_t>(
+        tile.row, tile.end, tile.step, [&](std::int64_t row) { return row * columns + tile.column; }, load,
+        [&](std::int64_t, std::int64_t offset, const auto& loaded) {
+          const Pack<A, N> numbers = number(offset, loaded);
 #pragma unroll
-      for (int k = 0; k < N; ++k) sum.value[k] = combine(sum.value[k], numbers.value[k]);
-    }
+          for (int k = 0; k < N; ++k) sum.value[k] = combine(sum.value[k], numbers.value[k]);
+        });
   }
   // [step rows of threads][columns of the tile]; each column's numbers are combined from the top down
   *reinterpret_cast<Pack<A, N>*>(shared + threadIdx.x * N) = sum;
   __syncthreads();
-  const int side = cover.team * N;
+  const int side = cover.team() * N;
   for (int c = threadIdx.x; c < side && tile.first_column + c < columns; c += kThreads) {
     A total = shared[c];
     for (int other = 1; other < tile.step; ++other) total = combine(total, shared[other * side + c]);

@@ -71,49 +71,87 @@ struct RmdaBody {
     int tensor;
   };
 
-  __device__ RmdaBody(const Options& options, const Entry& entry)
+  __device__ RmdaBody(const Options& options, const Entry& entry, std::int64_t start)
       : prox(options.prox),
         tau(options.now[entry.tensor].tau),
-        entry_(entry),
+        param_(entry.param + start),
+        grad_(entry.grad + start),
+        point_(entry.point + start),
+        anchor_(entry.anchor + start),
         now_(options.now[entry.tensor]),
         momentum_(options.momentum) {}
   __device__ bool skip() const { return now_.skip != 0; }
 
+  // The numbers of N elements; those that a pass does not need are not loaded.
+  template <int N>
+  struct Loaded {
+    Pack<A, N> grad, anchor, point, param;
+  };
+  static constexpr int kPacks = sizeof(T) == 2 ? 1 : 2;
+
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_first(std::int64_t offset) const {
+    Loaded<N> loaded;
+    loaded.grad = load<N>(grad_ + offset);
+    loaded.anchor = load<N>(anchor_ + offset);
+    loaded.point = load<N>(point_ + offset);
+    return loaded;
+  }
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_last(std::int64_t offset) const {
+    Loaded<N> loaded{};
+    if (momentum_ != A(1)) loaded.param = load<N>(param_ + offset);
+    return loaded;
+  }
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_all(std::int64_t offset) const {
+    Loaded<N> loaded = load_first<N>(offset);
+    loaded.param = load_last<N>(offset).param;
+    return loaded;
+  }
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_again(std::int64_t offset) const {
+    Loaded<N> loaded = load_last<N>(offset);
+    loaded.point = load<N>(point_ + offset);
+    return loaded;
+  }
+
   // X = W0 + decay (X - W0) - lr grad
   template <int N>
-  __device__ __forceinline__ Pack<A, N> first(std::int64_t offset) const {
-    const Pack<A, N> grad = load<N>(entry_.grad + offset);
-    const Pack<A, N> anchor = load<N>(entry_.anchor + offset);
-    Pack<A, N> x = load<N>(entry_.point + offset);
+  __device__ __forceinline__ Pack<A, N> first(std::int64_t offset, const Loaded<N>& loaded) const {
+    Pack<A, N> x;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      x.value[k] = anchor.value[k] + now_.decay * (x.value[k] - anchor.value[k]) - now_.rate * grad.value[k];
+      const A anchor = loaded.anchor.value[k];
+      x.value[k] = anchor + now_.decay * (loaded.point.value[k] - anchor) - now_.rate * loaded.grad.value[k];
     }
-    store<N>(entry_.point + offset, x);
+    store<N>(point_ + offset, x);
     return x;
   }
   template <int N>
-  __device__ __forceinline__ Pack<A, N> again(std::int64_t offset) const {
-    return load<N>(entry_.point + offset);
+  __device__ __forceinline__ Pack<A, N> again(const Loaded<N>& loaded) const {
+    return loaded.point;
   }
-  // W = (1 - c) W + c * factor * x
+  // W = (1 - c) W + c shrunk
   template <int N>
-  __device__ __forceinline__ void write(std::int64_t offset, const Pack<A, N>& x, const Pack<A, N>& factor) const {
-    Pack<A, N> param{};
-    if (momentum_ != A(1)) param = load<N>(entry_.param + offset);
+  __device__ __forceinline__ void write(std::int64_t offset, const Pack<A, N>& shrunk, const Loaded<N>& loaded) const {
+    Pack<A, N> param;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      const A target = momentum_ * scaled(x.value[k], factor.value[k]);
-      param.value[k] = (A(1) - momentum_) * param.value[k] + target;
+      const A target = momentum_ * shrunk.value[k];
+      param.value[k] = (A(1) - momentum_) * loaded.param.value[k] + target;
     }
-    store<N>(entry_.param + offset, param);
+    store<N>(param_ + offset, param);
   }
 
   const Prox prox;
   const A tau;
 
  private:
-  const Entry& entry_;
+  T* const param_;
+  const T* const grad_;
+  A* const point_;
+  const A* const anchor_;
   const RmdaNow<A> now_;
   const A momentum_;
 };
@@ -138,7 +176,7 @@ void launch(const std::vector<RmdaSegment>& segments, const std::vector<RmdaCloc
                                      segment.tensor};
     const bool aligned =
         is_aligned(entry.param) && is_aligned(entry.grad) && is_aligned(entry.point) && is_aligned(entry.anchor);
-    items.push_back({entry, segment.layout, aligned, segment.tensor});
+    items.push_back({entry, segment.layout, aligned, segment.tensor, segment.copies});
   }
   Shrink<Body>({settings.prox, A(settings.momentum), now}, allocate, stream).run(items, nullptr);
 }

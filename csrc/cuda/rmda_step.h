@@ -9,12 +9,13 @@
 namespace sparse_accel::cuda {
 
 struct RmdaSegment {
-  void* param;         // W   first element of the segment
-  const void* grad;    //     dtype of param
-  void* point;         // X   compute type; see math.h
-  const void* anchor;  // W0  compute type
-  GroupLayout layout;  // [outer, groups, inner]
-  int tensor;          // whose clock it follows
+  void* param;              // W   first element of the segment
+  const void* grad;         //     dtype of param
+  void* point;              // X   compute type; see math.h
+  const void* anchor;       // W0  compute type
+  GroupLayout layout;       // [outer, groups, inner]
+  int tensor;               // whose clock it follows
+  std::int64_t copies = 1;  // segments of this layout, one after another
 };
 
 // Where a tensor stands in its stage: on the device (read, and advanced there), or by value.

@@ -26,6 +26,10 @@ void rmda_step_(const Tensors& params, const Tensors& grads, const Tensors& poin
   std::vector<RmdaSegment> table;
   for (const Segment& segment : segments) {
     const auto i = size_t(segment.tensor);
+    if (!table.empty() && table.back().tensor == segment.tensor) {  // its layout's next block
+      ++table.back().copies;
+      continue;
+    }
     const int64_t at = segment.element;
     table.push_back({element(params[i], at), const_element(grads[i], at), element(points[i], at),
                      const_element(anchors[i], at), segment.layout, int(segment.tensor)});

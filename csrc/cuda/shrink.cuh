@@ -5,13 +5,17 @@
 //   struct Body {
 //     using Element;                        // of the tensor that is written
 //     struct Options, Entry;                // per launch and per segment; Entry has .target, a Target
-//     Body(const Options&, const Entry&);
+//     Body(const Options&, const Entry&, start);  // start: the first element of the copy (tables.cuh)
 //     bool skip() const;                    // leave everything as it is (the same for all threads)
 //     Prox prox;  Compute<Element> tau;     // see prox_scale
-//     Pack first<N>(offset);                // x; called once per element
-//     Pack again<N>(offset);                // x once more, after first() was called by the same thread of
-//                                           // the same or an earlier launch
-//     void write<N>(offset, x, factor);     // factor: a Pack
+//     static constexpr int kPacks;          // packs of 16 bytes that a thread may load before it uses the first
+//     auto load_first<N>(offset);           // what first() needs: loads, and nothing else
+//     Pack first<N>(offset, loaded);        // x; called once per element
+//     auto load_last<N>(offset);            // what write() needs, where x is at hand
+//     void write<N>(offset, shrunk, loaded);
+//     auto load_all<N>(offset);             // what both need
+//     auto load_again<N>(offset);           // what again() and write() need, after first() was called by the same
+//     Pack again<N>(loaded);                // thread of an earlier launch: x once more
 //   };
 //
 // Groups of one element need no reduction. Groups that fit into shared memory are read once: each thread
@@ -24,9 +28,10 @@ namespace sparse_accel::cuda {
 // What every entry knows of its segment.
 template <class A>
 struct Target {
-  Cover cover;
-  A* partials;     // squared norms in parts, cover.partials(); null unless three launches
-  A* factors;      // [groups]; null unless three launches
+  Cover cover;  // of one copy
+  int copies;
+  A* partials;     // squared norms in parts, cover.partials() of each copy; null unless three launches
+  A* factors;      // [copies, groups]; null unless three launches
   double* values;  // penalty, one number per block that finishes groups; null if not wanted
 };
 
@@ -36,34 +41,75 @@ __device__ __forceinline__ A scaled(A x, A factor) {
   return factor == A(0) ? A(0) : x * factor;
 }
 
+template <int N, class A>
+__device__ __forceinline__ Pack<A, N> scaled(Pack<A, N> x, const Pack<A, N>& factor) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) x.value[k] = scaled(x.value[k], factor.value[k]);
+  return x;
+}
+template <int N, class A>
+__device__ __forceinline__ Pack<A, N> scaled(Pack<A, N> x, A factor) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) x.value[k] = scaled(x.value[k], factor);
+  return x;
+}
+
+constexpr int kBlocks = 4;  // on a multiprocessor: up to 64 registers, where the compiler would rather spill some
 constexpr std::size_t kStagingBytes = 40 << 10;  // 48 KB of shared memory are there without asking
 
 template <class Body>
 using BodyTable = Table<typename Body::Entry, typename Body::Options>;
 
+template <class Body>
+__device__ __forceinline__ Spot shrink_spot(const BodyTable<Body>& table, int index = int(blockIdx.x)) {
+  return find_spot(table, [](const typename Body::Entry& entry) { return entry.target.copies; }, index);
+}
+
+// The body for the spot's copy.
+template <class Body>
+__device__ __forceinline__ Body shrink_body(const BodyTable<Body>& table, const Spot& spot) {
+  const auto& entry = table.entries[spot.entry];
+  return Body(table.options, entry, spot.copy * entry.target.cover.size());
+}
+
 // Sums the block's penalty into its place. All threads take part.
-template <class A>
-__device__ __forceinline__ void write_value(const Target<A>& target, int block, double value) {
-  if (!target.values) return;
+template <class Entry, class Options>
+__device__ __forceinline__ void write_value(const Table<Entry, Options>& table, const Spot& spot, double value) {
+  double* const values = table.entries[spot.entry].target.values;
+  if (!values) return;
   value = block_reduce(value, Add());
-  if (threadIdx.x == 0) target.values[block] = value;
+  if (threadIdx.x == 0) values[int(blockIdx.x) - table.first_block[spot.entry]] = value;
+}
+
+// Groups of one element: no norm, no division.
+template <class A>
+__device__ __forceinline__ A shrunk_element(Prox prox, A x, A tau) {
+  const A size = x < A(0) ? -x : x;
+  if (prox == Prox::hard) return tau != A(0) && x * x <= A(2) * tau ? A(0) : x;
+  const A rest = size - tau;  // NaN stays
+  return tau == A(0) ? x : size <= tau ? A(0) : x < A(0) ? -rest : rest;
 }
 
 template <int N, class Body>
-__device__ __forceinline__ double shrink_elements(Body& body, std::int64_t begin, std::int64_t end) {
+__device__ __forceinline__ double shrink_elements(const Body& body, bool with_value, std::int64_t begin,
+                                                  std::int64_t end) {
   using A = Compute<typename Body::Element>;
   double value = 0;
-  for (std::int64_t i = begin + std::int64_t(threadIdx.x) * N; i < end; i += kThreads * N) {
-    const Pack<A, N> x = body.template first<N>(i);
-    Pack<A, N> factor;
+  stream<Body::kPacks, std::int64_t>(
+      begin + std::int64_t(threadIdx.x) * N, end, kThreads * N, [](std::int64_t i) { return i; },
+      [&](std::int64_t at) { return body.template load_all<N>(at); },
+      [&](std::int64_t i, std::int64_t, const auto& loaded) {
+        Pack<A, N> x = body.template first<N>(i, loaded);
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const A square = x.value[k] * x.value[k];
-      factor.value[k] = prox_scale(body.prox, square, body.tau, A(1));
-      value += penalty_value(body.prox, square, factor.value[k], A(1));
-    }
-    body.template write<N>(i, x, factor);
-  }
+        for (int k = 0; k < N; ++k) x.value[k] = shrunk_element(body.prox, x.value[k], body.tau);
+        body.template write<N>(i, x, loaded);
+        if (!with_value) return;
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+          const A size = x.value[k] < A(0) ? -x.value[k] : x.value[k];
+          value += body.prox == Prox::hard ? A(size > A(0)) : size;
+        }
+      });
   return value;
 }
 
@@ -71,46 +117,50 @@ __device__ __forceinline__ double shrink_elements(Body& body, std::int64_t begin
 template <class Body>
 __global__ void __launch_bounds__(kThreads) shrink_elements_kernel(const __grid_constant__ BodyTable<Body> table) {
   constexpr int kPack = kWidth<typename Body::Element>;
-  const int i = find_entry(table);
-  const auto& target = table.entries[i].target;
-  const int block = int(blockIdx.x) - table.first_block[i];
-  Body body(table.options, table.entries[i]);
+  const Spot spot = shrink_spot<Body>(table);
+  const auto& target = table.entries[spot.entry].target;
+  const Body body = shrink_body<Body>(table, spot);
   if (body.skip()) return;
-  const std::int64_t begin = block * target.cover.length;
+  const std::int64_t begin = spot.block * target.cover.length;
   const std::int64_t size = target.cover.layout.groups;
   const std::int64_t end = begin + target.cover.length < size ? begin + target.cover.length : size;
   const std::int64_t tail = target.cover.packed ? end - (end - begin) % kPack : begin;
-  double value = shrink_elements<kPack>(body, begin, tail);
-  value += shrink_elements<1>(body, tail, end);
-  write_value(target, block, value);
+  const bool with_value = target.values != nullptr;
+  double value = shrink_elements<kPack>(body, with_value, begin, tail);
+  value += shrink_elements<1>(body, with_value, tail, end);
+  write_value(table, spot, value);
 }
 
 template <int N, class Body, class A>
-__device__ __forceinline__ double shrink_fused(Body& body, const Target<A>& target, int block, A* staging) {
+__device__ __forceinline__ double shrink_fused(const Body& body, const Target<A>& target, int block, A* staging) {
   const Cover& cover = target.cover;
-  const int rank = threadIdx.x & (cover.team - 1), slot = threadIdx.x / cover.team;
-  const std::int64_t group = std::int64_t(block) * (kThreads / cover.team) + slot;
+  const int rank = cover.rank_of(threadIdx.x), slot = cover.team_of(threadIdx.x);
+  const std::int64_t group = std::int64_t(block) * cover.teams() + slot;
   const int size = int(cover.group_size());
   const bool active = group < cover.layout.groups;
   A* const own = staging + slot * size;
+  const auto place = [&](int i) { return cover.offset(group, i); };
   A square = A(0);
   if (active) {
-    for (int i = rank * N; i < size; i += cover.team * N) {
-      const Pack<A, N> x = body.template first<N>(cover.offset(group, i));
-      *reinterpret_cast<Pack<A, N>*>(own + i) = x;
+    stream<Body::kPacks, int>(
+        rank * N, size, cover.team() * N, place, [&](std::int64_t at) { return body.template load_first<N>(at); },
+        [&](int i, std::int64_t at, const auto& loaded) {
+          const Pack<A, N> x = body.template first<N>(at, loaded);
+          *reinterpret_cast<Pack<A, N>*>(own + i) = x;
 #pragma unroll
-      for (int k = 0; k < N; ++k) square += x.value[k] * x.value[k];
-    }
+          for (int k = 0; k < N; ++k) square += x.value[k] * x.value[k];
+        });
   }
-  square = team_reduce(square, cover.team, Add());
+  square = team_reduce(square, cover.team(), Add());
   if (!active) return 0;
-  Pack<A, N> factor;
-#pragma unroll
-  for (int k = 0; k < N; ++k) factor.value[k] = prox_scale(body.prox, square, body.tau, A(size));
-  for (int i = rank * N; i < size; i += cover.team * N) {  // the thread's own elements: no barrier
-    body.template write<N>(cover.offset(group, i), *reinterpret_cast<const Pack<A, N>*>(own + i), factor);
-  }
-  return rank == 0 ? double(penalty_value(body.prox, square, factor.value[0], A(size))) : 0;
+  const A factor = prox_scale(body.prox, square, body.tau, A(size));
+  stream<Body::kPacks, int>(  // the thread's own elements: no barrier
+      rank * N, size, cover.team() * N, place, [&](std::int64_t at) { return body.template load_last<N>(at); },
+      [&](int i, std::int64_t at, const auto& loaded) {
+        const Pack<A, N> x = *reinterpret_cast<const Pack<A, N>*>(own + i);
+        body.template write<N>(at, scaled(x, factor), loaded);
+      });
+  return target.values && rank == 0 ? double(penalty_value(body.prox, square, factor, A(size))) : 0;
 }
 
 // Groups in runs, each finished by one team. `staging` holds the elements of the block's groups.
@@ -118,51 +168,54 @@ template <class Body>
 __global__ void __launch_bounds__(kThreads) shrink_fused_kernel(const __grid_constant__ BodyTable<Body> table) {
   using A = Compute<typename Body::Element>;
   DYNAMIC_SHARED(A, staging);
-  const int i = find_entry(table);
-  const auto& target = table.entries[i].target;
-  const int block = int(blockIdx.x) - table.first_block[i];
-  Body body(table.options, table.entries[i]);
+  const Spot spot = shrink_spot<Body>(table);
+  const auto& target = table.entries[spot.entry].target;
+  const Body body = shrink_body<Body>(table, spot);
   if (body.skip()) return;
-  const double value = target.cover.packed ? shrink_fused<kWidth<typename Body::Element>>(body, target, block, staging)
-                                           : shrink_fused<1>(body, target, block, staging);
-  write_value(target, block, value);
+  const double value = target.cover.packed
+                           ? shrink_fused<kWidth<typename Body::Element>>(body, target, spot.block, staging)
+                           : shrink_fused<1>(body, target, spot.block, staging);
+  write_value(table, spot, value);
 }
 
 template <int N, class Body, class A>
-__device__ __forceinline__ void square_block(Body& body, const Target<A>& target, int block, A* shared) {
-  const Cover& cover = target.cover;
-  const auto number = [&](std::int64_t offset) {
-    Pack<A, N> x = body.template first<N>(offset);
+__device__ __forceinline__ void square_block(const Body& body, const Cover& cover, A* partials, int block, A* shared) {
+  const auto read = [&](std::int64_t offset) { return body.template load_first<N>(offset); };
+  const auto number = [&](std::int64_t offset, const auto& loaded) {
+    Pack<A, N> x = body.template first<N>(offset, loaded);
 #pragma unroll
     for (int k = 0; k < N; ++k) x.value[k] *= x.value[k];
     return x;
   };
   if (cover.kind == CoverKind::columns) {
     const Tile tile = find_tile<N>(cover, block);
-    reduce_columns<N>(cover, tile, shared, Add(), number, [&](std::int64_t column, A sum) {
-      target.partials[tile.chunk * cover.columns() + column] = sum;
+    reduce_columns<N, Body::kPacks>(cover, tile, shared, Add(), read, number, [&](std::int64_t column, A sum) {
+      partials[tile.chunk * cover.columns() + column] = sum;
     });
     return;
   }
   const std::int64_t group = block / cover.pieces;  // the team is the block
-  const A sum = reduce_piece<N, A>(cover, group, int(block - group * cover.pieces), true, Add(), number);
-  if (threadIdx.x == 0) target.partials[block] = sum;
+  const int piece = int(block - group * cover.pieces);
+  const A sum = reduce_piece<N, Body::kPacks, A>(cover, group, piece, true, Add(), read, number);
+  if (threadIdx.x == 0) partials[block] = sum;
 }
 
 // First of three: the first half, and squared norms in parts.
 template <class Body>
-__global__ void __launch_bounds__(kThreads) shrink_squares_kernel(const __grid_constant__ BodyTable<Body> table) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    shrink_squares_kernel(const __grid_constant__ BodyTable<Body> table) {
   using T = typename Body::Element;
   SHARED(Compute<T>, shared, [kThreads * kWidth<T>]);
-  const int i = find_entry(table);
-  const auto& target = table.entries[i].target;
-  const int block = int(blockIdx.x) - table.first_block[i];
-  Body body(table.options, table.entries[i]);
+  const Spot spot = shrink_spot<Body>(table);
+  const auto& target = table.entries[spot.entry].target;
+  const Body body = shrink_body<Body>(table, spot);
   if (body.skip()) return;
+  const GroupLayout view = target.cover.partials();
+  auto* const partials = target.partials + spot.copy * (view.outer * view.groups * view.inner);
   if (target.cover.packed) {
-    square_block<kWidth<T>>(body, target, block, shared);
+    square_block<kWidth<T>>(body, target.cover, partials, spot.block, shared);
   } else {
-    square_block<1>(body, target, block, shared);
+    square_block<1>(body, target.cover, partials, spot.block, shared);
   }
 }
 
@@ -170,65 +223,68 @@ __global__ void __launch_bounds__(kThreads) shrink_squares_kernel(const __grid_c
 template <class Body>
 __global__ void __launch_bounds__(kThreads) shrink_factors_kernel(const __grid_constant__ BodyTable<Body> table) {
   using A = Compute<typename Body::Element>;
-  const int i = find_entry(table);
-  const auto& target = table.entries[i].target;
-  const int block = int(blockIdx.x) - table.first_block[i];
-  const Body body(table.options, table.entries[i]);
+  const Spot spot = shrink_spot<Body>(table);
+  const auto& target = table.entries[spot.entry].target;
+  const Body body = shrink_body<Body>(table, spot);
   if (body.skip()) return;
   const Cover cover = cover_runs(target.cover.partials(), 1, false);
-  const std::int64_t group = std::int64_t(block) * (kThreads / cover.team) + threadIdx.x / cover.team;
+  const A* const partials = target.partials + spot.copy * cover.size();
+  const std::int64_t group = std::int64_t(spot.block) * cover.teams() + cover.team_of(threadIdx.x);
   const bool active = group < cover.layout.groups;
-  const A square = reduce_piece<1, A>(cover, group, 0, active, Add(),
-                                      [&](std::int64_t offset) { return load<1>(target.partials + offset); });
+  const A square = reduce_piece<1, kAtOnce<1>, A>(
+      cover, group, 0, active, Add(), [&](std::int64_t offset) { return load<1>(partials + offset); },
+      [](std::int64_t, const Pack<A, 1>& partial) { return partial; });
   double value = 0;
-  if (active && threadIdx.x % cover.team == 0) {
+  if (active && cover.rank_of(threadIdx.x) == 0) {
     const A size = A(target.cover.group_size());
     const A factor = prox_scale(body.prox, square, body.tau, size);
-    target.factors[group] = factor;
-    value = penalty_value(body.prox, square, factor, size);
+    target.factors[spot.copy * cover.layout.groups + group] = factor;
+    if (target.values) value = penalty_value(body.prox, square, factor, size);
   }
-  write_value(target, block, value);
+  write_value(table, spot, value);
 }
 
 template <int N, class Body, class A>
-__device__ __forceinline__ void finish_block(Body& body, const Target<A>& target, int block) {
-  const Cover& cover = target.cover;
+__device__ __forceinline__ void finish_block(const Body& body, const Cover& cover, const A* factors, int block) {
   Pack<A, N> factor;
+  const auto read = [&](std::int64_t offset) { return body.template load_again<N>(offset); };
+  const auto write = [&](std::int64_t, std::int64_t offset, const auto& loaded) {
+    body.template write<N>(offset, scaled(body.template again<N>(loaded), factor), loaded);
+  };
   if (cover.kind == CoverKind::columns) {
     const Tile tile = find_tile<N>(cover, block);
     const std::int64_t columns = cover.columns();
     if (tile.column >= columns) return;
 #pragma unroll
-    for (int k = 0; k < N; ++k) factor.value[k] = target.factors[divide(tile.column + k, cover.layout.inner)];
-    for (std::int64_t row = tile.row; row < tile.end; row += tile.step) {
-      const std::int64_t offset = row * columns + tile.column;
-      body.template write<N>(offset, body.template again<N>(offset), factor);
-    }
+    for (int k = 0; k < N; ++k) factor.value[k] = factors[divide(tile.column + k, cover.layout.inner)];
+    stream<Body::kPacks, std::int64_t>(
+        tile.row, tile.end, tile.step, [&](std::int64_t row) { return row * columns + tile.column; }, read, write);
     return;
   }
   const std::int64_t group = block / cover.pieces, begin = (block - group * cover.pieces) * cover.length;
   const std::int64_t size = cover.group_size();
   const std::int64_t end = begin + cover.length < size ? begin + cover.length : size;
 #pragma unroll
-  for (int k = 0; k < N; ++k) factor.value[k] = target.factors[group];
-  for (std::int64_t i = begin + std::int64_t(threadIdx.x) * N; i < end; i += kThreads * N) {
-    const std::int64_t offset = cover.offset(group, i);
-    body.template write<N>(offset, body.template again<N>(offset), factor);
-  }
+  for (int k = 0; k < N; ++k) factor.value[k] = factors[group];
+  stream<Body::kPacks, std::int64_t>(
+      begin + std::int64_t(threadIdx.x) * N, end, kThreads * N, [&](std::int64_t i) { return cover.offset(group, i); },
+      read, write);
 }
 
-// Third of three: the second half. Thread for thread the elements of the first launch, while caches hold them.
+// Third of three: the second half. Thread for thread the elements of the first launch, while caches hold them: the last
+// first, which they are surest to.
 template <class Body>
-__global__ void __launch_bounds__(kThreads) shrink_finish_kernel(const __grid_constant__ BodyTable<Body> table) {
-  const int i = find_entry(table);
-  const auto& target = table.entries[i].target;
-  const int block = int(blockIdx.x) - table.first_block[i];
-  Body body(table.options, table.entries[i]);
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    shrink_finish_kernel(const __grid_constant__ BodyTable<Body> table) {
+  const Spot spot = shrink_spot<Body>(table, int(gridDim.x - 1 - blockIdx.x));
+  const auto& target = table.entries[spot.entry].target;
+  const Body body = shrink_body<Body>(table, spot);
   if (body.skip()) return;
+  const auto* const factors = target.factors + spot.copy * target.cover.partials().groups;
   if (target.cover.packed) {
-    finish_block<kWidth<typename Body::Element>>(body, target, block);
+    finish_block<kWidth<typename Body::Element>>(body, target.cover, factors, spot.block);
   } else {
-    finish_block<1>(body, target, block);
+    finish_block<1>(body, target.cover, factors, spot.block);
   }
 }
 

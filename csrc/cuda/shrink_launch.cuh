@@ -14,6 +14,7 @@ struct ShrinkItem {
   GroupLayout layout;
   bool aligned;  // all of the entry's arrays
   int tensor;
+  std::int64_t copies;  // of the segment, one after another
 };
 
 struct SumOptions {};
@@ -49,7 +50,7 @@ class Shrink {
   // Items of one tensor follow each other. values: [tensors] on the device, zeroed; null if not wanted.
   void run(const std::vector<ShrinkItem<Body>>& items, double* values) {
     for (const ShrinkItem<Body>& item : items) {
-      if (item.layout.outer * item.layout.groups * item.layout.inner > 0) add(item);
+      if (item.copies * item.layout.outer * item.layout.groups * item.layout.inner > 0) add(item);
     }
     if (values) place_values(values);
     for (const Planned& planned : planned_) {
@@ -71,9 +72,12 @@ class Shrink {
     std::int64_t blocks, value_blocks;
   };
 
-  void add(const ShrinkItem<Body>& item) {
+  void add(ShrinkItem<Body> item) {
     Planned planned{item.entry, Kind::split, item.tensor, 0, 0};
     Target<A>& target = planned.entry.target;
+    const std::int64_t each = item.layout.outer * item.layout.groups * item.layout.inner;
+    item.aligned = item.aligned && (item.copies == 1 || each % kWidth<T> == 0);
+    target.copies = int(item.copies);
     const std::int64_t size = item.layout.outer * item.layout.inner;
     if (size == 1) {
       planned.kind = Kind::elements;
@@ -81,19 +85,21 @@ class Shrink {
       planned.blocks = planned.value_blocks = blocks_of(target.cover, kWidth<T>);
     } else {
       target.cover = cover_groups(item.layout, kWidth<T>, item.aligned);
-      const std::size_t staging = (kThreads / target.cover.team) * sizeof(A) * std::size_t(size);
+      const std::size_t staging = std::size_t(target.cover.teams()) * sizeof(A) * std::size_t(size);
       if (target.cover.kind == CoverKind::runs && staging <= kStagingBytes) {
         planned.kind = Kind::fused;
-        planned.blocks = planned.value_blocks = ceil_div(target.cover.layout.groups, kThreads / target.cover.team);
+        planned.blocks = planned.value_blocks = ceil_div(target.cover.layout.groups, target.cover.teams());
         staging_ = staging > staging_ ? staging : staging_;
       } else {
         const GroupLayout partials = target.cover.partials();
-        target.partials = allocate<A>(partials.outer * partials.groups * partials.inner);
-        target.factors = allocate<A>(partials.groups);
+        target.partials = allocate<A>(item.copies * partials.outer * partials.groups * partials.inner);
+        target.factors = allocate<A>(item.copies * partials.groups);
         planned.blocks = blocks_of(target.cover, kWidth<T>);
         planned.value_blocks = blocks_of(cover_runs(partials, 1, false), 1);
       }
     }
+    planned.blocks *= item.copies;
+    planned.value_blocks *= item.copies;
     planned_.push_back(planned);
   }
 
@@ -120,10 +126,11 @@ class Shrink {
       std::vector<Work<Entry>> batch, factors;
       for (end = begin; end < split_.size(); ++end) {
         const Target<A>& target = split_[end].entry.target;
-        elements += target.cover.layout.groups * target.cover.group_size();
+        elements += target.copies * target.cover.size();
         if (end > begin && elements > kBatchElements) break;
         batch.push_back(split_[end]);
-        factors.push_back({split_[end].entry, blocks_of(cover_runs(target.cover.partials(), 1, false), 1)});
+        factors.push_back(
+            {split_[end].entry, target.copies * blocks_of(cover_runs(target.cover.partials(), 1, false), 1)});
       }
       launch_tables(shrink_squares_kernel<Body>, batch, options_, 0, stream_);
       launch_tables(shrink_factors_kernel<Body>, factors, options_, 0, stream_);

@@ -20,19 +20,36 @@ struct Table {
   Entry entries[kCapacity];
 };
 
-// The entry that the calling block works for. Every thread of the block finds the same.
+// The entry that a block works for, by default the calling one. Every thread of the block finds the same.
 template <class Entry, class Options>
-__device__ __forceinline__ int find_entry(const Table<Entry, Options>& table) {
+__device__ __forceinline__ int find_entry(const Table<Entry, Options>& table, int block = int(blockIdx.x)) {
   int low = 0;
   for (int high = table.count; high - low > 1;) {
     const int middle = (low + high) / 2;
-    if (int(blockIdx.x) < table.first_block[middle]) {
+    if (block < table.first_block[middle]) {
       high = middle;
     } else {
       low = middle;
     }
   }
   return low;
+}
+
+// What the calling block works on: an entry, one of its copies (segments of the same layout that follow each other in
+// memory, and share an entry), and which of the copy's blocks it is.
+struct Spot {
+  int entry, copy, block;
+};
+
+// copies(entry): how many the entry has, its blocks shared evenly.
+template <class Entry, class Options, class Copies>
+__device__ __forceinline__ Spot find_spot(const Table<Entry, Options>& table, const Copies& copies,
+                                          int index = int(blockIdx.x)) {
+  const int entry = find_entry(table, index), first = table.first_block[entry], block = index - first;
+  const int count = copies(table.entries[entry]);
+  if (count == 1) return Spot{entry, 0, block};
+  const int each = (table.first_block[entry + 1] - first) / count, copy = block / each;
+  return Spot{entry, copy, block - copy * each};
 }
 
 // One entry and the number of blocks it wants.

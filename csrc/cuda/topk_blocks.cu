@@ -1,5 +1,6 @@
 // n of every m neighbours, and whole groups. A tile of blocks is read in order of memory into shared memory; a thread
-// then ranks one block in registers, and the tile is written in order of memory again.
+// then ranks one block in registers, and the tile's mask is written in order of memory again. The zeros come last, by
+// the mask: only then all know whether there was NaN.
 #include "cover.cuh"
 #include "topk_source.cuh"
 #include "topk_threshold.h"
@@ -28,18 +29,24 @@ struct Blocks {
 // M >= m: a block's numbers are in registers, so loops over them are unrolled.
 template <class Reader, int M>
 __global__ void __launch_bounds__(kThreads)
-    topk_blocks_kernel(Reader reader, Target target, Blocks blocks, int n, const int* has_nan) {
+    topk_blocks_kernel(Reader reader, bool* mask, Blocks blocks, int n, int* has_nan) {
   using Key = typename Reader::Key;
   constexpr int kTile = kTileBlocks<Key, M>;
   SHARED(Key, keys, [kTile * M + kTile * M / 32 + 1]);
   SHARED(bool, keep, [kTile * M]);
-  if (*has_nan) return;  // all blocks
   const std::int64_t total = blocks.rows * blocks.per_row;
   const std::int64_t first = std::int64_t(blockIdx.x) * kTile;
   const std::int64_t last = first + kTile < total ? first + kTile : total;
   const std::int64_t begin = blocks.begin(first);
   const int count = int(blocks.begin(last) - begin);
-  for (int i = threadIdx.x; i < count; i += kThreads) keys[skewed(i)] = reader(begin + i).key;
+  bool nan = false;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const Keyed<Key> score = reader(begin + i);
+    keys[skewed(i)] = score.key;
+    nan |= score.nan;
+  }
+  if (nan) atomicOr(has_nan, 1);
   __syncthreads();
   if (first + threadIdx.x < last && int(threadIdx.x) < kTile) {
     const int own = int(blocks.begin(first + threadIdx.x) - begin);
@@ -66,20 +73,20 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += kThreads) target.write(begin + i, keep[i]);
+  for (int i = threadIdx.x; i < count; i += kThreads) mask[begin + i] = keep[i];
 }
 
 template <class Reader, int M>
-void launch(const Reader& reader, const TopkTask& task, int n, int m, const int* has_nan, cudaStream_t stream) {
+void launch(const Reader& reader, const TopkTask& task, int n, int m, int* has_nan, cudaStream_t stream) {
   const Blocks blocks{task.count / task.columns, task.columns, ceil_div(task.columns, m), m};
   const std::int64_t tiles = ceil_div(blocks.rows * blocks.per_row, kTileBlocks<typename Reader::Key, M>);
-  launch_kernel(topk_blocks_kernel<Reader, M>, unsigned(tiles), kThreads, 0, stream, reader, Target(task), blocks, n,
+  launch_kernel(topk_blocks_kernel<Reader, M>, unsigned(tiles), kThreads, 0, stream, reader, task.mask, blocks, n,
                 has_nan);
 }
 
 // Elements in order of memory, each with its group's flag.
 __global__ void __launch_bounds__(kThreads)
-    topk_groups_kernel(Target target, const bool* keep, GroupLayout layout, std::int64_t count) {
+    topk_groups_kernel(Kept target, const bool* keep, GroupLayout layout, std::int64_t count) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const std::int64_t run = divide(i, layout.inner), row = divide(run, layout.groups);
@@ -88,7 +95,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t topk_blocks(const TopkTask& task, int n, int m, const int* has_nan, cudaStream_t stream) {
+cudaError_t topk_blocks(const TopkTask& task, int n, int m, int* has_nan, cudaStream_t stream) {
+  topk_clear(has_nan, stream);
   with_reader(task, [&](auto reader) {
     using Reader = decltype(reader);
     if (m <= 4) {
@@ -101,13 +109,14 @@ cudaError_t topk_blocks(const TopkTask& task, int n, int m, const int* has_nan, 
       launch<Reader, 32>(reader, task, n, m, has_nan, stream);
     }
   });
+  topk_zero(task, has_nan, stream);
   return cudaGetLastError();
 }
 
 cudaError_t topk_groups(void* x, int x_bytes, bool* mask, const bool* keep, GroupLayout layout, std::int64_t blocks,
                         cudaStream_t stream) {
   const std::int64_t count = blocks * layout.outer * layout.groups * layout.inner;
-  launch_kernel(topk_groups_kernel, unsigned(ceil_div(count, kThreads)), kThreads, 0, stream, Target(x, x_bytes, mask),
+  launch_kernel(topk_groups_kernel, unsigned(ceil_div(count, kThreads)), kThreads, 0, stream, Kept(x, x_bytes, mask),
                 keep, layout, count);
   return cudaGetLastError();
 }

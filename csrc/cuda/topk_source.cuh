@@ -108,17 +108,15 @@ void with_reader(const TopkTask& task, Body body) {
 }
 
 // x and mask of a task.
-struct Target {
+struct Kept {
   void* x;
   int x_bytes;
   bool* mask;
 
-  explicit Target(const TopkTask& task) : x(task.x), x_bytes(task.x_bytes), mask(task.mask) {}
-  Target(void* x_, int bytes, bool* mask_) : x(x_), x_bytes(bytes), mask(mask_) {}
+  explicit Kept(const TopkTask& task) : x(task.x), x_bytes(task.x_bytes), mask(task.mask) {}
+  Kept(void* x_, int bytes, bool* mask_) : x(x_), x_bytes(bytes), mask(mask_) {}
 
-  __device__ __forceinline__ void write(std::int64_t i, bool keep) const {
-    mask[i] = keep;
-    if (keep) return;
+  __device__ __forceinline__ void zero(std::int64_t i) const {
     if (x_bytes == 4) {
       static_cast<std::uint32_t*>(x)[i] = 0;
     } else if (x_bytes == 2) {
@@ -127,6 +125,47 @@ struct Target {
       static_cast<std::uint64_t*>(x)[i] = 0;
     }
   }
+  __device__ __forceinline__ void write(std::int64_t i, bool keep) const {
+    mask[i] = keep;
+    if (!keep) zero(i);
+  }
 };
+
+// What selections begin with: no NaN so far.
+template <class Flag>
+__global__ void __launch_bounds__(kThreads) topk_clear_kernel(Flag* has_nan) {
+  if (threadIdx.x == 0) *has_nan = 0;
+}
+
+// What they end with, where the mask was written first: zeros where it is false, unless there was NaN. A thread has
+// kFlags neighbours.
+template <int kFlags>
+__global__ void __launch_bounds__(kThreads) topk_zero_kernel(Kept target, std::int64_t count, const int* has_nan) {
+  const std::int64_t begin = (std::int64_t(blockIdx.x) * kThreads + threadIdx.x) * kFlags;
+  if (*has_nan || begin >= count) return;
+  if (begin + kFlags <= count) {
+    Stored<unsigned char, kFlags> keep;
+    keep.word[0] = *reinterpret_cast<const typename Stored<unsigned char, kFlags>::Word*>(target.mask + begin);
+#pragma unroll
+    for (int k = 0; k < kFlags; ++k) {
+      if (!keep.value[k]) target.zero(begin + k);
+    }
+  } else {
+    for (std::int64_t i = begin; i < count; ++i) {
+      if (!target.mask[i]) target.zero(i);
+    }
+  }
+}
+
+inline void topk_clear(int* has_nan, cudaStream_t stream) {
+  launch_kernel(topk_clear_kernel<int>, 1, kThreads, 0, stream, has_nan);
+}
+
+inline void topk_zero(const TopkTask& task, const int* has_nan, cudaStream_t stream) {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(task.mask) % 4 == 0;
+  const unsigned blocks = unsigned(ceil_div(task.count, kThreads * (aligned ? 4 : 1)));
+  launch_kernel(aligned ? topk_zero_kernel<4> : topk_zero_kernel<1>, blocks, kThreads, 0, stream, Kept(task),
+                task.count, has_nan);
+}
 
 }  // namespace sparse_accel::cuda

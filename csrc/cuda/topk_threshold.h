@@ -20,8 +20,8 @@ struct TopkTask {
   bool* mask;          // [count]
 };
 
-// has_nan: one int on the device. topk_look sets it to 1 if any score is NaN, else 0, and so does topk_rows, by itself.
-// Where it is set nothing is written.
+// has_nan: one int on the device, set to 1 if any score is NaN, else 0. Where it is 1 x keeps all, and the mask has no
+// meaning. topk_look does no more than that.
 cudaError_t topk_look(const TopkTask& task, int* has_nan, cudaStream_t stream);
 
 // Keeps k of each of `rows` rows of count / rows elements; ties go to the lowest index. 0 < k < elements of a row <
@@ -30,7 +30,7 @@ cudaError_t topk_rows(const TopkTask& task, std::int64_t rows, std::int64_t k, i
                       cudaStream_t stream);
 
 // Keeps n of every m neighbours of rows of `columns`; the last block of a row may be shorter.
-cudaError_t topk_blocks(const TopkTask& task, int n, int m, const int* has_nan, cudaStream_t stream);
+cudaError_t topk_blocks(const TopkTask& task, int n, int m, int* has_nan, cudaStream_t stream);
 
 // The mask of x [blocks, outer, groups, inner] from keep [blocks, groups].
 cudaError_t topk_groups(void* x, int x_bytes, bool* mask, const bool* keep, GroupLayout layout, std::int64_t blocks,

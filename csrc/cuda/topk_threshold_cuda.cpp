@@ -26,7 +26,7 @@ void topk_threshold(const Tensor& x, const std::optional<Tensor>& scores, const 
   const Allocate scratch = launch.scratch();
   int* const flag = static_cast<int*>(scratch(sizeof(int)));
   const bool one_size = k.size() == 1 && (k[0] == 0 || k[0] == x.numel() / rows);  // none or all
-  if (k.size() == 2 || one_size) launch.check(topk_look(task, flag, launch.stream()));
+  if (one_size) launch.check(topk_look(task, flag, launch.stream()));
   if (k.size() == 2) {
     launch.check(topk_blocks(task, static_cast<int>(k[0]), static_cast<int>(k[1]), flag, launch.stream()));
   } else if (!one_size) {

@@ -57,6 +57,10 @@ template <>
 struct WordOf<2> {
   using type = unsigned short;
 };
+template <>
+struct WordOf<1> {
+  using type = unsigned char;
+};
 template <class T, int N>
 union Stored {
   using Word = typename WordOf<N* int(sizeof(T))>::type;
@@ -85,7 +89,30 @@ __device__ __forceinline__ void store(T* to, const Pack<Compute<T>, N>& numbers)
   for (int i = 0; i < N; ++i) narrow(numbers.value[i], stored.value[i]);
 #pragma unroll
   for (int i = 0; i < S::kWords; ++i) {
-    __stwb(reinterpret_cast<typename S::Word*>(to) + i, stored.word[i]);  // a plain store may be taken apart
+    store_word(reinterpret_cast<typename S::Word*>(to) + i, stored.word[i]);
+  }
+}
+
+// use(i, at(i), load(at(i))) for i = begin, begin + step, ... below end: loads of several packs go out before the first
+// is used, so that memory's latency is waited for once. In order: the results are those of a plain loop.
+template <int kAtOnce, class Index, class At, class Load, class Use>
+__device__ __forceinline__ void stream(Index begin, Index end, Index step, const At& at, const Load& load,
+                                       const Use& use) {
+  Index i = begin;
+  for (; i + (kAtOnce - 1) * step < end; i += kAtOnce * step) {
+    std::int64_t offset[kAtOnce];
+    decltype(load(std::int64_t(0))) loaded[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) offset[k] = at(i + k * step);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) loaded[k] = load(offset[k]);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) use(i + k * step, offset[k], loaded[k]);
+  }
+#pragma unroll 1
+  for (; i < end; i += step) {
+    const std::int64_t offset = at(i);
+    use(i, offset, load(offset));
   }
 }
 

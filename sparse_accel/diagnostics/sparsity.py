@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.groups import Grouping, group_layout, named_groupings
+from sparse_accel.groups import CoupledGroups, Grouping, group_layout, named_groupings
 from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, percent, share, sizes
 from sparse_accel.sharding import all_sums, local_part, shard_dims, shard_groups
+from sparse_accel.wrappers import bare_model
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SparsityReport(Report):
     """Zero groups of a model; a table when printed.
 
     Attributes:
-        by: the grouping.
+        by: the grouping; ``"coupled"`` for groups over several parameters.
         layers: one row per weight, a tied weight once.
         left: elements of the other parameters of two or more dimensions (embeddings, stacks that nobody described,
             parametrized weights), by name: they count nowhere.
@@ -132,7 +133,9 @@ class SparsityReport(Report):
         return [Note(f"{', '.join(names[:8])}{more}: {what}", "left out")]
 
 
-def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | None] | None = None) -> SparsityReport:
+def sparsity(
+    model: nn.Module, by: str | CoupledGroups = "input", stacked: Mapping[str, str | None] | None = None
+) -> SparsityReport:
     """Count the zero groups of every weight that a penalty with this ``by`` regularizes.
 
     Of a sharded model (FSDP2, tensor parallelism) whole groups are counted; all processes have to call it, and get
@@ -141,7 +144,8 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
     Args:
         model: any module; Linear and (transposed, grouped, depthwise) convolution weights and weights of two or more
             dimensions of your own modules take part, biases, norms and embeddings do not. Tied weights count once.
-        by: ``"input"``, ``"output"``, ``"kernel"`` or ``"element"``.
+        by: ``"input"``, ``"output"``, ``"kernel"`` or ``"element"``; or what :func:`sparse_accel.coupled_groups` found
+            in this model: then a row is a width, and a group is all that goes with a unit.
         stacked: what stacks of matrices are, where their modules do not tell, as for :func:`sparse_accel.param_groups`.
 
     Raises:
@@ -155,6 +159,9 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
         >>> report.groups, report.zero_groups, report.group_sparsity
         (4, 3, 0.75)
     """
+    if isinstance(by, CoupledGroups):
+        with torch.no_grad():
+            return _coupled_sparsity(model, by)
     Grouping(by).check()
     with torch.no_grad():
         layers, left = [], {}
@@ -164,6 +171,23 @@ def sparsity(model: nn.Module, by: str = "input", stacked: Mapping[str, str | No
             elif parameter.dim() >= 2:
                 left[name] = parameter.numel()
         return SparsityReport(by, layers, left)
+
+
+def _coupled_sparsity(model: nn.Module, groups: CoupledGroups) -> SparsityReport:
+    named = dict(bare_model(model).named_parameters())
+    layers, counted = [], set()
+    for width in groups:
+        missing = [str(member.parameter) for member in width.members if member.parameter not in named]
+        if missing:
+            raise ValueError(f"by: the model has no parameter {missing[0]!r}: find the groups of this model")
+        zero = int(width.zero_units(named).sum())
+        zeros = int(width.zeros(named))
+        numel = width.units * width.size
+        shape = (width.units, width.size)
+        layers.append(TensorSparsity(width.name, shape, width.units, zero, numel, zero * width.size, zeros))
+        counted |= {str(member.parameter) for member in width.members}
+    left = {name: item.numel() for name, item in named.items() if item.dim() >= 2 and name not in counted}
+    return SparsityReport("coupled", layers, left)
 
 
 def tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:

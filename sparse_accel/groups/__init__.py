@@ -1,8 +1,10 @@
-"""Groups of weights: how they lie in memory (``layouts``), and which a model's parameters have (``models``).
+"""Groups of weights: how they lie in memory (``layouts``), which a model's parameters have (``models``), and those over
+several parameters (``coupled``).
 
 Imports: nothing of this package.
 """
 
+from sparse_accel.groups.coupled import CoupledGroups, CoupledWidth
 from sparse_accel.groups.layouts import BY, Grouping, GroupLayout, group_layout, is_dense, layout_of
 from sparse_accel.groups.models import (
     module_grouping,
@@ -14,6 +16,8 @@ from sparse_accel.groups.models import (
 
 __all__ = [
     "BY",
+    "CoupledGroups",
+    "CoupledWidth",
     "GroupLayout",
     "Grouping",
     "group_layout",

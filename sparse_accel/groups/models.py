@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from sparse_accel.groups.costs import multiplications
+from sparse_accel.groups.coupled import CoupledGroups, coupled_param_groups
 from sparse_accel.groups.layouts import Grouping
 from sparse_accel.wrappers import bare_model
 
@@ -181,6 +182,7 @@ def param_groups(
     *,
     stacked: Mapping[str, str | None] | None = None,
     example: Any = None,
+    coupled: CoupledGroups | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer of this package: weights with the penalty, biases and norms without.
@@ -195,22 +197,28 @@ def param_groups(
             penalty, with a warning.
         example: input of the model (a tensor, a tuple of arguments or a mapping of keyword arguments), for a penalty
             with a target ``of="flops"``: the multiplications by each weight are counted in one forward pass.
+        coupled: what :func:`sparse_accel.coupled_groups` found in this model: these groups, over several parameters
+            each, are under the penalty (whose ``by`` is not looked at), and nothing else is.
         **options: further entries of every group, such as ``lr``.
 
     Returns:
         One group of regularized weights per kind of layer (transposed or grouped convolutions, stacks of matrices have
-        their own) and one of everything else, with named parameters.
+        their own; coupled ones are one) and one of everything else, with named parameters.
 
     Raises:
         ValueError: parameters are flat (FSDP1) or hidden behind a hook; the message names the module. Or the penalty's
             target is of multiplications, and ``example`` is missing, or a weight is in no Linear, convolution or HF
-            Conv1D.
+            Conv1D; or ``coupled`` is empty, is of another model, or comes with ``stacked``.
 
     Example:
         >>> from sparse_accel import GroupLasso
         >>> [g["penalty"] for g in param_groups(nn.Linear(3, 2), GroupLasso(1e-4))]
         [GroupLasso(strength=0.0001, by='input'), None]
     """
+    if coupled is not None:
+        if stacked is not None:
+            raise ValueError("stacked: expected none with coupled=, which knows the stacks")
+        return coupled_param_groups(model, penalty, coupled, example, options)
     costs: dict[nn.Parameter, float] | None = None
     if getattr(penalty, "of", None) == "flops":
         if example is None:

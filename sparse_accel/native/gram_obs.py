@@ -15,6 +15,7 @@ from torch import Tensor
 from ._module import check_device, check_dtype, kernels, on_cuda, shown
 
 _OP = "gram_obs"
+_ROWS = 512  # of a large matrix that are copied at a time
 _PANEL = 64  # rows kept apart: a product with the whole matrix is then worth its passes over memory
 
 
@@ -102,8 +103,8 @@ def _eliminate(
         left = (number >= 0).nonzero().flatten()
         narrower, fewer = kernels().gram_obs_order(left.numel())
         if fewer * 8 <= padded * 7:  # enough are gone to pay for a copy
-            q = _padded(q.index_select(1, left).index_select(3, left), fewer)  # one after the other: they are large
-            m = _padded(m.index_select(1, left).index_select(3, left), fewer)
+            q = _narrowed(q, left, fewer)  # one after the other: they are large
+            m = _narrowed(m, left, fewer)
             pad = (0, fewer - left.numel())
             x, y = (torch.nn.functional.pad(panel.index_select(2, left), pad) for panel in (x, y))
             number = torch.nn.functional.pad(number.index_select(0, left), pad, value=-1)
@@ -119,6 +120,16 @@ def _padded(matrix: Tensor, padded: int) -> Tensor:
     block, units = matrix.shape[:2]
     out = matrix.new_zeros(block, padded, block, padded)
     out[:, :units, :, :units] = matrix
+    return out
+
+
+def _narrowed(matrix: Tensor, left: Tensor, padded: int) -> Tensor:
+    """Some units of ``[block, units, block, units]``, with zeros up to ``padded``; a few rows at a time."""
+    block, units = matrix.shape[0], left.numel()
+    out = matrix.new_zeros(block, padded, block, padded)
+    for start in range(0, units, _ROWS):
+        rows = left[start : start + _ROWS]
+        out[:, start : start + len(rows), :, :units] = matrix.index_select(1, rows).index_select(3, left)
     return out
 
 

@@ -11,15 +11,19 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
+from sparse_accel.groups.coupled import ENTRY
 from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.sharding import aligned, is_sharded, local_part, sharded_as
 
 from ._batch import Batch, Kept, check_lr, check_numbers, check_target, grouping_of, read_parameter, state_dtype
+from .common.coupled import check_coupling, couple
 from .common.critical import critical_strengths, warn_of_missed_targets
+from .common.matrices import Couplings
 from .common.plan import Plans
 from .common.projection import step_batches, take_penalty
 from .common.swap import ITERATE, MODE, SwapsIterates
 from .common.target import CLOCK, follow_targets, target_key
+from .common.value import value_of
 
 # Refuses the capture of a step in a CUDA graph without capturable=True; torch renamed it.
 _health_check = (
@@ -42,10 +46,11 @@ class ProximalOptimizer(SwapsIterates):
         "differentiable": False,
         MODE: True,
         CLOCK: 0,
+        ENTRY: None,
     }
     _groups_follow: ClassVar[bool] = False  # whether groups become zero, or not, with the penalty's strength at once
     _scalar_state: ClassVar[dict[str, torch.dtype]] = {"step": torch.float32}  # [] tensors
-    _tensor_state: ClassVar[tuple[str, ...]] = ()  # tensors of the parameter's shape
+    _tensor_state: ClassVar[tuple[str, ...]] = ()  # of the parameter's shape
     _spans_processes: ClassVar[bool] = False  # whether a group may lie across processes
     _op: ClassVar[str] = ""  # of the native ops, the one that takes the step; state in the order of its arguments
     _update: Callable[[dict[str, Any], Batch], None]  # of a group: updates batch.work and the state of batch.params
@@ -54,13 +59,13 @@ class ProximalOptimizer(SwapsIterates):
         penalty = penalty_from_plain(defaults["penalty"])
         defaults = {**self._group_defaults, **defaults, "penalty": penalty.to_plain() if penalty else None}
         self._versions = {}
-        self._plans = Plans()
+        self._plans, self._couplings = Plans(), Couplings()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_versions", {})
-        self._plans = Plans()
+        self._plans, self._couplings = Plans(), Couplings()
         for name, default in self._group_defaults.items():
             self.defaults.setdefault(name, default)
             for group in self.param_groups:
@@ -95,6 +100,7 @@ class ProximalOptimizer(SwapsIterates):
         check_lr(group["lr"])
         grouping_of(group, "element").check()
         check_target(group)
+        check_coupling(group)
         take_penalty(self, group)
         if group["fused"] and group["foreach"]:
             raise ValueError("fused and foreach cannot both be True")
@@ -181,7 +187,7 @@ class ProximalOptimizer(SwapsIterates):
         """The group's parameters with a gradient (or with state, and not frozen) by device and dtype, all checked."""
         check_numbers(type(self).__name__, group)
         penalty = take_penalty(self, group)
-        grouping = grouping_of(group, penalty.by) if penalty else None
+        grouping = grouping_of(group, penalty.by) if penalty and group[ENTRY] is None else None
         batches: dict[tuple[Any, ...], Batch] = {}
         for param in dict.fromkeys(group["params"]):
             state = self.state.get(param, {})
@@ -204,7 +210,7 @@ class ProximalOptimizer(SwapsIterates):
             batch = batches.setdefault((param.device, one.work.dtype, one.processes), Batch(processes=one.processes))
             scale = state.get("penalty_scale", 1.0)
             batch.add(param, one, penalty.strength * scale if penalty is not None and one.penalized else 0.0)
-        return list(batches.values())
+        return list(batches.values()) if group[ENTRY] is None else couple(self, group, batches.values(), need_grad)
 
     @staticmethod
     def _prox_name(group: dict[str, Any]) -> str:
@@ -221,6 +227,9 @@ class ProximalOptimizer(SwapsIterates):
         return 1.0
 
     # ------------------------------------------------------------------ state
+
+    def _make_state(self, batch: Batch) -> None:
+        raise NotImplementedError(f"{type(self).__name__} does not take coupled groups")  # makes what is missing
 
     def _scalar_device(self, param: Tensor) -> torch.device:
         """Where [] state lives: with the parameter, so that no step synchronizes (MPS has no float64)."""
@@ -310,15 +319,6 @@ class ProximalOptimizer(SwapsIterates):
             handle.remove()
         self._after_load(iterates, self._versions)
 
-    @torch.no_grad()
     def penalty_value(self) -> float:
         """The regularizer at the parameters as they are, over all groups (synchronizes with the device)."""
-        total = 0.0
-        for group in self.param_groups:
-            penalty = penalty_from_plain(group["penalty"])
-            for param in dict.fromkeys(group["params"]) if penalty else ():
-                if penalty is not None and not param.is_complex():
-                    grouping = grouping_of(group, penalty.by)
-                    scale = self.state.get(param, {}).get("penalty_scale", 1.0)
-                    total += float(penalty.scaled(scale).value(param, grouping))
-        return total
+        return sum(value_of(self, group) for group in self.param_groups)

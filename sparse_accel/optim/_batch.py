@@ -102,6 +102,7 @@ class Batch:
     sizes: list[int] = dataclasses.field(default_factory=list)  # elements of a whole group, where there are processes
     processes: tuple[Any, ...] = ()  # process groups over which the groups lie, none where each is on one process
     lists: list[list[Tensor]] | None = None  # the state, where it is known to be there and in order
+    fresh: bool = False  # lists are there, but of parameters that had no state
 
     def copy(self) -> Batch:
         """Another batch of the same lists: a step puts others in their place."""

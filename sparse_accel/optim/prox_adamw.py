@@ -117,13 +117,16 @@ class ProxAdamW(ProximalOptimizer):
     def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         return *group["betas"], group["eps"], group["weight_decay"], group["maximize"]
 
-    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 zeros = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)
                 averages = {"exp_avg": sharded_as(zeros, param), "exp_avg_sq": sharded_as(zeros.clone(), param)}
                 state.update(self._new_scalars(param), **averages)
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        self._make_state(batch)
         exp_avgs, exp_avg_sqs, steps = self._tensor_lists(batch)
         beta1, beta2 = group["betas"]
         prox_adamw(

@@ -104,12 +104,15 @@ class ProxSGD(ProximalOptimizer):
     def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         return None if group["weight_decay"] else (group["rho"], group["maximize"])
 
-    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 buffer = torch.zeros_like(work, dtype=state_dtype(work), requires_grad=False)
                 state.update(self._new_scalars(param), momentum_buffer=sharded_as(buffer, param))
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        self._make_state(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         momentum_buffers, steps = self._tensor_lists(batch)
         prox_sgd_step(

@@ -135,14 +135,17 @@ class RAMDA(RMDA):
         plain = not group["weight_decay"] and not self._low
         return (self._share(group), group["eps"], group["maximize"]) if plain else None
 
-    def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        fresh = batch.lists is None and not any("step" in self.state[param] for param in batch.params)
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 anchor = work.detach().to(state_dtype(work, self._low), copy=True, memory_format=torch.preserve_format)
                 zeros = {key: sharded_as(torch.zeros_like(anchor), param) for key in ("dual", "square")}
                 state.update(self._new_scalars(param), **zeros, anchor=sharded_as(anchor, param))
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        fresh = self._is_fresh(batch)
+        self._make_state(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         duals, squares, anchors, steps, alphas = self._tensor_lists(batch)
         if fresh and self._stands_still(group, steps):
@@ -179,7 +182,7 @@ class RAMDA(RMDA):
         # A step with lr = 0, no gradient and momentum 1 leaves V, U and alpha: it gives the proximal iterate of the
         # last step by the code of the step, bit by bit.
         for group in self.param_groups:
-            for batch in self._gather(group, need_grad=False):
+            for batch in (one.copy() for one in self._gather(group, need_grad=False)):
                 held = take_constraint(group, batch, self)
                 duals, squares, anchors, steps, alphas = rounding.widened(self._tensor_lists(batch))
                 if backup is not None:

@@ -182,14 +182,21 @@ class RMDA(ProximalOptimizer):
     def _op_numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         return None if group["weight_decay"] or self._low else (self._share(group), group["maximize"])
 
-    def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        fresh = batch.lists is None and not any("step" in self.state[param] for param in batch.params)
+    def _make_state(self, batch: Batch) -> None:
         for param, work in batch.without_state():
             state = self.state[param]
             if "step" not in state:
                 anchor = work.detach().to(state_dtype(work, self._low), copy=True, memory_format=torch.preserve_format)
                 starts = {"point": sharded_as(anchor.clone(), param), "anchor": sharded_as(anchor, param)}
                 state.update(self._new_scalars(param), **starts)
+
+    def _is_fresh(self, batch: Batch) -> bool:
+        """Whether this is the first step of all of the batch's parameters."""
+        return batch.fresh or (batch.lists is None and not any("step" in self.state[param] for param in batch.params))
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        fresh = self._is_fresh(batch)
+        self._make_state(batch)
         batch.add_decay(group, getattr(self, "grad_scale", None))
         points, anchors, steps, alphas = self._tensor_lists(batch)
         if fresh and self._stands_still(group, steps):
@@ -221,7 +228,7 @@ class RMDA(ProximalOptimizer):
         # A step from t - 1 with lr = 0, momentum 1 and the anchor at X leaves X and alpha, and has the beta of the last
         # step: it gives the proximal iterate of that step by the code of the step, bit by bit.
         for group in self.param_groups:
-            for batch in self._gather(group, need_grad=False):
+            for batch in (one.copy() for one in self._gather(group, need_grad=False)):
                 held = take_constraint(group, batch, self)
                 points, _, steps, alphas = rounding.widened(self._tensor_lists(batch))
                 if backup is not None:

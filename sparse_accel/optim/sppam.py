@@ -138,8 +138,8 @@ class SPPAM(ProximalOptimizer):
         for name in ("fused", "capturable", "differentiable"):
             if group[name]:
                 raise ValueError(f"{name}=True is not supported by SPPAM: its inner solver decides on the host")
-        if group["penalty"] and ("target" in group["penalty"] or has_constraint(group)):
-            raise ValueError("target and constraints are not supported by SPPAM: give a strength")
+        if group["coupled"] or (group["penalty"] and ("target" in group["penalty"] or has_constraint(group))):
+            raise ValueError("target and constraints are not supported by SPPAM (nor coupled groups): give a strength")
         check_finite("momentum", group["momentum"])
         check_finite("weight_decay", group["weight_decay"], least=0.0)
         if group["averaging"] is not None:

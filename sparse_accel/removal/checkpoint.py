@@ -214,4 +214,4 @@ def refuse_extra_state(model: nn.Module) -> None:
 def fresh_copy(model: nn.Module, source: Source) -> nn.Module:
     """A copy to put the tensors into, once every value has been checked."""
     check_seal(source.plan)
-    return copy_model(model, CheckpointError)
+    return copy_model(model, CheckpointError, empty=True)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sparse_accel.channels.graph import CompactError
 from sparse_accel.groups import Grouping, group_layout
+from sparse_accel.groups.coupled import ENTRY, cut_coupled
 from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.removal.surgery import Plan, cut
 
@@ -65,8 +66,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
     n elements by sqrt(n) (the hard threshold by n): where a cut shrinks the groups of a penalized parameter,
     ``state["penalty_scale"]`` holds the factor by which its strength must be multiplied. The next steps are then those
     of the dense model with zeros in the place of what was removed. (Where it holds other numbers, in filters that
-    nobody reads, these count in the dense norms of the groups they share with kept weights.) A penalty with a target
-    keeps the strength found for it, and has no target any more.
+    nobody reads, these count in the dense norms of the groups they share with kept weights.) Coupled groups remember
+    their size themselves. A penalty with a target keeps the strength found for it, and has no target any more.
 
     Args:
         optimizer: of the dense model; it stays as it is. Parameters that are not the model's are shared.
@@ -75,7 +76,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
         plan: what was cut.
 
     Raises:
-        CompactError: a state tensor of a cut parameter has another shape than the parameter.
+        CompactError: a state tensor of a cut parameter has another shape than the parameter; or units of a coupled
+            width are cut in a part of its parameters alone.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups_of = _conv_groups(small)
@@ -84,6 +86,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
     for group in optimizer.param_groups:
         options = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
         _drop_target(options)
+        coupled = options.get(ENTRY) is not None
+        entries: list[Mapping[str, Any] | None] = []
         parts: dict[int | None, list[int]] = {}
         new_params: list[nn.Parameter] = []
         for index, old in enumerate(group["params"]):
@@ -91,8 +95,10 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
             new = old if name is None else small.get_parameter(name)
             entry = None if name is None else plan["tensors"].get(name)
             state_now = _cut_state(optimizer, old, entry, name or "parameter")
-            conv_groups = groups_of.get(id(new)) if entry is not None and "conv_groups" in group else None
-            if entry is not None and group.get("penalty") is not None:
+            entries.append(entry)
+            split = entry is not None and "conv_groups" in group and not coupled
+            conv_groups = groups_of.get(id(new)) if split else None
+            if entry is not None and group.get("penalty") is not None and not coupled:
                 _rescale(state_now, options, old, new, conv_groups)
             if name in plan["shifted"]:
                 _shift_copies(state_now, cut(old, entry), new)
@@ -100,6 +106,8 @@ def compact_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, 
                 state[new] = state_now
             new_params.append(new)
             parts.setdefault(conv_groups, []).append(index)
+        if coupled:
+            options[ENTRY] = cut_coupled(options[ENTRY], entries)
         for conv_groups, indices in (parts or {None: []}).items():
             part = {"params": [new_params[index] for index in indices], **copy.deepcopy(options)}
             if "param_names" in group:
@@ -189,6 +197,8 @@ def _add_created(param_groups: list[dict[str, Any]], small: nn.Module, plan: Pla
             else:
                 extra = {key: value for key, value in group.items() if key not in ("params", "param_names")}
                 extra["penalty"] = None
+                if ENTRY in extra:
+                    extra[ENTRY] = None
                 extra["params"] = [bias]
                 if "param_names" in group:
                     extra["param_names"] = [name]

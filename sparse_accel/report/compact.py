@@ -95,12 +95,25 @@ class CompactReport(Report):
         return [Bars("Cost, of the dense model", list(kept), {"compact": shares}, texts, whole=whole, unit="%")]
 
 
-def compare_models(dense: nn.Module, small: nn.Module, example_inputs: Any, max_abs_diff: float) -> CompactReport:
-    """Measure two models with the same layer names, on the first example; neither changes."""
-    probes = [copy_model(model).eval() for model in (dense, small)]
-    counts = [count_macs(probe, example_inputs) for probe in probes]
-    latency = latencies_ms(probes, example_inputs)
-    del probes
+def compare_models(
+    dense: nn.Module, small: nn.Module, example_inputs: Any, max_abs_diff: float, *, measure: bool = True
+) -> CompactReport:
+    """Two models with the same layer names, on the first example; neither changes.
+
+    Args:
+        dense, small: the models.
+        example_inputs: on which MACs are counted and times taken.
+        max_abs_diff: of their outputs.
+        measure: run them for that; if not, MACs are 0 and there is no latency.
+    """
+    counts: list[dict[str, int]] = [{}, {}]
+    latency: tuple[float, float] | None = None
+    if measure:
+        probes = [copy_model(model).eval() for model in (dense, small)]
+        counts = [count_macs(probe, example_inputs) for probe in probes]
+        times = latencies_ms(probes, example_inputs)
+        latency = times[0], times[1]
+        del probes
     modules = dict(small.named_modules())
     layers = []
     for name, module in dense.named_modules():
@@ -122,7 +135,7 @@ def compare_models(dense: nn.Module, small: nn.Module, example_inputs: Any, max_
         layers,
         (sum(p.numel() for p in dense.parameters()), sum(p.numel() for p in small.parameters())),
         (counts[0].get("", 0), counts[1].get("", 0)),
-        (latency[0], latency[1]),
+        latency,
         max_abs_diff,
     )
 

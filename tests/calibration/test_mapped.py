@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,15 @@ def test_units_without_weights_are_those_with_them() -> None:
     at = torch.arange(8)
     ways = [refit(low, weight @ low, weight, at, ridge=1e-17, semidefinite=known) for known in (False, True)]
     assert torch.equal(*ways)
+
+
+def test_matrices_are_narrowed_a_few_rows_at_a_time() -> None:
+    module = sys.modules["sparse_accel.native.gram_obs"]
+    matrix = torch.randn(2, 1100, 2, 1100, dtype=torch.float64)
+    left = torch.arange(1100)[torch.rand(1100) < 0.6]
+    new = module._narrowed(matrix, left, len(left) + 3)
+    assert torch.equal(new[:, : len(left), :, : len(left)], matrix[:, left][:, :, :, left])
+    assert not bool(new[:, len(left) :].any() | new[:, :, :, len(left) :].any())
 
 
 def test_folders_are_made(tmp_path) -> None:

@@ -1,6 +1,8 @@
-// What each op moves: for every argument "op dtype numbers..." a line "launches read written", in bytes of global
-// memory. test_bytes.py has the cases and compares with the floor. The kernels are linked, instrumented (emu_count.h).
+// What each op moves: for every argument "op dtype numbers..." a line "launches allocations read written", in bytes of
+// global memory. test_bytes.py has the cases and compares with the floor. The kernels are linked, instrumented
+// (emu_count.h).
 #include <cstdio>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
@@ -35,10 +37,11 @@ struct Case {
   std::size_t size() const { return dtype == "f32" ? 4 : dtype == "f64" ? 8 : 2; }
   std::size_t compute_size() const { return dtype == "f64" ? 8 : 4; }
   DType compute() const { return dtype == "f64" ? DType::f64 : DType::f32; }
-  // Of ops on groups: outer, groups, inner, and how many such tensors there are.
+  // Of ops on groups: outer, groups, inner, how many such tensors there are, and copies in each.
   GroupLayout layout() const { return {number[0], number[1], number[2]}; }
-  long elements() const { return number[0] * number[1] * number[2]; }
+  long elements() const { return number[0] * number[1] * number[2] * copies(); }
   int tensors() const { return int(number[3]); }
+  long copies() const { return number.size() > 4 ? number[4] : 1; }  // of every segment
 };
 
 std::mt19937 rng;
@@ -64,7 +67,16 @@ T* filled(std::size_t count, T value) {
   return memory;
 }
 
-void* scratch(std::size_t bytes) { return emu::counter.allocate(bytes); }
+int allocations = 0;
+
+// As torch's memory comes to launchers.
+cuda::Allocate scratch() {
+  const auto pool = std::make_shared<cuda::Pool>([](std::size_t bytes) {
+    ++allocations;
+    return emu::counter.allocate(bytes);
+  });
+  return [pool](std::size_t bytes) { return pool->take(bytes); };
+}
 
 void rmda(const Case& c) {
   std::vector<cuda::RmdaSegment> segments;
@@ -72,10 +84,10 @@ void rmda(const Case& c) {
   const auto count = std::size_t(c.elements());
   for (int t = 0; t < c.tensors(); ++t) {
     segments.push_back({normal(count, c.type()), normal(count, c.type()), normal(count, c.compute()),
-                        normal(count, c.compute()), c.layout(), t});
+                        normal(count, c.compute()), c.layout(), t, c.copies()});
     clocks.push_back({filled<float>(1, 3), filled<double>(1, 1), 0, 0, 0.3});
   }
-  cuda::rmda_step(c.type(), segments, clocks, {Prox::soft, 0.1, nullptr, 0.3, false, nullptr, nullptr}, scratch,
+  cuda::rmda_step(c.type(), segments, clocks, {Prox::soft, 0.1, nullptr, 0.3, false, nullptr, nullptr}, scratch(),
                   nullptr);
 }
 
@@ -88,51 +100,51 @@ void metric(const Case& c, cuda::MetricRule rule) {
     void* const square =
         c.type() == DType::f64 ? static_cast<void*>(filled<double>(count, 1)) : filled<float>(count, 1);
     segments.push_back({normal(count, c.type()), normal(count, c.type()), normal(count, c.compute()), square,
-                        ramda ? normal(count, c.compute()) : nullptr, c.layout(), t});
+                        ramda ? normal(count, c.compute()) : nullptr, c.layout(), t, c.copies()});
     clocks.push_back({filled<float>(1, 3), ramda ? filled<double>(1, 1) : nullptr, 0, 0, 0.3});
   }
   const cuda::MetricSettings settings{rule, 0.1, ramda ? 0.3 : 1, 1e-6, 0.9, 0.99, 0, false, nullptr, nullptr, nullptr};
-  cuda::metric_step(c.type(), segments, clocks, settings, Prox::soft, scratch, nullptr);
+  cuda::metric_step(c.type(), segments, clocks, settings, Prox::soft, scratch(), nullptr);
 }
 
 void prox(const Case& c, bool with_value) {
   std::vector<cuda::ProxSegment> segments;
   for (int t = 0; t < c.tensors(); ++t) {
-    segments.push_back({normal(std::size_t(c.elements()), c.type()), c.layout(), 0.3, t});
+    segments.push_back({normal(std::size_t(c.elements()), c.type()), c.layout(), 0.3, t, c.copies()});
   }
   double* const values = with_value ? filled<double>(std::size_t(c.tensors()), 0) : nullptr;
-  cuda::prox(c.type(), segments, Prox::soft, values, scratch, nullptr);
+  cuda::prox(c.type(), segments, Prox::soft, values, scratch(), nullptr);
 }
 
 void score(const Case& c) {
   std::vector<cuda::ScoreSegment> segments;
   for (int t = 0; t < c.tensors(); ++t) {
-    void* const output = scratch(std::size_t(c.layout().groups) * c.compute_size());
-    segments.push_back({normal(std::size_t(c.elements()), c.type()), output, c.layout()});
+    void* const output = emu::counter.allocate(std::size_t(c.layout().groups * c.copies()) * c.compute_size());
+    segments.push_back({normal(std::size_t(c.elements()), c.type()), output, c.layout(), c.copies()});
   }
-  cuda::group_score(c.type(), segments, Score::l2, true, scratch, nullptr);
+  cuda::group_score(c.type(), segments, Score::l2, true, scratch(), nullptr);
 }
 
 // count, k
 void group_topk(const Case& c) {
   const long count = c.number[0];
-  auto* const mask = static_cast<bool*>(scratch(std::size_t(count)));
+  auto* const mask = static_cast<bool*>(emu::counter.allocate(std::size_t(count)));
   cuda::group_topk(c.type(), {{normal(std::size_t(count), c.type()), mask, count}}, c.number[1], filled<int>(1, 0),
-                   scratch, nullptr);
+                   scratch(), nullptr);
 }
 
 // rows, columns, k; or rows, columns, n, m
 void topk(const Case& c, bool blocks) {
   const long rows = c.number[0], columns = c.number[1], count = rows * columns;
   void* const x = normal(std::size_t(count), c.type());
-  const cuda::TopkTask task{
-      c.type(), true, x, nullptr, columns, count, x, int(c.size()), static_cast<bool*>(scratch(std::size_t(count)))};
+  const cuda::TopkTask task{c.type(), true,          x,
+                            nullptr,  columns,       count,
+                            x,        int(c.size()), static_cast<bool*>(emu::counter.allocate(std::size_t(count)))};
   int* const flag = filled<int>(1, 0);
   if (blocks) {
-    cuda::topk_look(task, flag, nullptr);
     cuda::topk_blocks(task, int(c.number[2]), int(c.number[3]), flag, nullptr);
   } else {
-    cuda::topk_rows(task, rows, c.number[2], flag, scratch, nullptr);
+    cuda::topk_rows(task, rows, c.number[2], flag, scratch(), nullptr);
   }
 }
 
@@ -141,8 +153,8 @@ void topk_groups(const Case& c) {
   const auto groups = std::size_t(c.layout().groups), count = std::size_t(c.elements());
   bool* const keep = filled<bool>(groups, false);
   for (std::size_t g = 0; g < groups; g += 2) keep[g] = true;
-  cuda::topk_groups(normal(count, c.type()), int(c.size()), static_cast<bool*>(scratch(count)), keep, c.layout(), 1,
-                    nullptr);
+  cuda::topk_groups(normal(count, c.type()), int(c.size()), static_cast<bool*>(emu::counter.allocate(count)), keep,
+                    c.layout(), 1, nullptr);
 }
 
 bool run(const Case& c) {
@@ -164,10 +176,11 @@ int main(int count, char** texts) {
     const Case c(texts[i]);
     emu::counter.start();
     rng.seed(7);  // a case counts the same on its own
+    allocations = 0;
     const std::uint64_t before = emu::engine.launches();
     if (!run(c)) return std::fprintf(stderr, "no such op: %s\n", texts[i]), 2;
     const emu::Traffic traffic = emu::counter.traffic();
-    std::printf("%llu %llu %llu\n", (unsigned long long)(emu::engine.launches() - before),
+    std::printf("%llu %d %llu %llu\n", (unsigned long long)(emu::engine.launches() - before), allocations,
                 (unsigned long long)traffic.read, (unsigned long long)traffic.written);
   }
   return 0;

@@ -177,7 +177,7 @@ T __ldg(const T* p) {
   return *p;
 }
 template <class T>
-void __stwb(T* p, T v) {
+void store_word(T* p, T v) {
   *p = v;
 }
 inline unsigned __float_as_uint(float v) { return unsigned(emu::bits(v)); }

@@ -19,6 +19,11 @@ void launch_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t
   emu::engine.run(grid, block, shared, [](void* self) { (*static_cast<decltype(call)*>(self))(); }, &call);
 }
 
+template <class Kernel>
+bool allow_shared(Kernel, std::size_t bytes) {
+  return bytes <= 227 * 1024;
+}
+
 inline cudaError_t cudaMalloc(void** p, std::size_t size) {
   if (posix_memalign(p, 256, size ? size : 1)) return cudaErrorMemoryAllocation;
   std::memset(*p, 0xFF, size);

@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant("cover.cuh", "row * columns() + group", "row * layout.inner + group", "group_score"),
     Mutant("vec.cuh", "? N * sizeof(T) : 16) Pack", "? N * sizeof(T) : 4) Pack", "group_score"),  # equivalent on CPUs
     Mutant("tables.cuh", "table.count == table.kCapacity ||", "", "group_score"),
-    Mutant("tables.cuh", "if (int(blockIdx.x) < table.first_block[middle])", "if (false)", "group_score"),
+    Mutant("tables.cuh", "if (block < table.first_block[middle])", "if (false)", "group_score"),
     Mutant("shrink.cuh", "end - (end - begin) % kPack", "end", "prox"),
     Mutant("shrink.cuh", "staging + slot * size", "staging", "prox"),
     Mutant("shrink.cuh", "factor == A(0) ? A(0) : x * factor", "x * factor", "prox"),
@@ -52,7 +52,7 @@ MUTANTS = [
     Mutant("shrink_launch.cuh", "staging > staging_ ? staging : staging_", "staging", "prox"),
     Mutant("shrink_launch.cuh", "next += planned.value_blocks;", "", "prox"),
     Mutant("rmda_step.cu", "if (now.skip) return;", "", "rmda_step"),
-    Mutant("rmda_step.cu", "if (momentum_ != A(1)) param", "if (false) param", "rmda_step"),
+    Mutant("rmda_step.cu", "if (momentum_ != A(1)) loaded.param", "if (false) loaded.param", "rmda_step"),
     Mutant("rmda_step.cu", "/ scale);", ");", "rmda_step"),
     Mutant("rmda_step.cu", "settings.maximize ? -lr", "false ? -lr", "rmda_step"),
     Mutant("group_topk.cu", "atomicAdd(&histogram[unsigned(key >> options.shift) % kDigits], 1u)",

@@ -62,6 +62,25 @@ void test(const std::vector<GroupLayout>& shapes, Score kind, bool root, std::si
   }
 }
 
+// Segments of one layout, one after another, score as each on its own.
+void test_copies() {
+  for (const GroupLayout& shape : {GroupLayout{9, 64, 1}, GroupLayout{1, 7, 40}, GroupLayout{300, 3, 1}}) {
+    const std::int64_t copies = 3, count = numel(shape);
+    Device<float> data(normal<float>(copies * count)), together(std::size_t(copies * shape.groups));
+    Device<float> apart(std::size_t(copies * shape.groups));
+    Scratch scratch;
+    cuda::group_score(DType::f32, {{data.get(), together.get(), shape, copies}}, Score::l1, false, scratch.allocate(),
+                      nullptr);
+    std::vector<cuda::ScoreSegment> segments;
+    for (std::int64_t c = 0; c < copies; ++c) {
+      segments.push_back({data.get() + c * count, apart.get() + c * shape.groups, shape});
+    }
+    cuda::group_score(DType::f32, segments, Score::l1, false, scratch.allocate(), nullptr);
+    cudaDeviceSynchronize();
+    CHECK(check::same_bits(together.read(), apart.read()), "%d groups", int(shape.groups));
+  }
+}
+
 void test_nan() {
   const GroupLayout shape{1, 2, 700};
   auto x = normal<float>(1400);
@@ -84,6 +103,7 @@ int main() {
     test<__half>(layouts(), Score::sum, false, 0);
     test<__nv_bfloat16>({{64, 12, 9}, {1, 40, 16}}, Score::l2sq, true, 1);
     test<float>(std::vector<GroupLayout>(75, {3, 7, 1}), Score::l2sq, true, 0);  // more than one table
+    test_copies();
     test_nan();
   });
 }

@@ -64,15 +64,16 @@ void test(const std::vector<GroupLayout>& shapes, Prox kind, double threshold, s
   }
 }
 
-// Two segments of one tensor add to one value.
-void test_blocks() {
+// Two segments of one tensor add to one value, as entries of their own and as copies.
+void test_blocks(bool copies) {
   const auto x = normal<float>(2 * 6 * 5);
   Device<float> data(x);
   Device<double> values(std::vector<double>(2));
   Scratch scratch;
   const GroupLayout shape{6, 5, 1};
-  cuda::prox(DType::f32, {{data.get(), shape, 0.5, 1}, {data.get() + 30, shape, 0.5, 1}}, Prox::soft, values.get(),
-             scratch.allocate(), nullptr);
+  std::vector<cuda::ProxSegment> segments{{data.get(), shape, 0.5, 1, 2}};
+  if (!copies) segments = {{data.get(), shape, 0.5, 1}, {data.get() + 30, shape, 0.5, 1}};
+  cuda::prox(DType::f32, segments, Prox::soft, values.get(), scratch.allocate(), nullptr);
   cudaDeviceSynchronize();
   double penalty = 0;
   for (int block = 0; block < 2; ++block) {
@@ -98,6 +99,7 @@ int main() {
     test<__half>(layouts(), Prox::soft, 0.8, 0, true);
     test<__nv_bfloat16>({{64, 12, 9}, {1, 40, 16}, {1, 300, 1}}, Prox::soft, 0.8, 1, false);
     test<float>(std::vector<GroupLayout>(75, {3, 7, 1}), Prox::soft, 0.5, 0, true);  // more than one table
-    test_blocks();
+    test_blocks(false);
+    test_blocks(true);
   });
 }

@@ -102,15 +102,17 @@ template <int N>
 __global__ void columns_kernel(Cover cover, const float* x, float* sums, float* squares) {
   SHARED(float, shared, [kThreads * N]);
   const Tile tile = find_tile<N>(cover, int(blockIdx.x));
-  const auto number = [&](std::int64_t offset) { return load<N>(x + offset); };
-  const auto square = [&](std::int64_t offset) {
-    Pack<float, N> out = load<N>(x + offset);
+  const auto read = [&](std::int64_t offset) { return load<N>(x + offset); };
+  const auto number = [](std::int64_t, const Pack<float, N>& numbers) { return numbers; };
+  const auto square = [](std::int64_t, Pack<float, N> out) {
     for (int k = 0; k < N; ++k) out.value[k] *= out.value[k];
     return out;
   };
   const std::int64_t base = tile.chunk * cover.columns();
-  reduce_columns<N>(cover, tile, shared, Add(), number, [&](std::int64_t c, float sum) { sums[base + c] = sum; });
-  reduce_columns<N>(cover, tile, shared, Add(), square, [&](std::int64_t c, float sum) { squares[base + c] = sum; });
+  reduce_columns<N, 4>(cover, tile, shared, Add(), read, number,
+                       [&](std::int64_t c, float sum) { sums[base + c] = sum; });
+  reduce_columns<N, 1>(cover, tile, shared, Add(), read, square,
+                       [&](std::int64_t c, float sum) { squares[base + c] = sum; });
 }
 
 template <int N>

@@ -15,6 +15,7 @@ struct Options {
   bool lr_on_device = false;
   float grad_scale = 0, found_inf = 0;  // grad_scale > 0: as under AMP, both on the device
   std::size_t shift = 0;
+  std::int64_t copies = 1;  // segments of its layout in a tensor
 };
 
 constexpr double kLr = 0.25, kStrength = 0.4, kAlpha = 0.75;
@@ -46,7 +47,8 @@ State<T> step(const State<T>& before, const std::vector<GroupLayout>& shapes, co
     grads.emplace_back(before.grads[i], options.shift);
     points.emplace_back(before.points[i], options.shift);
     anchors.emplace_back(before.anchors[i], options.shift);
-    segments.push_back({params[i].get(), grads[i].get(), points[i].get(), anchors[i].get(), shapes[i], int(i)});
+    segments.push_back(
+        {params[i].get(), grads[i].get(), points[i].get(), anchors[i].get(), shapes[i], int(i), options.copies});
     if (options.clocks_on_device) {
       clocks.push_back({steps.get() + i, alphas.get() + i, 0, 0, kStrength});
     } else {
@@ -99,11 +101,14 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
     const double got = after.points[t][i];
     CHECK(close(got, point[i], tolerance), "X %zu [%zu]: %g want %g", t, i, got, point[i]);
   }
-  for (std::int64_t g = 0; g < shape.groups; ++g) {
+  for (std::int64_t at = 0; at < shape.groups * options.copies; ++at) {
+    const std::int64_t g = at % shape.groups;
+    const std::size_t start = std::size_t(at / shape.groups * numel(shape));
     double square = 0;
-    for_group(shape, g, [&](std::size_t i) { square += point[i] * point[i]; });
+    for_group(shape, g, [&](std::size_t i) { square += point[start + i] * point[start + i]; });
     const double factor = prox_scale(options.prox, square, scalars.tau, size);
     for_group(shape, g, [&](std::size_t i) {
+      i += start;
       const double want = (1 - options.momentum) * value(before.params[t][i]) + options.momentum * factor * point[i];
       const double got = value(after.params[t][i]);
       CHECK(close(got, want, kTolerance<T> * 4), "W %zu [%zu]: %g want %g", t, i, got, want);
@@ -116,10 +121,11 @@ void test(const std::vector<GroupLayout>& shapes, const Options& options) {
   if (!tested<T>()) return;
   State<T> before;
   for (const GroupLayout& shape : shapes) {
-    before.params.push_back(normal<T>(numel(shape)));
-    before.grads.push_back(normal<T>(numel(shape)));
-    before.points.push_back(normal<Compute<T>>(numel(shape)));
-    before.anchors.push_back(normal<Compute<T>>(numel(shape)));
+    const std::int64_t count = numel(shape) * options.copies;
+    before.params.push_back(normal<T>(count));
+    before.grads.push_back(normal<T>(count));
+    before.points.push_back(normal<Compute<T>>(count));
+    before.anchors.push_back(normal<Compute<T>>(count));
   }
   before.steps.assign(shapes.size(), kStep);
   before.alphas.assign(shapes.size(), kAlpha);
@@ -143,6 +149,9 @@ int main() {
     shifted.shift = 1;
     test<float>(layouts(), shifted);
     test<double>(layouts(), {});
+    Options copies;
+    copies.copies = 3;
+    test<float>({{1, 20, 1}, {1, 7, 40}, {70, 33, 1}, {20, 4, 9}, {9, 64, 1}, {1, 2, 8201}, {300, 1, 9}}, copies);
     test<__half>(layouts(), {});
     test<__nv_bfloat16>(few, shifted);
     Options amp;

@@ -21,14 +21,19 @@ void test(std::int64_t rows, std::int64_t columns, int n, int m, bool scaled) {
   Device<T> data(x), target(x);
   Device<Compute<T>> factors(scale);
   Device<unsigned char> mask(x.size());
-  Device<int> has_nan(std::vector<int>{0}), found(std::vector<int>{1});
+  Device<int> has_nan(1);
   const cuda::TopkTask task{kDType<T>,      scaled,       data.get(),     scaled ? factors.get() : nullptr,   columns,
                             rows * columns, target.get(), int(sizeof(T)), reinterpret_cast<bool*>(mask.get())};
-  cuda::topk_blocks(task, n, m, found.get(), nullptr);
-  cudaDeviceSynchronize();
-  CHECK(same_bits(target.read(), x), "written in spite of NaN");
+  std::vector<T> bad = x;
+  bad[std::size_t(columns)] = number<T>(NAN);
+  cudaMemcpy(data.get(), bad.data(), bad.size() * sizeof(T), cudaMemcpyHostToDevice);
   cuda::topk_blocks(task, n, m, has_nan.get(), nullptr);
   cudaDeviceSynchronize();
+  CHECK(has_nan.read()[0] == 1 && same_bits(target.read(), x), "written in spite of NaN");
+  cudaMemcpy(data.get(), x.data(), x.size() * sizeof(T), cudaMemcpyHostToDevice);
+  cuda::topk_blocks(task, n, m, has_nan.get(), nullptr);
+  cudaDeviceSynchronize();
+  CHECK(has_nan.read()[0] == 0, "no NaN here");
   const auto flags = mask.read();
   const auto out = target.read();
   for (std::int64_t r = 0; r < rows; ++r) {

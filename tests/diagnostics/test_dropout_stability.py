@@ -263,12 +263,11 @@ def test_experts_and_response_norms_are_named() -> None:
         return F.cross_entropy(output.logits.flatten(0, 1), batch["input_ids"].flatten())
 
     report = dropout_stability(qwen2_moe(), loss, batch, refit=True)
-    assert [row.name for row in report.layers] == ["model.layers.0.mlp.shared_expert.gate_proj"]
+    names = ["model.layers.0.self_attn", "model.layers.0.mlp.shared_expert.gate_proj"]
+    assert [row.name for row in report.layers] == names
     assert "parameters that are stacked" in report.skipped["model.layers.0.mlp.experts"]
-    with pytest.raises(
-        UnsupportedModelError, match=r"MixtralForCausalLM: no layer .*mlp.experts: the experts' neurons"
-    ):
-        dropout_stability(mixtral(), loss, batch)
+    with pytest.raises(ValueError, match=r"mlp\.experts cannot be treated: the experts' neurons"):
+        dropout_stability(mixtral(), loss, batch, layers=["model.layers.0.mlp.experts"])
     config = transformers.ConvNextV2Config(hidden_sizes=[8], depths=[1], num_stages=1, image_size=16, num_labels=4)
     model = transformers.ConvNextV2ForImageClassification(config)
     data = torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2])

@@ -364,7 +364,7 @@ def test_layerwise_compares_all_methods(tmp_path, capsys):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc/self/status")
 def test_a_large_block_says_its_peak():
-    from bench.large_block.__main__ import layer, made, neurons, peak
+    from bench.large_block.block import layer, made, neurons, peak
 
     block, inputs = made(32, 112, 512)
     for run in (neurons, layer):

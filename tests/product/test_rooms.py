@@ -54,8 +54,9 @@ INSIDE_PRUNE = {
     "select": set(),
     "layerwise": {"select"},
     "refinement": set(),
-    "structured": {"select", "refinement"},
-    "unstructured": {"layerwise", "refinement"},
+    "records": set(),
+    "structured": {"select", "refinement", "records"},
+    "unstructured": {"layerwise", "refinement", "records"},
 }
 
 

@@ -225,11 +225,11 @@ def test_files_go_when_a_run_fails(tmp_path, monkeypatch):
 
 
 def test_files_go_when_structured_pruning_fails(tmp_path, monkeypatch):
-    from sparse_accel.prune.structured import pruner
+    from sparse_accel.prune.structured.network import run as network
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     there = []
-    original = pruner.prune_width
+    original = network.prune_width
 
     def failing(width: Any, *args: Any, **kwargs: Any) -> Any:
         if width.name.startswith("model.layers.2."):
@@ -237,7 +237,7 @@ def test_files_go_when_structured_pruning_fails(tmp_path, monkeypatch):
             raise RuntimeError("no more")
         return original(width, *args, **kwargs)
 
-    monkeypatch.setattr(pruner, "prune_width", failing)
+    monkeypatch.setattr(network, "prune_width", failing)
     with pytest.raises(ValueError, match="no more"):
         ISpaSP(llama(3), EXAMPLE, activation_memory=1).run(TEXT)
     assert there

@@ -109,6 +109,9 @@ def note_heads(call: Call, query: Value, key: Value, dim: int = -3, key_dim: int
     if call.graph.heads_known(query_heads):  # the product of weights and values
         return
     name, module = call.tracer.stack[-1]
+    counting = " ".join((_QUERY_HEADS, *REPEATS))
+    if key_heads is None and not known_sizes(len(query_heads), counting, module):
+        return  # any product of channels with a matrix that they share
     call.graph.heads.append((name, query_heads))
     size = query.shape[-1]
     counts = [(_QUERY_HEADS, query_heads), (_HEADS_WIDTH, query_heads.repeat_interleave(size))]

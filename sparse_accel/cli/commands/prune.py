@@ -19,7 +19,7 @@ from sparse_accel.cli.sources.images import ImageOptions
 from sparse_accel.cli.sources.models import ModelOptions, Source
 from sparse_accel.cli.sources.settings import DataOptions
 from sparse_accel.prune.structured.choose import METHODS
-from sparse_accel.prune.structured.kinds.sizes import agreed, alike, same_count
+from sparse_accel.prune.structured.network.sizes import agreed, alike, same_count
 from sparse_accel.prune.structured.pruner import ISpaSP
 from sparse_accel.prune.structured.request import REFITS
 from sparse_accel.removal.configs import RELOAD

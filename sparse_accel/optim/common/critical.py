@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from sparse_accel import ops
-from sparse_accel.optim._batch import grouping_of
+from sparse_accel.groups.coupled import ENTRY
+from sparse_accel.optim._batch import Batch, grouping_of
 from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.sharding import all_parts, all_sums, is_sharded
 
+from .coupled import Packed
 from .target import CLOCK, COSTS, Critical, target_key, weight_of
 
 
@@ -22,7 +24,23 @@ def penalized(group: dict[str, Any]) -> list[Tensor]:
     """The parameters that the group's penalty is about."""
     penalty = penalty_from_plain(group["penalty"])
     grouping = grouping_of(group, penalty.by) if penalty else None
-    return [param for param in dict.fromkeys(group["params"]) if grouping and grouping.applies_to(param)]
+    coupled = group[ENTRY] is not None
+    return [param for param in dict.fromkeys(group["params"]) if grouping and (coupled or grouping.applies_to(param))]
+
+
+def _about(optimizer: Any, group: dict[str, Any], batch: Batch) -> list[tuple[int, float, float]]:
+    """The tensors of a batch that the group's penalty is about: index, multiplications by an element, and by what the
+    strength is multiplied there."""
+    if isinstance(batch, Packed):
+        costs = group.get(COSTS)
+        return [(i, batch.cost(i, costs), factor) for i, factor in enumerate(batch.factors) if factor]
+    concerned = set(penalized(group))
+    by_param = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
+    return [
+        (i, by_param[param], optimizer.state.get(param, {}).get("penalty_scale", 1.0))
+        for i, param in enumerate(batch.params)
+        if param in concerned
+    ]
 
 
 def critical_strengths(optimizer: Any, group: dict[str, Any], at_zero: bool = False) -> list[Critical]:
@@ -33,20 +51,17 @@ def critical_strengths(optimizer: Any, group: dict[str, Any], at_zero: bool = Fa
         group: one of its parameter groups.
         at_zero: of weights that are zero, by their gradients, instead.
     """
-    concerned = set(penalized(group))
-    costs = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
     found = []
-    for batch in optimizer._gather(group, need_grad=at_zero):
+    for batch in (one.copy() for one in optimizer._gather(group, need_grad=at_zero)):
         if at_zero:
             points = [torch.empty_like(w).copy_(grad) for w, grad in zip(batch.work, batch.grads, strict=True)]
             scales = [torch.ones((), device=work.device) for work in batch.work]
         else:
             points, scales = optimizer._before_prox(group, batch)
         norms, sizes = _norms(group, batch, points)
-        for param, size, norm, scale in zip(batch.params, sizes, norms, scales, strict=True):
-            if param in concerned:
-                factor = size**0.5 * optimizer.state.get(param, {}).get("penalty_scale", 1.0)
-                found.append(Critical(norm.to(scale) / (scale * factor), size, costs[param]))
+        for index, cost, factor in _about(optimizer, group, batch):
+            size, scale = sizes[index], scales[index]
+            found.append(Critical(norms[index].to(scale) / (scale * (size**0.5 * factor)), size, cost))
     return found
 
 
@@ -80,12 +95,12 @@ def warn_of_missed_targets(optimizer: Any) -> None:
     for (_, target, of, ramp), together in alike.items():
         zero = total = largest = 0.0
         for group in together:
-            concerned = set(penalized(group))
-            costs = dict(zip(group["params"], group.get(COSTS) or [1.0] * len(group["params"]), strict=True))
-            for batch in optimizer._gather(group, need_grad=False):
-                for param, score, size in zip(batch.params, *_norms(group, batch, batch.work, "amax"), strict=True):
-                    if param in concerned and score.numel():
-                        each = weight_of(of, size, costs[param])
+            for batch in (one.copy() for one in optimizer._gather(group, need_grad=False)):
+                scores, sizes = _norms(group, batch, batch.work, "amax")
+                for index, cost, _ in _about(optimizer, group, batch):
+                    score = scores[index]
+                    if score.numel():
+                        each = weight_of(of, sizes[index], cost)
                         zero += each * int((score == 0).sum())
                         total += each * score.numel()
                         largest = max(largest, each)
@@ -114,7 +129,8 @@ def max_strength(optimizer: Optimizer, closure: Callable[[], Any] | None = None)
 
     Raises:
         TypeError: the optimizer is none that has critical strengths.
-        ValueError: it has no such penalty; or, without a closure, it has not taken a step.
+        ValueError: it has no such penalty; or, without a closure, it has not taken a step; or, with one, its groups
+            are coupled, and all gradients vanish with the weights.
 
     Example:
         >>> import sparse_accel as sa
@@ -135,6 +151,8 @@ def max_strength(optimizer: Optimizer, closure: Callable[[], Any] | None = None)
     groups = [group for group in inner.param_groups if group["penalty"] is not None]
     if not groups or any(getattr(penalty_from_plain(g["penalty"]), "prox_name", "") != "soft" for g in groups):
         raise ValueError("optimizer: expected penalties GroupLasso or L1, for one parameter group at least")
+    if closure is not None and any(group[ENTRY] is not None for group in groups):
+        raise ValueError("closure: the gradients of coupled groups vanish at zero: take some steps, and leave it out")
     with torch.no_grad():
         if closure is None:
             found = [one for group in groups for one in critical_strengths(inner, group)]

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from sparse_accel import native
+from sparse_accel.groups.coupled import ENTRY
 from sparse_accel.optim._batch import check_numbers
 
 from .projection import held_penalty
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_CUT_BY = ("penalty", "transposed", "conv_groups", "stacked")  # entries of a group that say how weights are cut
+_CUT_BY = ("penalty", "transposed", "conv_groups", "stacked", ENTRY)  # entries of a group that say how weights are cut
 
 
 class _Plan(NamedTuple):
@@ -96,7 +97,13 @@ class Plans:
         if self._seen.get(number) != known:
             self._seen[number] = known
             return
-        if not params or group["differentiable"] or not all(_is_plain(optimizer, batch) for batch in batches):
+        coupled = group[ENTRY] is not None  # brought together anew in every step
+        if (
+            not params
+            or coupled
+            or group["differentiable"]
+            or not all(_is_plain(optimizer, batch) for batch in batches)
+        ):
             return
         templates = [
             dataclasses.replace(batch, grads=[], lists=optimizer._tensor_lists(batch), strengths=list(batch.strengths))

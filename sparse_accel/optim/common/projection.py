@@ -149,7 +149,7 @@ def take_constraint(group: dict[str, Any], batch: Any, optimizer: Any) -> Held |
 
 def step_batches(optimizer: Any, group: dict[str, Any], batches: list[Any]) -> None:
     """The step of a parameter group, in the batches that its tensors were gathered in, which stay as they are."""
-    for batch in [batch.copy() for batch in batches]:
+    for batch in (one.copy() for one in batches):  # coupled ones are made one after the other
         held = take_constraint(group, batch, optimizer)
         if held is None:
             optimizer._update(group, batch)

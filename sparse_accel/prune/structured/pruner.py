@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.calibration.batches import Batches
-from sparse_accel.calibration.data import Calibration, check_bytes
+from sparse_accel.calibration.data import check_bytes
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
-from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY
 from sparse_accel.channels.graph import UnsupportedModelError
 from sparse_accel.channels.runs import Examples, Method
-from sparse_accel.channels.widths import grouped
 from sparse_accel.mapped import copies_in
-from sparse_accel.progress import Show, check_progress, meter
+from sparse_accel.progress import Show, check_progress
 from sparse_accel.prune.refinement.options import RefineOptions
 from sparse_accel.prune.structured.choose import METHODS
-from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier, wants_refit
-from sparse_accel.prune.structured.kinds.norms import prunable
-from sparse_accel.prune.structured.kinds.sizes import agreed, keeps
 from sparse_accel.prune.structured.layer import Settings
-from sparse_accel.prune.structured.report import StructuredResult, WidthChange, finished, left_stacks, refine_result
+from sparse_accel.prune.structured.network.run import prune_network
+from sparse_accel.prune.structured.report import StructuredResult
 from sparse_accel.prune.structured.request import (
     REFITS,
-    PruneError,
     Request,
     as_patterns,
     check_budget,
@@ -39,18 +31,8 @@ from sparse_accel.prune.structured.request import (
     check_one_of,
     check_share,
     check_tolerance,
-    check_unvisited,
-    look,
 )
-from sparse_accel.prune.structured.sites import find_sites
-from sparse_accel.prune.structured.stage import largest_state, prune_width, watched
-from sparse_accel.prune.structured.tune import fine_tune_small
-from sparse_accel.removal.compact import copy_model
-from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
-from sparse_accel.removal.verify import OutputMismatchError
 from sparse_accel.wrappers import bare_model
-
-logger = logging.getLogger("sparse_accel")
 
 
 class ISpaSP:
@@ -127,6 +109,9 @@ class ISpaSP:
         tolerance: largest accepted difference, on the example, between the pruned model of full size and the smaller
             one, as for :func:`sparse_accel.compact`: by default also whatever is rounding alone, judged in float64.
         activation_memory: as for :class:`~sparse_accel.prune.CurvatureIHT`, of the dense and the pruned model together.
+        measure: count MACs and take times on the example for the report; False leaves both out, and is quicker.
+        resume_dir: folder for the finished widths. A run with the same settings, model and data goes on where the last
+            one stopped, to the same bits on CPUs. Not with ``fine_tune``.
         offload_dir: folder in which copies of the model live, in memory-mapped files without names, for models that fit
             in memory once or not at all (:func:`sparse_accel.map_weights`); None: in memory.
         refine: fit the smaller model to the dense one by gradients, without labels: ``"auto"``, or a dict of settings,
@@ -184,6 +169,8 @@ class ISpaSP:
         cache_memory: int = 1 << 30,
         activation_memory: int = ACTIVATION_MEMORY,
         tolerance: float | None = None,
+        measure: bool = True,
+        resume_dir: str | os.PathLike[str] | None = None,
         offload_dir: str | os.PathLike[str] | None = None,
         refine: Any = None,
         seed: int = 0,
@@ -209,7 +196,9 @@ class ISpaSP:
         check_bytes("activation_memory", activation_memory)
         check_tolerance("tolerance", tolerance)
         self.max_memory, self.activation_memory, self.tolerance = max_memory, activation_memory, tolerance
-        self.offload_dir = offload_dir
+        self.offload_dir, self.resume_dir, self.measure = offload_dir, resume_dir, measure
+        if resume_dir is not None and fine_tune is not None:
+            raise ValueError("resume_dir: expected None with fine_tune, whose changes are not recorded")
         self.mask, self.batch_first = mask, batch_first
         check_progress(progress)
         self.progress = progress
@@ -244,81 +233,7 @@ class ISpaSP:
             OutputMismatchError: the smaller model differs from the pruned one of full size by more than ``tolerance``.
                 Its ``result`` is what would have been returned; so is that of an UnsupportedModelError at the end.
             ValueError: the data or ``max_memory`` do not fit.
+            CheckpointError: ``resume_dir`` holds another run, or a damaged one.
         """
         with copies_in(self.offload_dir):
-            return self._run(calibration, batch_size)
-
-    def _run(self, calibration: Any, batch_size: int) -> StructuredResult:
-        start = time.perf_counter()
-        data = Batches(Calibration(calibration, batch_size), self.model, Padding(self.mask, self.batch_first, "mask"))
-        dense = self.model
-        work = copy_model(dense).eval()
-        found = find_widths(work, self.example_inputs)
-        if not found:
-            reasons = "; ".join([*grouped(found.refused), *left_stacks(work)]) or "no linear map reads another"
-            raise UnsupportedModelError(f"nothing can be pruned: {reasons}")
-        notes = grouped(found.refused)
-        widths = self.request.chosen(list(found), notes)
-        consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
-        consumers |= {module: norm for width in widths for module, norm in width.watched().items()}
-        sites = find_sites(work, self.example_inputs, consumers)
-        findings = look(work, data, self.example_inputs, sites)
-        widths = prunable(findings.safe(widths, notes), work, self.example_inputs, notes)
-        if self.request.uniform:
-            widths = agreed(self.request, found, widths, work, self.example_inputs, notes)
-        notes += [f"{name}: batches call it, example_inputs do not: analysed without it" for name in findings.unvisited]
-        nbytes = largest_state(widths, work, sites, self.settings, self.max_memory)
-        head = find_head(sites) if wants_refit(self.refit_head, self.settings, widths, work) else None
-        kept: dict[str, Tensor] = {}
-        gone: dict[str, Tensor] = {}
-        changes: list[WidthChange] = []
-        with (
-            meter(self.progress, "ISpaSP", len(widths) + (head is not None)) as done,
-            Engine(dense, work, data, findings.order, self.activation_memory) as engine,
-        ):
-            counts = keeps(self.request, self.budget, widths, engine, self.example_inputs, sites, self.settings)
-            steps = [*map(watched, widths), [] if head is None else [head]]
-            engine.plan(steps)
-            for number, width in enumerate(widths):
-                if counts[width.name] == width.units and not kept:
-                    done.advance(width.name)
-                    continue
-                engine.advance(steps[number:])
-                changed, count = bool(kept), counts[width.name]
-                try:
-                    units, change = prune_width(width, count, engine, sites, self.settings, gone, changed=changed)
-                except (ValueError, RuntimeError) as error:
-                    raise PruneError(f"{width.name}: {error}") from error
-                kept[width.name] = units
-                changes.append(change)
-                notes += [change.note] if change.note else []
-                done.advance(width.name, change.error and change.error[1])
-                if self.fine_tune is not None:
-                    fine_tune_small(self.fine_tune, width.name, work, self.example_inputs, kept, self.tolerance)
-                    work.eval()
-                    engine.work.give_up("fine_tune changes all of it")
-            if head is not None and kept and not sites[head].routed:
-                engine.advance([[head]])
-                before, after = refit_classifier(head, engine, sites[head], self.settings, gone.get(head))
-                notes.append(f"{head}: refit, error {before:.4f} → {after:.4f}")
-                done.advance(head, after)
-            notes += engine.notes()
-
-        def result(removed: RemovalResult) -> StructuredResult:
-            return finished(removed, dense, work, self.example_inputs, kept, changes, notes, nbytes=nbytes, start=start)
-
-        try:
-            removed = remove_units(work, self.example_inputs, kept, tolerance=self.tolerance)
-        except OutputMismatchError as error:
-            error.result = result(error.result)
-            raise
-        if findings.unvisited and kept:
-            try:
-                check_unvisited(removed.model, work, data, findings.unvisited)
-            except UnsupportedModelError as error:
-                error.result = result(removed)
-                raise
-        out = result(removed)
-        if self.refine is not None and kept:
-            refine_result(out, dense, data, self.refine.shown_by(self.progress), self.max_memory)
-        return out
+            return prune_network(self, calibration, batch_size)

@@ -118,8 +118,9 @@ class StructuredReport(Report):
         ]
         facts = [
             Fact("parameters", change(self.params), f"{percent(self.params[1], self.params[0])} kept"),
-            Fact("MACs", change(self.macs), f"{percent(self.macs[1], self.macs[0])} kept", basis=MACS),
         ]
+        if any(self.macs):
+            facts.append(Fact("MACs", change(self.macs), f"{percent(self.macs[1], self.macs[0])} kept", basis=MACS))
         if self.latency_ms:
             facts.append(Fact("latency on the example", " → ".join(f"{ms:.3g} ms" for ms in self.latency_ms)))
         facts.append(Fact("", f"{self.seconds:.1f} s; statistics {self.nbytes / 1e6:.1f} MB"))
@@ -202,6 +203,7 @@ def finished(
     *,
     nbytes: int,
     start: float,
+    measure: bool = True,
 ) -> StructuredResult:
     """The result of a run.
 
@@ -215,6 +217,7 @@ def finished(
         notes: of the report.
         nbytes: stated before the run.
         start: of the run, by ``time.perf_counter``.
+        measure: whether to count MACs and take times.
     """
     small, plan = removed.model, removed.plan
     for name, _ in work.named_parameters():
@@ -233,7 +236,7 @@ def finished(
     for name, module in small.named_modules():
         module.training = modes.get(name, dense.training)
     seconds = time.perf_counter() - start
-    totals = compare_models(dense, small, example_inputs, removed.max_abs_diff)
+    totals = compare_models(dense, small, example_inputs, removed.max_abs_diff, measure=measure)
     report = StructuredReport(list(changes), totals, seconds, nbytes, notes)
     chosen = {name: units.tolist() for name, units in kept.items()}
     return StructuredResult(small, plan, report, chosen, removed.max_abs_diff)

@@ -69,12 +69,18 @@ def make_layers(
 
 
 def state_bytes(width: Width, work: nn.Module, sites: Mapping[str, Site], settings: Settings) -> int:
-    """Bytes of a stage: its sums, and four matrices over the columns of all consumers."""
+    """Bytes of a stage: its sums, and what choosing and refitting hold besides.
+
+    Over the columns of all consumers that is the inverse, the two matrices that elimination changes and their smaller
+    copies, and one more where columns have to be put together; and five matrices of their rows.
+    """
     if isinstance(width, ExpertWidth):
         return Readers(work, width).nbytes
     layers = make_layers(width, work, sites, settings, {})
     columns = sum(layer.groups * layer.features for layer in layers)
-    return sum(layer.nbytes for layer in layers) + 4 * 8 * columns**2
+    rows = sum(layer.outputs for layer in layers)
+    matrices = 5 if len(layers) == 1 and layers[0].groups == 1 and not len(layers[0].fixed) else 7
+    return sum(layer.nbytes for layer in layers) + 8 * columns * (matrices * columns + 5 * rows)
 
 
 def largest_state(

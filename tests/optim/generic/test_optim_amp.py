@@ -88,7 +88,7 @@ def test_which_implementations_take_the_scale(info: Any) -> None:
             ("loop", {"fused": False}),
         )
     }
-    assert takes == {"default": info.name != "ProxSGD", "fused": True, "foreach": False, "loop": False}
+    assert takes == {"default": True, "fused": True, "foreach": False, "loop": False}
     _, opt = make(info, fused=True)
     assert copy.deepcopy(opt)._step_supports_amp_scaling
 

@@ -21,12 +21,12 @@ def run(monkeypatch, *arguments: object) -> None:
 
 def test_on_the_digits(tmp_path: Path, monkeypatch, capsys) -> None:
     pytest.importorskip("sklearn")
-    run(monkeypatch, "--epochs", 2, "--sparsities", 70, "2:4", "--out-dir", tmp_path)
+    rows = ["magnitude", "SparseGPT", "curvature IHT"]
+    run(monkeypatch, "--epochs", 1, "--sparsities", "2:4", "--rows", *rows, "--out-dir", tmp_path)
     rows = json.loads((tmp_path / "compare_sparse.json").read_text())
     cosine = {(row["method"], row["sparsity"]): row["cosine"] for row in rows}
-    assert len(cosine) == 10
-    for text in ("70", "2:4"):
-        assert cosine["curvature IHT", text] > cosine["magnitude", text]
+    assert len(cosine) == 4
+    assert cosine["curvature IHT", "2:4"] > cosine["magnitude", "2:4"]
     assert all(0 <= row["accuracy"] <= 100 and row["processor_seconds"] > 0 for row in rows)
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("cosine to the dense network", "test accuracy (%)", "processor seconds"))

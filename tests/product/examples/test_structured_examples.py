@@ -116,7 +116,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_imagenet(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    module = load("imagenet_resnet34")
+    module = load("imagenet/imagenet_resnet34")
     net = ["--blocks", 2, 1, "--width", 8, "--size", 32, "--batch-size", 6, "--device", "cpu"]
     options = ["--samples", 6, "--iterations", 3, "--stage-keep", "layer2=0.25", "--tune-steps", 2, "--epochs", 1]
     main(
@@ -135,7 +135,7 @@ def test_imagenet(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_imagenet_says_what_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = load("imagenet_resnet34")
+    module = load("imagenet/imagenet_resnet34")
     with pytest.raises(SystemExit, match="expected folders of images"):
         main(module, monkeypatch, "--data-dir", folder / "train")
     with pytest.raises(SystemExit, match=r"--stage-keep: expected layer1=0\.5"):

@@ -1,7 +1,7 @@
 """A pretrained ResNet-34, pruned by the ImageNet protocol of i-SpaSP, given a folder of images.
 
-    python examples/imagenet_resnet34.py --data-dir DIR --weights FILE [--keep 0.4] [--stage-keep layer1=0.5 layer4=0.3]
-        [--tune-steps 200] [--epochs 0] [--method ispasp]
+    python examples/imagenet/imagenet_resnet34.py --data-dir DIR --weights FILE [--keep 0.4]
+        [--stage-keep layer1=0.5 layer4=0.3] [--tune-steps 200] [--epochs 0] [--method ispasp]
 
 DIR holds train/CLASS/*.JPEG and val/CLASS/*.JPEG (or .jpg, .png), classes in alphabetical order. FILE is a state dict
 with the names of torchvision's resnet34. Wolfe and Kyrillidis, L4DC 2022 (arXiv 2112.04905), prune the channels inside

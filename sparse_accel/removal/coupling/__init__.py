@@ -1,0 +1,4 @@
+"""Which parameters go with each unit of a model.
+
+Imports: the rest of removal.
+"""
