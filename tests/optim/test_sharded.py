@@ -253,6 +253,25 @@ def masks_of_parts(mesh: Any, folder: str) -> None:
             sa.RigL(parts, torch.optim.SGD(parts.parameters()), masks=masks, total_steps=10)
 
 
+def rigl_of_ranks() -> None:
+    """DDP, each rank with its own data and another seed for the first masks: all end with the same bits."""
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 3))
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    rigl = sa.RigL(wrapped, opt, 0.7, total_steps=20, every=3, seed=rank)
+    for step in range(10):
+        opt.zero_grad()
+        wrapped(randn((16, 8), 100 * rank + step).float()).square().mean().backward()
+        opt.step()
+    assert rigl.exchanged > 0
+    found: list[Any] = [None, None]
+    mine = [*rigl.state_dict()["masks"].values(), *(p.detach() for p in model.parameters())]
+    dist.all_gather_object(found, mine)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
 def tensor_parallel(mesh: Any) -> None:
     """Columns of the first layer, rows of the second, by torch's own plan."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -325,6 +344,7 @@ def work(rank: int, folder: str) -> None:
     from_one_process(mesh, folder)
     targets(mesh)
     masks_of_parts(mesh, folder)
+    rigl_of_ranks()
     dist.barrier()
     dist.destroy_process_group()
 

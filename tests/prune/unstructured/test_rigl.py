@@ -1,17 +1,14 @@
-"""RigL: what goes and comes, numbers of weights, resumption, ranks, wrappers."""
+"""RigL: what goes and comes, numbers of weights, resumption, wrappers (ranks: ``tests/optim/test_sharded.py``)."""
 
 from __future__ import annotations
 
 import copy
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -208,27 +205,6 @@ def test_refusals() -> None:
             sa.RigL(model, optimizer, **{"total_steps": 10, **options})
     with pytest.raises(ValueError, match="holds none of the masked ones"):
         sa.RigL(net(), optimizer, total_steps=10)
-
-
-def ranks(rank: int, folder: str) -> None:
-    """DDP, each rank with its own data, and with another seed for the first masks."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = net()
-    optimizer = OPTIMIZERS["AdamW"](model.parameters())
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    rigl = sa.RigL(wrapped, optimizer, 0.8, total_steps=20, every=3, seed=rank)
-    train(wrapped, optimizer, range(100 * rank, 100 * rank + 10))
-    torch.save([rigl.state_dict(), model.state_dict()], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_ranks_have_the_same_bits(tmp_path: Path) -> None:
-    mp.spawn(ranks, args=(str(tmp_path),), nprocs=2)
-    (one, weights), (two, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert one["exchanged"] == two["exchanged"] > 0
-    assert all(torch.equal(bits, two["masks"][name]) for name, bits in one["masks"].items())
-    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
 
 
 def test_inside_accelerate() -> None:
