@@ -271,7 +271,8 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     left.set(xlabel="neurons and heads removed, % (mean of both)", ylabel="perplexity, held out")
     right.set(xlabel="steps", ylabel="zero units, %")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -286,8 +287,8 @@ def main() -> int:
     parser.add_argument("--dim", type=int, default=64, help=f"a multiple of {HEAD}")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--lr", type=float, default=3e-3, help="of AdamW and ProxAdamW")
-    parser.add_argument("--ramda-lr", type=float, default=0.03)
-    parser.add_argument("--momentum", type=float, default=0.05, help="of RAMDA: the share of the new point")
+    parser.add_argument("--ramda-lr", type=float, default=0.02)
+    parser.add_argument("--momentum", type=float, default=0.1, help="of RAMDA: the share of the new point")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/sparse_transformer"))
     parser.add_argument("--no-progress", action="store_true")
