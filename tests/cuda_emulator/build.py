@@ -161,7 +161,16 @@ def kernel_sources() -> list[Path]:
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
-COUNTED = ("rmda_step", "metric_step", "prox", "group_score", "group_topk", "topk_threshold", "topk_blocks")
+COUNTED = (
+    "rmda_step",
+    "prox_sgd_step",
+    "metric_step",
+    "prox",
+    "group_score",
+    "group_topk",
+    "topk_threshold",
+    "topk_blocks",
+)
 
 
 def build_counter(csrc: Path = CSRC, folder: Path = BUILD / "counted") -> Path:

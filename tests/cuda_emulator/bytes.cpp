@@ -13,6 +13,7 @@
 #include "group_topk.h"
 #include "metric_step.h"
 #include "prox.h"
+#include "prox_sgd_step.h"
 #include "rmda_step.h"
 #include "topk_threshold.h"
 #include "vec.cuh"
@@ -91,6 +92,19 @@ void rmda(const Case& c) {
                   nullptr);
 }
 
+void sgd(const Case& c) {
+  std::vector<cuda::SgdSegment> segments;
+  std::vector<cuda::SgdClock> clocks;
+  const auto count = std::size_t(c.elements());
+  for (int t = 0; t < c.tensors(); ++t) {
+    segments.push_back(
+        {normal(count, c.type()), normal(count, c.type()), normal(count, c.compute()), c.layout(), t, c.copies()});
+    clocks.push_back({filled<float>(1, 3), 0.3});
+  }
+  cuda::prox_sgd_step(c.type(), segments, clocks, {Prox::soft, 0.1, nullptr, 0.3, false, nullptr, nullptr}, scratch(),
+                      nullptr);
+}
+
 void metric(const Case& c, cuda::MetricRule rule) {
   std::vector<cuda::MetricSegment> segments;
   std::vector<cuda::MetricClock> clocks;
@@ -159,6 +173,7 @@ void topk_groups(const Case& c) {
 
 bool run(const Case& c) {
   if (c.op == "rmda") return rmda(c), true;
+  if (c.op == "sgd") return sgd(c), true;
   if (c.op == "ramda") return metric(c, cuda::MetricRule::ramda), true;
   if (c.op == "adamw") return metric(c, cuda::MetricRule::adamw), true;
   if (c.op == "prox" || c.op == "prox_value") return prox(c, c.op == "prox_value"), true;

@@ -30,6 +30,8 @@ def floor(op: str, dtype: str, numbers: tuple[int, ...]) -> float:
     own, state = widths(dtype)
     if op == "rmda":
         return 3 * own + 3 * state
+    if op == "sgd":
+        return 3 * own + 2 * state
     if op == "ramda":
         return 3 * own + 5 * state
     if op == "adamw":
@@ -69,6 +71,13 @@ TABLE = [
     ("rmda", "f32 bf16", WIDE, 2, 1.01),
     ("rmda", "f32", MANY, 2, 1.02),
     ("rmda", "f32", COPIES, 4, 1.41),
+    ("sgd", "f32 bf16", ROWS, 2, 1.01),
+    ("sgd", "f32 bf16", SHORT, 2, 1.02),
+    ("sgd", "f32 bf16", LONG, 4, 1.44),  # M and W twice
+    ("sgd", "f32 bf16", ONES, 2, 1.01),
+    ("sgd", "f32 bf16", COLUMNS, 4, 1.49),
+    ("sgd", "f32", WIDE, 2, 1.01),
+    ("sgd", "f32", COPIES, 4, 1.69),
     ("prox", "f32 f64 bf16 f16", ROWS, 1, 1.00),
     ("prox", "f32 bf16", SHORT, 1, 1.00),
     ("prox", "f32 bf16", LONG, 3, 1.51),
