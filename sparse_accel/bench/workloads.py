@@ -87,7 +87,7 @@ def weights_of(workload: str, dtype: torch.dtype, device: str) -> list[Tensor]:
 @functools.lru_cache(maxsize=4)  # a GPU would wait for the CPU to draw the same numbers again
 def _drawn(workload: str, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in WORKLOADS[workload]()]
+    return [torch.randn(shape, generator=generator, device="cpu") for shape in WORKLOADS[workload]()]
 
 
 def compiles(workload: str) -> bool:

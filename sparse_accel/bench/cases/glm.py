@@ -32,7 +32,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     rows, name = (64, "tiny") if tiny else (ROWS, "32561 x 123")
     dtype = settings.torch_dtype if settings.torch_dtype == torch.float64 else torch.float32
     features, targets = logistic_rows(rows, dtype, settings.device)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).to(settings.device)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0), device="cpu").to(settings.device)
     itemsize = dtype.itemsize
     for kind, data in (("dense", features), ("CSR", features.to_sparse_csr())):
         bytes_moved = rows * (COLUMNS * itemsize if kind == "dense" else ENTRIES * (itemsize + 8))
@@ -71,11 +71,11 @@ def cases(settings: Settings) -> Iterator[Case]:
 def logistic_rows(rows: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     """0/1 features with ENTRIES ones in each row, and labels of a logistic model."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.zeros(rows, COLUMNS, dtype=dtype)
-    columns = torch.rand(rows, COLUMNS, generator=generator).argsort(1)[:, :ENTRIES]
+    features = torch.zeros(rows, COLUMNS, dtype=dtype, device="cpu")
+    columns = torch.rand(rows, COLUMNS, generator=generator, device="cpu").argsort(1)[:, :ENTRIES]
     features.scatter_(1, columns, 1.0)
-    truth = torch.randn(COLUMNS, generator=generator).to(dtype)
-    labels = torch.rand(rows, generator=generator) < torch.sigmoid(features @ truth)
+    truth = torch.randn(COLUMNS, generator=generator, device="cpu").to(dtype)
+    labels = torch.rand(rows, generator=generator, device="cpu") < torch.sigmoid(features @ truth)
     return features.to(device), labels.to(device, torch.float64)
 
 

@@ -45,9 +45,9 @@ def cases(settings: Settings) -> Iterator[Case]:
 def problem(n: int, outputs: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """A Gram matrix with its ridge, its inverse, weights."""
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, 2 * n, generator=generator, dtype=torch.float64).to(device)
+    hidden = torch.randn(n, 2 * n, generator=generator, dtype=torch.float64, device="cpu").to(device)
     gram = hidden @ hidden.T / (2 * n) + 1e-3 * torch.eye(n, dtype=torch.float64, device=device)
-    weight = torch.randn(outputs, n, generator=generator, dtype=torch.float64).to(device)
+    weight = torch.randn(outputs, n, generator=generator, dtype=torch.float64, device="cpu").to(device)
     return gram, inverted(gram), weight
 
 

@@ -57,7 +57,7 @@ def make_block(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
+        return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
 
     channels = shape[1]
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False, dtype=dtype)

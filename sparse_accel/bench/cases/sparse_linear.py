@@ -30,8 +30,8 @@ TINY = ((20, 30),), (2,), (50,)
 def weight_of(size: tuple[int, int], zeros: int, dtype: torch.dtype, device: str) -> Tensor:
     """Normal weights, of which so many percent are zero."""
     generator = torch.Generator().manual_seed(zeros)
-    weight = torch.randn(size, generator=generator)
-    return (weight * (torch.rand(size, generator=generator) >= zeros / 100)).to(device, dtype)
+    weight = torch.randn(size, generator=generator, device="cpu")
+    return (weight * (torch.rand(size, generator=generator, device="cpu") >= zeros / 100)).to(device, dtype)
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -64,7 +64,7 @@ def _cases(
             parts = (csr.crow_indices().int(), csr.col_indices().int(), csr.values(), None, size[0])
             for batch in batches:
                 generator = torch.Generator().manual_seed(batch)
-                x = torch.randn(batch, size[1], generator=generator).to(settings.device, dtype)
+                x = torch.randn(batch, size[1], generator=generator, device="cpu").to(settings.device, dtype)
                 name = f"{zeros} %, batch {batch}"
                 width = x.element_size()
                 floor = kept * width + weight.numel() // 8 + batch * sum(size) * width

@@ -51,8 +51,8 @@ def _cases(settings: Settings, shapes: Sequence[tuple[int, int]]) -> Iterator[Ca
     tiny = tuple(settings.workloads) == ("tiny",)
     for shape in ((12, 16),) if tiny else shapes:
         generator = torch.Generator().manual_seed(0)
-        x, noise = (torch.randn(shape, generator=generator) for _ in range(2))
-        scale = (torch.rand(shape[1], generator=generator) + 0.5).to(settings.device)
+        x, noise = (torch.randn(shape, generator=generator, device="cpu") for _ in range(2))
+        scale = (torch.rand(shape[1], generator=generator, device="cpu") + 0.5).to(settings.device)
         x, scores = x.to(settings.device, settings.torch_dtype), noise.abs().to(settings.device, settings.torch_dtype)
         name = "tiny" if tiny else f"{shape[0]} x {shape[1]}"
         for target in _targets(*shape):
@@ -112,7 +112,7 @@ def _refit(shape: tuple[int, int], workload: str, settings: Settings) -> Case:
     dtype = settings.torch_dtype if settings.torch_dtype == torch.float64 else torch.float32
 
     def draw(*sizes: int) -> Tensor:
-        return torch.randn(sizes, generator=generator).to(settings.device, dtype)
+        return torch.randn(sizes, generator=generator, device="cpu").to(settings.device, dtype)
 
     w, inputs = draw(*shape), draw(2 * shape[1], shape[1])
     mask, h = draw(*shape) > 0, inputs.T @ inputs / len(inputs)
