@@ -33,9 +33,9 @@ class RigL(MaskedOptimizer):
     a layer that are there the share
 
     .. math::
-        f(t) = \frac{\text{fraction}}{2}\left(1 + \cos\frac{\pi\,t}{\text{end}\cdot\text{total\_steps}}\right)
+        f(t) = \frac{\text{fraction}}{2}\left(1 + \cos\frac{\pi\,t}{\text{end}\cdot T}\right)
 
-    with the least magnitude goes, and as many of those that are not there, with the largest gradient of the whole loss,
+    (T is ``total_steps``) with the least magnitude goes, and as many of those that are not there, with the largest gradient of the whole loss,
     come: at zero, with the optimizer's state at zero. What has just gone may come again, and is then as it was. That is
     Algorithm 1 of Evci et al., "Rigging the lottery: making all tickets winners", with one difference: the optimizer
     takes its step before the exchange too, so that schedules count on.
