@@ -35,10 +35,10 @@ class RigL(MaskedOptimizer):
     .. math::
         f(t) = \frac{\text{fraction}}{2}\left(1 + \cos\frac{\pi\,t}{\text{end}\cdot T}\right)
 
-    (T is ``total_steps``) with the least magnitude goes, and as many of those that are not there, with the largest gradient of the whole loss,
-    come: at zero, with the optimizer's state at zero. What has just gone may come again, and is then as it was. That is
-    Algorithm 1 of Evci et al., "Rigging the lottery: making all tickets winners", with one difference: the optimizer
-    takes its step before the exchange too, so that schedules count on.
+    (T is ``total_steps``) with the least magnitude goes, and as many of those that are not there, with the largest
+    gradient of the whole loss, come: at zero, with the optimizer's state at zero. What has just gone may come again,
+    and is then as it was. That is Algorithm 1 of Evci et al., "Rigging the lottery: making all tickets winners", with
+    one difference: the optimizer takes its step before the exchange too, so that schedules count on.
 
     The optimizer is used as before, or whatever holds it (accelerate's, ``Trainer``, Lightning): its ``step()`` does
     all. Its ``state_dict()`` has the masks and the clock besides, under ``"sparse_accel.rigl"``, and
