@@ -77,6 +77,23 @@ def test_pages_of_algorithms_have_every_part(page: Path) -> None:
     assert f"</auto_gallery/{figure[1]}/{figure[2]}>" in text
 
 
+SAID = [
+    *PAGES,
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *ROOT.glob("examples/**/*.py"),
+]
+
+
+@pytest.mark.parametrize("page", SAID, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_scripts_that_are_named_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for script in re.findall(r"(?<![\w/])((?:examples|tools|docs/gallery)/[\w/]+\.(?:py|sh))", text):
+        assert (ROOT / script).exists(), script
+    for module in re.findall(r"python -m (bench[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
 def test_the_gallery_is_a_gallery() -> None:
     assert len(SCRIPTS) >= 15
     assert len({script.name for script in SCRIPTS}) == len(SCRIPTS)
