@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -98,8 +99,10 @@ def map_weights(model: nn.Module, source: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a tensor of the model is neither in the files nor has values, or has another shape there. The model
-            is as it was.
+        ValueError: a tensor of the model is neither in the files nor has values, or has another shape there; or the
+            files have none of the model's tensors. The model is as it was.
+
+    A warning names what keeps the values that it had, as the files do not have it.
 
     Example:
         >>> import tempfile
@@ -123,6 +126,7 @@ def map_weights(model: nn.Module, source: str | os.PathLike[str]) -> nn.Module:
             if tensor is not None:
                 places.setdefault(id(tensor), []).append((module, key, f"{prefix}.{key}" if prefix else key))
     new: list[tuple[nn.Module, str, Tensor]] = []
+    kept: list[str] = []
     for own in places.values():
         module, key, name = own[0]
         old = getattr(module, key)
@@ -133,12 +137,25 @@ def map_weights(model: nn.Module, source: str | os.PathLike[str]) -> nn.Module:
             if old.is_meta and values is None:
                 raise ValueError(f"source: expected {name}, which has no values yet, in {', '.join(map(str, files))}")
             if values is None:
+                if key not in module._non_persistent_buffers_set:
+                    kept.append(name)
                 continue
         if values.shape != old.shape:
             raise ValueError(f"source: {name}: expected shape {[*old.shape]}, got {[*values.shape]}")
         learns = old.requires_grad and values.is_floating_point()
         made = nn.Parameter(values, requires_grad=learns) if isinstance(old, nn.Parameter) else values
         new += [(owner, one, made) for owner, one, _ in own]
+    if kept and not new:
+        raise ValueError(
+            f"source: expected tensors with the model's names, such as {kept[0]}; {', '.join(map(str, files))} has "
+            f"none of them, but {', '.join(sorted(found)[:3]) or 'nothing'}"
+        )
+    if kept:
+        warnings.warn(
+            f"map_weights: {len(kept)} of {len(places)} tensors are not in the files and keep the values that they "
+            f"had: {', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''}",
+            stacklevel=2,
+        )
     for module, key, tensor in new:
         if isinstance(tensor, nn.Parameter):
             module._parameters[key] = tensor

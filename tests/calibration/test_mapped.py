@@ -119,6 +119,23 @@ def test_what_cannot_be_mapped_is_refused_by_name(tmp_path) -> None:
     assert empty[0].weight.is_meta
 
 
+def test_what_no_file_has_is_named(tmp_path) -> None:
+    """Nothing keeps random values without a word: files of another model, or of a part, or with a prefix."""
+    from safetensors.torch import save_file
+
+    model = net()
+    state = model.state_dict()
+    save_file({f"encoder.{name}": tensor for name, tensor in state.items()}, tmp_path / "prefixed.safetensors")
+    with pytest.raises(ValueError, match=r"such as 0\.weight; .*prefixed.* has none of them, but encoder\.0\.bias"):
+        sa.map_weights(model, tmp_path / "prefixed.safetensors")
+    save_file({"0.weight": state["0.weight"] + 1, "0.bias": state["0.bias"]}, tmp_path / "part.safetensors")
+    model.register_buffer("computed", torch.ones(2), persistent=False)  # no file ever has it
+    with pytest.warns(UserWarning, match=r"4 of 7 tensors are not in the files .*: 2\.weight, 2\.bias, 3\.weight"):
+        sa.map_weights(model, tmp_path / "part.safetensors")
+    assert torch.equal(model[0].weight, state["0.weight"] + 1)
+    assert torch.equal(model[2].weight, state["2.weight"])
+
+
 def test_a_hugging_face_model_is_mapped_and_pruned(tmp_path) -> None:
     pytest.importorskip("transformers")
     from transformers import LlamaConfig, LlamaForCausalLM
