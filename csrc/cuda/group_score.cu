@@ -128,20 +128,7 @@ void launch_kind(const std::vector<ScoreSegment>& segments, Score kind, bool roo
 
 cudaError_t group_score(DType dtype, const std::vector<ScoreSegment>& segments, Score kind, bool root,
                         const Allocate& allocate, cudaStream_t stream) {
-  switch (dtype) {
-    case DType::f32:
-      launch_kind<float>(segments, kind, root, allocate, stream);
-      break;
-    case DType::f64:
-      launch_kind<double>(segments, kind, root, allocate, stream);
-      break;
-    case DType::bf16:
-      launch_kind<__nv_bfloat16>(segments, kind, root, allocate, stream);
-      break;
-    case DType::f16:
-      launch_kind<__half>(segments, kind, root, allocate, stream);
-      break;
-  }
+  with_type(dtype, [&](auto zero) { launch_kind<decltype(zero)>(segments, kind, root, allocate, stream); });
   return cudaGetLastError();
 }
 

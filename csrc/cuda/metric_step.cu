@@ -302,20 +302,7 @@ void launch_rule(const std::vector<MetricSegment>& segments, const std::vector<M
 
 cudaError_t metric_step(DType dtype, const std::vector<MetricSegment>& segments, const std::vector<MetricClock>& clocks,
                         const MetricSettings& settings, Prox prox, const Allocate& allocate, cudaStream_t stream) {
-  switch (dtype) {
-    case DType::f32:
-      launch_rule<float>(segments, clocks, settings, prox, allocate, stream);
-      break;
-    case DType::f64:
-      launch_rule<double>(segments, clocks, settings, prox, allocate, stream);
-      break;
-    case DType::bf16:
-      launch_rule<__nv_bfloat16>(segments, clocks, settings, prox, allocate, stream);
-      break;
-    case DType::f16:
-      launch_rule<__half>(segments, clocks, settings, prox, allocate, stream);
-      break;
-  }
+  with_type(dtype, [&](auto zero) { launch_rule<decltype(zero)>(segments, clocks, settings, prox, allocate, stream); });
   return cudaGetLastError();
 }
 

@@ -78,20 +78,7 @@ void launch(const std::vector<ProxSegment>& segments, Prox prox, double* values,
 
 cudaError_t prox(DType dtype, const std::vector<ProxSegment>& segments, Prox prox, double* values,
                  const Allocate& allocate, cudaStream_t stream) {
-  switch (dtype) {
-    case DType::f32:
-      launch<float>(segments, prox, values, allocate, stream);
-      break;
-    case DType::f64:
-      launch<double>(segments, prox, values, allocate, stream);
-      break;
-    case DType::bf16:
-      launch<__nv_bfloat16>(segments, prox, values, allocate, stream);
-      break;
-    case DType::f16:
-      launch<__half>(segments, prox, values, allocate, stream);
-      break;
-  }
+  with_type(dtype, [&](auto zero) { launch<decltype(zero)>(segments, prox, values, allocate, stream); });
   return cudaGetLastError();
 }
 

@@ -185,20 +185,7 @@ void launch(const std::vector<RmdaSegment>& segments, const std::vector<RmdaCloc
 
 cudaError_t rmda_step(DType dtype, const std::vector<RmdaSegment>& segments, const std::vector<RmdaClock>& clocks,
                       const RmdaSettings& settings, const Allocate& allocate, cudaStream_t stream) {
-  switch (dtype) {
-    case DType::f32:
-      launch<float>(segments, clocks, settings, allocate, stream);
-      break;
-    case DType::f64:
-      launch<double>(segments, clocks, settings, allocate, stream);
-      break;
-    case DType::bf16:
-      launch<__nv_bfloat16>(segments, clocks, settings, allocate, stream);
-      break;
-    case DType::f16:
-      launch<__half>(segments, clocks, settings, allocate, stream);
-      break;
-  }
+  with_type(dtype, [&](auto zero) { launch<decltype(zero)>(segments, clocks, settings, allocate, stream); });
   return cudaGetLastError();
 }
 

@@ -87,24 +87,14 @@ struct ScoreReader {
 // body(reader) with the reader of a task.
 template <class Body>
 void with_reader(const TopkTask& task, Body body) {
-  const auto of_type = [&](auto zero) {
+  with_type(task.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (task.magnitude) {
       body(ScoreReader<T, true>(task));
     } else {
       body(ScoreReader<T, false>(task));
     }
-  };
-  switch (task.dtype) {
-    case DType::f32:
-      return of_type(float());
-    case DType::f64:
-      return of_type(double());
-    case DType::bf16:
-      return of_type(__nv_bfloat16());
-    case DType::f16:
-      return of_type(__half());
-  }
+  });
 }
 
 // x and mask of a task.

@@ -4,6 +4,7 @@
 
 #include "../math.h"
 #include "launch.cuh"
+#include "runtime.h"
 
 namespace sparse_accel::cuda {
 
@@ -113,6 +114,21 @@ __device__ __forceinline__ void stream(Index begin, Index end, Index step, const
   for (; i < end; i += step) {
     const std::int64_t offset = at(i);
     use(i, offset, load(offset));
+  }
+}
+
+// body(T()), of the elements' type T.
+template <class Body>
+void with_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f32:
+      return body(float());
+    case DType::f64:
+      return body(double());
+    case DType::bf16:
+      return body(__nv_bfloat16());
+    case DType::f16:
+      return body(__half());
   }
 }
 
