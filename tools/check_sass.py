@@ -31,7 +31,7 @@ KERNELS = {
     "shrink_fused_kernel<RmdaBody": (64, 3, 0),
     "shrink_strips_kernel<ProxBody": (64, 2, 0),
     "shrink_strips_kernel<RmdaBody": (64, 5, 0),
-    "shrink_strips_kernel<SgdBody": (64, 2, 8),
+    "shrink_strips_kernel<SgdBody": (64, 4, 0),
     "shrink_squares_kernel<ProxBody": (64, 2, 8),
     "shrink_squares_kernel<RmdaBody": (64, 3, 8),
     "shrink_finish_kernel<ProxBody": (64, 2, 8),
