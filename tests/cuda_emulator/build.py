@@ -1,7 +1,9 @@
 """Builds the CUDA backend for the CPU: kernels under the emulator, the ATen side on CPU tensors.
 
 ``load()`` returns a module with the functions of ``sparse_accel._C`` that runs every op through the CUDA kernels,
-and ``set_order("forward" | "reverse" | "random", seed)`` for the order in which emulated threads and blocks run.
+and ``set_order("forward" | "reverse" | "random", seed)`` for the order in which emulated threads and blocks run,
+``set_clusters(blocks)`` for a device with clusters of up to so many blocks (0, as at the start: without), and
+``launches()``, how many there have been.
 The emulator's errors (divergent barriers, deadlocks, bad launches) are RuntimeErrors.
 
 Needs a C++ compiler and torch; no CUDA toolkit, no GPU.
@@ -253,12 +255,14 @@ def _import(name: str, library: Path) -> ModuleType:
 
 @functools.cache
 def load() -> ModuleType:
-    """Build if anything changed, and import. Has what ``sparse_accel._C`` has, and ``set_order``."""
+    """Build if anything changed, and import. Has what ``sparse_accel._C`` has, ``set_order`` and ``set_clusters``."""
     with alone(BUILD, MODULE):
         library = build()
     module = _import(MODULE, library)
     emulator = _import("_emulator", library)
     module.set_order = emulator.set_order  # type: ignore[attr-defined]
+    module.launches = emulator.launches  # type: ignore[attr-defined]
+    module.set_clusters = emulator.set_clusters  # type: ignore[attr-defined]
     module.launch_broken_kernel = emulator.launch_broken_kernel  # type: ignore[attr-defined]
     return module
 

@@ -99,15 +99,17 @@ def test_planted_mistakes_are_all_there(programs: Programs) -> None:
     code, output = programs.outcome("bugs", "asan", order="forward")
     assert code == 0
     assert output.splitlines() == CASES
-    assert sum(not case.startswith("CONTROL") for case in CASES) == 29
+    assert sum(not case.startswith("CONTROL") for case in CASES) == 32
 
 
 def _barriers() -> list[tuple[str, int]]:
     """Every barrier and fence of the kernels, as (file, line)."""
     sites = []
-    for path in sorted([*build.CSRC.glob("cuda/*.cu"), *build.CSRC.glob("cuda/*.cuh")]):
+    paths = {*build.CSRC.glob("cuda/*.cu"), *build.CSRC.glob("cuda/*.cuh")}
+    paths.remove(build.CSRC / "cuda" / "launch.cuh")  # has the GPU's halves of what the emulator does in its own way
+    for path in sorted(paths):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if re.search(r"__(syncthreads|syncwarp|threadfence\w*)\(", line):
+            if re.search(r"(__syncthreads|__syncwarp|__threadfence\w*|cluster_sync|cluster_leave)\(", line):
                 sites.append((path.name, number))
     return sites
 
