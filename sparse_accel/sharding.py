@@ -16,11 +16,13 @@ __all__ = [
     "all_sums",
     "is_flat",
     "is_sharded",
+    "local_index",
     "local_part",
     "reshard",
     "shard_dims",
     "shard_groups",
     "sharded_as",
+    "sharding_ranks",
 ]
 
 
@@ -120,6 +122,45 @@ def shard_dims(param: Tensor) -> set[int]:
         return set()
     placements = param.placements  # type: ignore[attr-defined]
     return {one.dim % param.dim() for one in placements if not one.is_replicate() and not one.is_partial()}
+
+
+def sharding_ranks(tensor: Tensor) -> dict[tuple[int, ...], Any]:
+    """The process groups over which the parts of a tensor lie, by their ranks; none where it is not sharded.
+
+    Raises:
+        RuntimeError: it is a partial sum.
+    """
+    groups = shard_groups(tensor)
+    return {tuple(torch.distributed.get_process_group_ranks(group)): group for group in groups}
+
+
+def local_index(tensor: Tensor, dim: int) -> Tensor:
+    """The indices along a dimension that this process holds, int64; all of them where it is not sharded along it.
+
+    Raises:
+        RuntimeError: they are not those that the part here has.
+    """
+    index = torch.arange(tensor.shape[dim], device="cpu")
+    if is_sharded(tensor):
+        from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+        at: list[Any] = []
+        for one in tensor.placements:  # type: ignore[attr-defined]
+            if one.is_replicate() or one.dim % tensor.dim() != dim:
+                at.append(Replicate())
+            elif hasattr(one, "split_factor"):
+                at.append(type(one)(0, split_factor=one.split_factor))
+            else:
+                at.append(Shard(0))
+        mesh = tensor.device_mesh  # type: ignore[attr-defined]
+        index = distribute_tensor(index, mesh, at, src_data_rank=None).to_local().cpu()
+        here = local_part(tensor).shape[dim]
+        if index.numel() != here:
+            raise RuntimeError(
+                f"the parameter of shape {tuple(tensor.shape)} has {here} entries along dimension {dim} here, its "
+                f"placements {tensor.placements} say {index.numel()}"  # type: ignore[attr-defined]
+            )
+    return index
 
 
 def all_parts(values: Tensor, param: Tensor, apart: Collection[int]) -> Tensor:

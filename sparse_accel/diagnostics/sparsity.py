@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.groups import CoupledGroups, Grouping, group_layout, named_groupings
+from sparse_accel.groups.spread import any_sharded, nonzero_of
 from sparse_accel.report import Bars, Column, Contents, Fact, Note, Report, Table, percent, share, sizes
 from sparse_accel.sharding import all_sums, local_part, shard_dims, shard_groups
 from sparse_accel.wrappers import bare_model
@@ -174,20 +175,25 @@ def sparsity(
 
 
 def _coupled_sparsity(model: nn.Module, groups: CoupledGroups) -> SparsityReport:
-    named = dict(bare_model(model).named_parameters())
+    named: dict[str, Tensor] = dict(bare_model(model, sharded=True).named_parameters())
     layers, counted = [], set()
     for width in groups:
         missing = [str(member.parameter) for member in width.members if member.parameter not in named]
         if missing:
             raise ValueError(f"by: the model has no parameter {missing[0]!r}: find the groups of this model")
-        zero = int(width.zero_units(named).sum())
-        zeros = int(width.zeros(named))
+    nonzero = nonzero_of(groups, named) if any_sharded(named, groups) else None
+    for number, width in enumerate(groups):
+        if nonzero is None:
+            zero, zeros = int(width.zero_units(named).sum()), int(width.zeros(named))
+        else:
+            zero = int((nonzero[number] == 0).sum())
+            zeros = width.units * width.size - int(nonzero[number].sum())
         numel = width.units * width.size
         shape = (width.units, width.size)
         layers.append(TensorSparsity(width.name, shape, width.units, zero, numel, zero * width.size, zeros))
         counted |= {str(member.parameter) for member in width.members}
-    left = {name: item.numel() for name, item in named.items() if item.dim() >= 2 and name not in counted}
-    return SparsityReport("coupled", layers, left)
+    others = {name: item.numel() for name, item in named.items() if item.dim() >= 2 and name not in counted}
+    return SparsityReport("coupled", layers, others)
 
 
 def tensor_sparsity(name: str, weight: Tensor, grouping: Grouping) -> TensorSparsity:

@@ -194,11 +194,11 @@ class ProximalOptimizer(SwapsIterates):
             if param.grad is None if need_grad else "step" not in state or not param.requires_grad:
                 continue
             one = read_parameter(type(self).__name__, param, param.grad if need_grad else None, grouping)
-            if one.processes and not self._spans_processes:
+            if one.processes and (group["differentiable"] or not self._spans_processes):
                 raise RuntimeError(
                     f"{type(self).__name__} needs each group on one process, and the groups by "
                     f"{grouping and grouping.by!r} of the parameter of shape {tuple(param.shape)} lie across several: "
-                    "choose another by, or RMDA or ProxSGD"
+                    "choose another by, or another of the optimizers"
                 )
             shape = one.work.shape if param.is_complex() else param.shape
             for name in self._tensor_state:

@@ -101,6 +101,7 @@ class Batch:
     strengths: list[float] = dataclasses.field(default_factory=list)  # 0 where the penalty is not about the parameter
     sizes: list[int] = dataclasses.field(default_factory=list)  # elements of a whole group, where there are processes
     processes: tuple[Any, ...] = ()  # process groups over which the groups lie, none where each is on one process
+    joins: Any = None  # a groups.spread.Joins, where groups lie over several of the tensors
     lists: list[list[Tensor]] | None = None  # the state, where it is known to be there and in order
     fresh: bool = False  # lists are there, but of parameters that had no state
 
@@ -112,9 +113,14 @@ class Batch:
         """The parameters that may have no state yet, with their memory."""
         return () if self.lists is not None else zip(self.params, self.work, strict=True)
 
-    def cuts(self) -> tuple[list[GroupLayout], list[float], list[int], tuple[Any, ...]]:
-        """How the penalty cuts the tensors: layouts, strengths, sizes, processes."""
-        return self.layouts, self.strengths, self.sizes, self.processes
+    def cuts(self) -> tuple[list[GroupLayout], list[float], list[int], tuple[Any, ...], Any]:
+        """How the penalty cuts the tensors: layouts, strengths, sizes, processes, joins."""
+        return self.layouts, self.strengths, self.sizes, self.processes, self.joins
+
+    @property
+    def is_across(self) -> bool:
+        """Whether groups lie across its tensors, or across processes."""
+        return bool(self.processes) or self.joins is not None
 
     def add(self, param: Tensor, one: Reading, strength: float) -> None:
         """Take in a parameter."""

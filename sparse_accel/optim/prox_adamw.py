@@ -75,6 +75,7 @@ class ProxAdamW(ProximalOptimizer):
     }
     _op: ClassVar = "prox_adamw_step_"
     _in_metric: ClassVar = True
+    _spans_processes: ClassVar = True
     _tensor_state: ClassVar = ("exp_avg", "exp_avg_sq")
 
     def __init__(
@@ -130,7 +131,7 @@ class ProxAdamW(ProximalOptimizer):
         exp_avgs, exp_avg_sqs, steps = self._tensor_lists(batch)
         beta1, beta2 = group["betas"]
         prox_adamw(
-            AdamwTensors(batch.work, batch.grads, exp_avgs, exp_avg_sqs, steps, batch.layouts, batch.strengths),
+            AdamwTensors(batch.work, batch.grads, exp_avgs, exp_avg_sqs, steps, *batch.cuts()),
             AdamwNumbers(
                 group["lr"],
                 beta1,

@@ -81,7 +81,6 @@ class RAMDA(RMDA):
     """
 
     _group_defaults: ClassVar = {**RMDA._group_defaults, "eps": 1e-6, "eps_scale": 1.0}
-    _spans_processes: ClassVar = False
     _op: ClassVar = "ramda_step_"
     _in_metric: ClassVar = True
     _tensor_state: ClassVar = ("dual", "square", "anchor")
@@ -150,9 +149,7 @@ class RAMDA(RMDA):
         duals, squares, anchors, steps, alphas = self._tensor_lists(batch)
         if fresh and self._stands_still(group, steps):
             return
-        tensors = RamdaTensors(
-            batch.work, batch.grads, duals, squares, anchors, steps, alphas, batch.layouts, batch.strengths
-        )
+        tensors = RamdaTensors(batch.work, batch.grads, duals, squares, anchors, steps, alphas, *batch.cuts())
         prox = self._prox_name(group)
         numbers = RamdaNumbers(group["lr"], self._momentum(group), group["eps"], prox, group["maximize"])
         flags = {
@@ -165,7 +162,7 @@ class RAMDA(RMDA):
             ramda(tensors, numbers, **flags)
             return
         noise = rounding.Rounding(group)
-        for part in rounding.parts(duals, False):
+        for part in rounding.parts(duals, batch.is_across):
             ramda_rounded(tensors, numbers, part, noise, flags)
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
@@ -196,8 +193,7 @@ class RAMDA(RMDA):
                     anchors,
                     [step.clone() for step in steps],
                     [alpha.clone() for alpha in alphas],
-                    batch.layouts,
-                    batch.strengths,
+                    *batch.cuts(),
                 )
                 numbers = RamdaNumbers(0.0, 1.0, group["eps"], self._prox_name(group))
                 ramda(tensors, numbers, foreach=group["foreach"], fused=self._is_fused(group))

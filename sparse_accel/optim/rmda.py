@@ -213,7 +213,7 @@ class RMDA(ProximalOptimizer):
             rmda(tensors, numbers, **flags)
             return
         noise = rounding.Rounding(group)
-        for part in rounding.parts(points, bool(batch.processes)):
+        for part in rounding.parts(points, batch.is_across):
             rmda_rounded(tensors, numbers, part, noise, flags)
 
     def _before_prox(self, group: dict[str, Any], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:

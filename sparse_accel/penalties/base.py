@@ -197,7 +197,7 @@ class Penalty:
             if shard_groups(tensor, grouping.group_dims(tensor.dim())):
                 raise ValueError(
                     f"tensors: expected each group on one process, but those by {self.by!r} of a DTensor of shape "
-                    f"{tuple(tensor.shape)} lie across several (RMDA and ProxSGD take them)"
+                    f"{tuple(tensor.shape)} lie across several (the optimizers take them)"
                 )
             home = local_part(tensor.detach())
             work, layout = dense_view(home, grouping.of_part(shard_dims(tensor)))

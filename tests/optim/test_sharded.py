@@ -25,7 +25,7 @@ OPTIMIZERS: list[tuple[Any, dict[str, Any]]] = [
     (sa.RAMDA, {"lr": 0.1, "momentum": 0.4}),
     (sa.ProxAdamW, {"lr": 0.05}),
 ]
-WHOLE = (sa.RAMDA, sa.ProxAdamW)  # take groups that lie on one process each
+IN_METRIC = (sa.RAMDA, sa.ProxAdamW)
 PENALTIES = [
     sa.GroupLasso(0.05, by="input"),
     sa.GroupLasso(0.05, by="output"),
@@ -46,43 +46,33 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-APART = {"input": {1}, "output": {0}, "kernel": {0, 1}, "element": {0, 1, 2, 3}}  # dimensions that number groups
-
-
-def trajectories(mesh: Any, *dims: int | None) -> None:
+def trajectories(mesh: Any, *dims: int | None, few: bool = False) -> None:
     """Every optimizer, penalty and shape: parameters, proximal iterates and penalties of both ways are the same.
 
     Args:
         mesh: of processes.
         dims: for each of its dimensions the one of the parameters that is sharded along it; None: replicated.
+        few: RMDA and RAMDA under two penalties alone.
     """
-    sharded = {dim for number, dim in enumerate(dims) if dim is not None and mesh.size(number) > 1}
-    for (kind, options), penalty in itertools.product(OPTIMIZERS, PENALTIES):
+    cases = (OPTIMIZERS[::3], PENALTIES[:2]) if few else (OPTIMIZERS, PENALTIES)
+    for (kind, options), penalty in itertools.product(*cases):
         case = f"{kind.__name__} {options} {penalty} dims {dims}"
-        if kind in WHOLE and isinstance(penalty, sa.Sum):
+        if kind in IN_METRIC and isinstance(penalty, sa.Sum):
             continue  # groups in groups, in no metric
-        across = penalty is not None and not sharded <= APART[penalty.by]
         plain = [nn.Parameter(randn(shape, i)) for i, shape in enumerate(SHAPES)]
         placed = [[Replicate() if dim is None else Shard(min(dim, p.dim() - 1)) for dim in dims] for p in plain]
         parts = [nn.Parameter(distribute_tensor(p.detach(), mesh, at)) for p, at in zip(plain, placed, strict=True)]
         ones, twos = kind(plain, penalty=penalty, **options), kind(parts, penalty=penalty, **options)
-        for step in range(4):
+        for step in range(3):
             for i, (p, part) in enumerate(zip(plain, parts, strict=True)):
                 p.grad = randn(p.shape, 100 * step + i)
                 # As autograd may leave it: sharded like the parameter, or sharded otherwise.
                 at = placed[i] if step % 2 else [Replicate()] * len(dims)
                 part.grad = distribute_tensor(p.grad, mesh, at)
-            if across and kind in WHOLE:
-                with pytest.raises(RuntimeError, match="lie across several"):
-                    twos.step()
-                assert not twos.state
-                break
             ones.step()
             twos.step()
             for p, part in zip(plain, parts, strict=True):
                 torch.testing.assert_close(part.detach().full_tensor(), p.detach(), rtol=1e-12, atol=1e-13, msg=case)
-        if across and kind in WHOLE:
-            continue
         assert ones.penalty_value() == pytest.approx(twos.penalty_value(), abs=1e-10), case
         for p, part in zip(plain, parts, strict=True):
             for key, value in ones.state[p].items():
@@ -201,8 +191,6 @@ def in_one_process(folder: Path) -> None:
 def targets(mesh: Any) -> None:
     """The strength that is found for a share is that of one process, wherever the groups lie."""
     for kind, by, dim in itertools.product((sa.RMDA, sa.ProxSGD, sa.RAMDA), ("input", "output"), (0, 1)):
-        if kind is sa.RAMDA and APART[by] != {dim}:
-            continue
         plain = [nn.Parameter(randn(shape, i)) for i, shape in enumerate([(8, 12), (5, 7), (6, 4, 3, 3)])]
         parts = [nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(dim)])) for p in plain]
         opts = [kind(params, lr=0.1, penalty=sa.GroupLasso(target=0.5, by=by, ramp=5)) for params in (plain, parts)]
@@ -249,8 +237,112 @@ def masks_of_parts(mesh: Any, folder: str) -> None:
         assert torch.equal(whole_again["weight"], masks["weight"].full_tensor())
         sharded_again = sa.prune.Masks.load(f"{folder}/masks{dim}", parts)
         assert torch.equal(sharded_again["weight"].to_local(), masks["weight"].to_local())
-        with pytest.raises(ValueError, match="expected parameters that are not sharded, got DTensors"):
-            sa.RigL(parts, torch.optim.SGD(parts.parameters()), masks=masks, total_steps=10)
+
+
+def rigl_net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 4, 9), nn.ReLU(), nn.Linear(9, 1))
+
+
+def rigl_steps(model: nn.Module, opt: Any, steps: range) -> None:
+    for step in steps:
+        opt.zero_grad()
+        for half in (0, 1):  # gradients of two passes count together
+            model(randn((6, 1, 4, 4), 2 * step + half).float()).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        opt.step()
+
+
+def rigl_of_parts(mesh: Any, folder: str) -> None:
+    """FSDP2: the masks of one process, exchange by exchange, and the same bits after a checkpoint."""
+    from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, load, save
+    from torch.distributed.checkpoint import state_dict as dcp
+    from torch.distributed.fsdp import fully_shard
+
+    def of_parts(seed: int) -> tuple[nn.Module, Any, Any]:
+        model = rigl_net(seed)
+        fully_shard(model[3], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        # Seeds differ: that of the first process holds.
+        return model, opt, sa.RigL(model, opt, 0.6, total_steps=20, every=3, seed=7 + dist.get_rank())
+
+    plain = rigl_net()
+    one = torch.optim.AdamW(plain.parameters(), lr=1e-2)
+    rigl = sa.RigL(plain, one, 0.6, total_steps=20, every=3, seed=7, process_group=dist.new_group([dist.get_rank()]))
+    parts, two, sharded = of_parts(0)
+    for step in range(8):
+        rigl_steps(plain, one, range(step, step + 1))
+        rigl_steps(parts, two, range(step, step + 1))
+        for name, mask in rigl.masks.items():
+            assert torch.equal(sharded.masks[name].full_tensor(), mask), (step, name)
+            weight = parts.get_parameter(name).detach().full_tensor()
+            torch.testing.assert_close(weight, plain.get_parameter(name).detach(), rtol=1e-5, atol=1e-6)
+            assert not weight[~mask].any()
+    assert rigl.exchanged == sharded.exchanged > 0
+    assert sharded.densities == rigl.densities
+    assert sharded.sparsity == rigl.sparsity
+
+    other, three, again = of_parts(1)
+    states = [
+        {**dict(zip(("model", "optim"), dcp.get_state_dict(model, opt), strict=True)), "rigl": held}
+        for model, opt, held in ((parts, two, sharded), (other, three, again))
+    ]
+    save(states[0], storage_writer=FileSystemWriter(f"{folder}/rigl"))
+    load(states[1], storage_reader=FileSystemReader(f"{folder}/rigl"))
+    dcp.set_state_dict(other, three, model_state_dict=states[1]["model"], optim_state_dict=states[1]["optim"])
+    for model, opt in ((parts, two), (other, three)):
+        rigl_steps(model, opt, range(8, 14))
+    assert again.step_count == 14
+    assert again.exchanged == sharded.exchanged
+    for p, q in zip(parts.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p.detach().to_local(), q.detach().to_local())
+    whole_masks = {name: mask.full_tensor() for name, mask in sharded.masks.items()}
+    assert all(torch.equal(again.masks[name].full_tensor(), mask) for name, mask in whole_masks.items())
+    state = sharded.state_dict()
+    with pytest.raises(ValueError, match="expected shape"):
+        again.load_state_dict({**state, "masks": {**state["masks"], "0.weight": torch.ones(2, dtype=torch.bool)}})
+    rigl.load_state_dict({**state, "masks": whole_masks})  # and in a model that is not sharded
+    assert rigl.step_count == 14
+
+
+def choices_of_parts(mesh: Any) -> None:
+    """The largest of a tensor in parts are those of the whole, ties by place, float32 and float64."""
+    from sparse_accel.prune.unstructured.exchange.choice import largest_of
+
+    for shape, dtype, at in itertools.product(((7, 5), (1, 6), (4, 3, 2)), (torch.float32, torch.float64), (0, 1)):
+        scores = (randn(shape, 0).abs() * 2).round().to(dtype)  # many ties
+        scores.view(-1)[0] = 1e-42
+        among = randn(shape, 1) > -0.5
+        parts = distribute_tensor(scores, mesh, [Shard(at)])
+        own = distribute_tensor(among, mesh, [Shard(at)])
+        for count in range(int(among.sum()) + 1):
+            found = largest_of(parts.to_local(), own.to_local(), count, parts)
+            expected = distribute_tensor(largest_of(scores, among, count, scores), mesh, [Shard(at)])
+            assert torch.equal(found, expected.to_local()), (shape, dtype, at, count)
+
+
+def rigl_tensor_parallel(mesh: Any) -> None:
+    """Gradients that autograd accumulates into DTensors."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    parts = parallelize_module(copy.deepcopy(plain), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    rigls, group = [], dist.new_group([dist.get_rank()])
+    for model in (plain, parts):
+        opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        rigls.append(sa.RigL(model, opt, 0.5, total_steps=20, every=2, process_group=group))
+        for step in range(7):
+            opt.zero_grad()
+            for half in (0, 1):
+                model(randn((5, 6), 2 * step + half)).square().mean().backward()
+            opt.step()
+    assert rigls[0].exchanged == rigls[1].exchanged > 0
+    for name, mask in rigls[0].masks.items():
+        assert torch.equal(rigls[1].masks[name].full_tensor(), mask)
+    for p, q in zip(plain.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(whole(q.detach()), p.detach(), rtol=1e-11, atol=1e-12)
 
 
 def rigl_of_ranks() -> None:
@@ -337,7 +429,7 @@ def work(rank: int, folder: str) -> None:
     for dim in (0, 1):
         trajectories(mesh, dim)
     for shape in ((2, 1), (1, 2)):  # HSDP
-        trajectories(init_device_mesh("cpu", shape), None, 0)
+        trajectories(init_device_mesh("cpu", shape), None, 0, few=True)
     tensor_parallel(mesh)
     refusals(mesh)
     fully_sharded(mesh, folder)
@@ -345,6 +437,9 @@ def work(rank: int, folder: str) -> None:
     targets(mesh)
     masks_of_parts(mesh, folder)
     rigl_of_ranks()
+    rigl_of_parts(mesh, folder)
+    choices_of_parts(mesh)
+    rigl_tensor_parallel(mesh)
     dist.barrier()
     dist.destroy_process_group()
 

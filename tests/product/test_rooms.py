@@ -21,7 +21,7 @@ BELOW: dict[str, set[str]] = {
     "wrappers": {"mapped"},
     "progress": set(),
     "sharding": set(),
-    "groups": {"wrappers"},
+    "groups": {"wrappers", "sharding"},
     "channels": {"_modes", "wrappers"},
     "reference": set(),
     "native": {"_C"},

@@ -3,7 +3,8 @@
 The members of a width are brought together in one matrix, a row for each unit, and likewise their gradients and state.
 To the optimizer that matrix is a parameter with a group in each row: the step, its penalty and the proximal iterate are
 those of its own ops, with one threshold or one scalar root for all that belongs to a unit. Afterwards all goes back to
-where it lives. Entries that belong to no unit take the step as one more such parameter, without penalty.
+where it lives. Entries that belong to no unit take the step as one more such parameter, without penalty. Of sharded
+parameters nothing is brought together: :mod:`.spread`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sparse_accel.penalties import GroupL0, GroupLasso, penalty_from_plain
 from sparse_accel.sharding import is_flat, is_sharded
 
 from .matrices import Couplings, Matrix, there
+from .spread import join, takes_part
 
 _STAYS = ("anchor",)  # state that a step only reads
 
@@ -37,10 +39,10 @@ def check_coupling(group: dict[str, Any]) -> None:
     if group["differentiable"]:
         raise ValueError("coupled: expected differentiable=False")
     for param in group["params"]:
-        if is_sharded(param) or is_flat(param):
+        if is_flat(param):
             raise ValueError(
-                f"coupled: expected whole parameters, got a sharded one of shape {tuple(param.shape)}: couple the "
-                "groups of models that are not sharded (or in DistributedDataParallel), or take a penalty by='input'"
+                f"coupled: expected parameters of their own shape, got a flat one of shape {tuple(param.shape)} "
+                "(FSDP1, DeepSpeed ZeRO-3): shard by torch.distributed.fsdp.fully_shard"
             )
         if not param.is_floating_point():
             raise ValueError(f"coupled: expected real parameters, got {param.dtype} of shape {tuple(param.shape)}")
@@ -60,25 +62,21 @@ def couple(optimizer: Any, group: dict[str, Any], batches: Iterable[Batch], step
         RuntimeError: of a width some parameters take part and others do not; or they lie on several devices.
     """
     batches = list(batches)
-    here = {id(param) for batch in batches for param in batch.params}
+    if any(map(is_sharded, group["params"])):
+        return join(optimizer, group, batches, steps)
     names = group.get("param_names") or [f"that of shape {tuple(param.shape)}" for param in group["params"]]
     if len({param.device for param in group["params"]}) > 1:
         raise RuntimeError("coupled: expected the parameters of a group on one device, got several: couple the widths "
                            "of each device apart (coupled_groups(..., only=...))")  # fmt: skip
+    here = {id(param) for batch in batches for param in batch.params}
     found: list[Batch] = []
     for lot in optimizer._couplings.of(group):
         own = []
         for matrix in lot:
             numbers = [piece.number for piece in matrix.pieces]
-            absent = [number for number in numbers if id(group["params"][number]) not in here]
-            if absent and len(absent) < len(numbers):
-                why = "no gradient" if steps else "no step yet, or is frozen"
-                other = next(number for number in numbers if number not in absent)
-                raise RuntimeError(
-                    f"coupled: {matrix.name}: the parameter {names[absent[0]]} has {why}, but {names[other]} of the "
-                    "same groups takes part: they take steps together (freeze all of them or none)"
-                )
-            if not absent:
+            if takes_part(
+                matrix.name, [(names[number], id(group["params"][number]) in here) for number in numbers], steps
+            ):
                 own.append(matrix)
         if own:
             found.append(Coupled(optimizer, group, batches, own, steps))

@@ -17,6 +17,7 @@ from sparse_accel.penalties import penalty_from_plain
 from sparse_accel.sharding import all_parts, all_sums, is_sharded
 
 from .coupled import Packed
+from .spread import unit_norms
 from .target import CLOCK, COSTS, Critical, target_key, weight_of
 
 
@@ -58,6 +59,11 @@ def critical_strengths(optimizer: Any, group: dict[str, Any], at_zero: bool = Fa
             scales = [torch.ones((), device=work.device) for work in batch.work]
         else:
             points, scales = optimizer._before_prox(group, batch)
+        if batch.joins is not None:
+            for width, index, own, cost in unit_norms(batch, points, "l2", group.get(COSTS)):
+                strengths = own.to(scales[index]) / (scales[index] * width.size**0.5)
+                found.append(Critical(strengths, width.size, cost))
+            continue
         norms, sizes = _norms(group, batch, points)
         for index, cost, factor in _about(optimizer, group, batch):
             size, scale = sizes[index], scales[index]
@@ -85,6 +91,15 @@ def _norms(
     return norms, sizes
 
 
+def _tops(optimizer: Any, group: dict[str, Any], batch: Any) -> list[tuple[Tensor, int, float]]:
+    """The largest magnitudes of all groups, tensor by tensor or width by width, with their sizes and costs."""
+    if batch.joins is not None:
+        found = unit_norms(batch, batch.work, "amax", group.get(COSTS))
+        return [(own, width.size, cost) for width, _, own, cost in found]
+    scores, sizes = _norms(group, batch, batch.work, "amax")
+    return [(scores[index], sizes[index], cost) for index, cost, _ in _about(optimizer, group, batch)]
+
+
 def warn_of_missed_targets(optimizer: Any) -> None:
     """Warn of every target that the weights, as they are, miss by more than a point and two groups."""
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -96,11 +111,9 @@ def warn_of_missed_targets(optimizer: Any) -> None:
         zero = total = largest = 0.0
         for group in together:
             for batch in (one.copy() for one in optimizer._gather(group, need_grad=False)):
-                scores, sizes = _norms(group, batch, batch.work, "amax")
-                for index, cost, _ in _about(optimizer, group, batch):
-                    score = scores[index]
+                for score, size, cost in _tops(optimizer, group, batch):
                     if score.numel():
-                        each = weight_of(of, sizes[index], cost)
+                        each = weight_of(of, size, cost)
                         zero += each * int((score == 0).sum())
                         total += each * score.numel()
                         largest = max(largest, each)

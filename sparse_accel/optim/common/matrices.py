@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sparse_accel.groups.coupled import ENTRY, CoupledWidth, Member, check_coupled
+from sparse_accel.groups.spread import Spread
+from sparse_accel.sharding import local_part
 
 _AT_ONCE = 1 << 22  # elements that are brought together at once, if they are of several parameters
 
@@ -90,6 +92,7 @@ class Couplings:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, tuple[Any, ...], list[list[Matrix]]]] = {}
+        self._spread: dict[int, tuple[Any, tuple[Any, ...], Spread]] = {}
 
     def of(self, group: dict[str, Any]) -> list[list[Matrix]]:
         """The matrices of a parameter group, in lots; found anew where its entry, shapes or devices have changed."""
@@ -99,6 +102,17 @@ class Couplings:
         if known is None or known[0] is not group[ENTRY] or known[1] != facts:
             widths = check_coupled(group[ENTRY], params, group.get("param_names"))
             known = self._known[id(group)] = (group[ENTRY], facts, _lots(_matrices(widths, params)))
+        return known[2]
+
+    def spread(self, group: dict[str, Any]) -> Spread:
+        """Where the units of a parameter group with sharded parameters lie; found anew as in :meth:`of`."""
+        params = group["params"]
+        facts = tuple((p.shape, local_part(p).shape, p.device, getattr(p, "placements", None)) for p in params)
+        known = self._spread.get(id(group))
+        if known is None or known[0] is not group[ENTRY] or known[1] != facts:
+            widths = check_coupled(group[ENTRY], params, group.get("param_names"))
+            spread = Spread(widths, dict(enumerate(params)))
+            known = self._spread[id(group)] = (group[ENTRY], facts, spread)
         return known[2]
 
 

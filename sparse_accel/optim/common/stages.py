@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparse_accel import ops
 from sparse_accel.groups import Grouping, GroupLayout
-from sparse_accel.optim.steps.prox import metric_point, proximal_parts, proximal_point
+from sparse_accel.optim.steps.across import Parts
+from sparse_accel.optim.steps.prox import metric_parts, metric_point, proximal_parts, proximal_point
 from sparse_accel.penalties import Penalty, Stage, cached_layout
 from sparse_accel.sharding import shard_dims, shard_groups
 
@@ -89,20 +90,20 @@ def _shrink(
     taus: Sequence[Tensor],
     metrics: Sequence[Tensor] | None,
 ) -> None:
-    """One stage of thresholds; groups across processes take one all-reduce for each set of processes."""
+    """One stage of thresholds; groups across processes take one all-reduce (in a metric some) for each set."""
     prox = "hard" if cuts[0].stages[number].kind == "hard" else "soft"
-    together: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, GroupLayout, Tensor, int]]] = {}
+    together: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None, GroupLayout, Tensor, int]]] = {}
     for i in which:
         stage, x = cuts[i].stages[number], work[i]
         by = "element" if stage.kind == "weights" else stage.by
         layout, in_place = cuts[i].layout(x, by)
         dense = x if in_place else x.clone(memory_format=torch.contiguous_format)
+        metric = None if metrics is None else metrics[i] if in_place else metrics[i].contiguous()
         tau = taus[i] * stage.strength
         processes, size = cuts[i].across(by)
         if processes:
-            together.setdefault(processes, []).append((x, dense, layout, tau.to(x), size))
-        elif metrics is not None:
-            metric = metrics[i] if in_place else metrics[i].contiguous()
+            together.setdefault(processes, []).append((x, dense, metric, layout, tau.to(x), size))
+        elif metric is not None:
             x.copy_(metric_point(dense, metric, layout, tau.to(x), prox))
         elif x.is_cpu and tau.is_cpu:
             ops.prox_([dense], [layout], [float(tau)], prox=prox)
@@ -111,6 +112,11 @@ def _shrink(
         else:
             x.copy_(proximal_point(dense, layout, tau.to(x), prox))
     for processes, rows in together.items():
-        xs, dense_ones, layouts, thresholds, sizes = zip(*rows, strict=True)
-        for x, new in zip(xs, proximal_parts(dense_ones, layouts, thresholds, prox, sizes, processes), strict=True):
+        xs, dense_ones, own_metrics, layouts, thresholds, sizes = zip(*rows, strict=True)
+        across = Parts(sizes, processes)
+        if metrics is None:
+            found = proximal_parts(dense_ones, layouts, thresholds, prox, across)
+        else:
+            found = metric_parts(dense_ones, own_metrics, layouts, thresholds, prox, across)
+        for x, new in zip(xs, found, strict=True):
             x.copy_(new)

@@ -9,8 +9,10 @@ import torch
 from sparse_accel.groups.coupled import ENTRY
 from sparse_accel.optim._batch import grouping_of
 from sparse_accel.penalties import penalty_from_plain
+from sparse_accel.sharding import is_sharded
 
 from .coupled import coupled_value
+from .spread import spread_value
 
 
 @torch.no_grad()
@@ -22,6 +24,8 @@ def value_of(optimizer: Any, group: dict[str, Any]) -> float:
         group: of it.
     """
     if group[ENTRY] is not None:
+        if any(map(is_sharded, group["params"])):
+            return spread_value(group, optimizer._couplings.spread(group))
         return coupled_value(group, optimizer._couplings)
     total = 0.0
     penalty = penalty_from_plain(group["penalty"])

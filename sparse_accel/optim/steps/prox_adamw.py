@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 
+from .across import across_of
 from .choice import take_step
-from .prox import metric_point
+from .prox import metric_parts, metric_point
 
 __all__ = ["AdamwNumbers", "AdamwTensors", "prox_adamw"]
 
@@ -29,6 +31,9 @@ class AdamwTensors:
         steps: t before the step, ``[]`` float32 each.
         layouts: of the memory of ``params``.
         strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
+        sizes: elements of a whole group, where the groups lie across processes.
+        processes: the groups of processes across which they do. All of them take the step.
+        joins: instead, where groups lie over several tensors (:class:`sparse_accel.groups.spread.Joins`).
     """
 
     params: list[Tensor]
@@ -38,6 +43,9 @@ class AdamwTensors:
     steps: list[Tensor]
     layouts: Sequence[GroupLayout]
     strengths: Sequence[float]
+    sizes: Sequence[int] = ()
+    processes: Sequence[Any] = ()
+    joins: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +156,11 @@ def _multi_tensor_prox_adamw(tensors: AdamwTensors, numbers: AdamwNumbers) -> No
     torch._foreach_div_(moves, metrics)
     xs = list(torch._foreach_mul([param.to(dtype) for param in params], rests))
     torch._foreach_sub_(xs, moves)
-    for i, strength in enumerate(tensors.strengths):
+    thresholds = [rate * strength for rate, strength in zip(rates, tensors.strengths, strict=True)]
+    across = across_of(tensors)
+    if across is not None:
+        xs = metric_parts(xs, list(metrics), tensors.layouts, thresholds, numbers.prox, across)
+    for i, strength in enumerate(tensors.strengths if across is None else ()):
         if strength:
-            xs[i] = metric_point(xs[i], metrics[i], tensors.layouts[i], rates[i] * strength, numbers.prox)
+            xs[i] = metric_point(xs[i], metrics[i], tensors.layouts[i], thresholds[i], numbers.prox)
     torch._foreach_copy_(params, xs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 
+from .across import across_of
 from .choice import take_step
 from .prox import proximal_parts, proximal_point
 
@@ -31,6 +32,7 @@ class SgdTensors:
         strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
         sizes: elements of a whole group, where the groups lie across processes.
         processes: the groups of processes across which they do. All of them take the step.
+        joins: instead, where groups lie over several tensors (:class:`sparse_accel.groups.spread.Joins`).
     """
 
     params: list[Tensor]
@@ -41,6 +43,7 @@ class SgdTensors:
     strengths: Sequence[float]
     sizes: Sequence[int] = ()
     processes: Sequence[Any] = ()
+    joins: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +92,20 @@ def prox_sgd_step(
         >>> w, t
         (tensor([0.5000, 0.5000]), tensor(1.))
     """
-    across = bool(tensors.processes)
-    if across and (grad_scale is not None or found_inf is not None):
-        raise RuntimeError("grad_scale and found_inf: expected groups that lie on one process each")
     take_step(
         tensors,
         numbers,
         _native,
         _multi_tensor_sgd,
         _single_tensor_sgd,
-        foreach=foreach or across,
-        fused=False if across else fused,
+        foreach=foreach,
+        fused=fused,
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
 
 
-def _native(*, sizes: Sequence[int], processes: Sequence[Any], **arguments: Any) -> None:
+def _native(**arguments: Any) -> None:
     ops.prox_sgd_step_(**arguments)
 
 
@@ -130,10 +130,11 @@ def _multi_tensor_sgd(tensors: SgdTensors, numbers: SgdNumbers) -> None:
     else:
         torch._foreach_add_(xs, buffers, alpha=-lr)
     penalized = [i for i, strength in enumerate(strengths) if strength]
-    if tensors.processes:
+    across = across_of(tensors)
+    if across is not None:
         rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=dtype, device=params[0].device)
         thresholds = [rate * strength for strength in strengths]
-        shrunk = proximal_parts(xs, layouts, thresholds, numbers.prox, tensors.sizes, tensors.processes)
+        shrunk = proximal_parts(xs, layouts, thresholds, numbers.prox, across)
         torch._foreach_copy_(xs, shrunk)
     elif isinstance(lr, Tensor):
         for i in penalized:

@@ -12,8 +12,9 @@ from torch import Tensor
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 
+from .across import across_of
 from .choice import take_step
-from .prox import metric_point
+from .prox import metric_parts, metric_point
 
 __all__ = ["RamdaNumbers", "RamdaTensors", "ramda", "ramda_rounded"]
 
@@ -32,6 +33,9 @@ class RamdaTensors:
         alphas: ``[]`` float64 each.
         layouts: of the memory of ``params``.
         strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
+        sizes: elements of a whole group, where the groups lie across processes.
+        processes: the groups of processes across which they do. All of them take the step.
+        joins: instead, where groups lie over several tensors (:class:`sparse_accel.groups.spread.Joins`).
     """
 
     params: list[Tensor]
@@ -43,6 +47,9 @@ class RamdaTensors:
     alphas: list[Tensor]
     layouts: Sequence[GroupLayout]
     strengths: Sequence[float]
+    sizes: Sequence[int] = ()
+    processes: Sequence[Any] = ()
+    joins: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,17 +128,19 @@ def ramda_rounded(
         noise: a :class:`~sparse_accel.optim.common.rounding.Rounding`.
         flags: further arguments of :func:`ramda`.
     """
-    rows = {name: [values[i] for i in which] for name, values in vars(tensors).items()}
+    lists = {name: values for name, values in vars(tensors).items() if name not in ("processes", "joins") and values}
+    rows = {name: [values[i] for i in which] for name, values in lists.items()}
     wide = {name: [value.float() for value in rows[name]] for name in ("duals", "squares", "anchors")}
-    free = {**rows, **wide, "strengths": [0.0] * len(which)}
+    free: dict[str, Any] = {**rows, **wide, "strengths": [0.0] * len(which), "sizes": ()}
     free["params"] = [param.detach().clone() for param in rows["params"]]
     ramda(RamdaTensors(**free), dataclasses.replace(numbers, momentum=1.0), **flags)
     noise.store(rows["duals"], wide["duals"], which, 0)
     noise.store(rows["squares"], wide["squares"], which, 1)
-    after = {**rows, **wide, "grads": [torch.zeros_like(grad) for grad in rows["grads"]]}
+    after: dict[str, Any] = {**rows, **wide, "grads": [torch.zeros_like(grad) for grad in rows["grads"]]}
     for clock in ("steps", "alphas"):
         after[clock] = [value.clone() for value in rows[clock]]
-    ramda(RamdaTensors(**after), dataclasses.replace(numbers, lr=0.0), **flags)
+    where = {"processes": tensors.processes, "joins": tensors.joins}
+    ramda(RamdaTensors(**after, **where), dataclasses.replace(numbers, lr=0.0), **flags)
 
 
 def _advance(step: Tensor, alpha: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -175,9 +184,13 @@ def _multi_tensor_ramda(tensors: RamdaTensors, numbers: RamdaNumbers) -> None:
     metrics = torch._foreach_pow(squares, 1 / 3)
     torch._foreach_add_(metrics, numbers.eps)
     xs = list(torch._foreach_sub(tensors.anchors, torch._foreach_div(duals, metrics)))
-    for i, strength in enumerate(tensors.strengths):
+    thresholds = [alpha * strength for alpha, strength in zip(alphas, tensors.strengths, strict=True)]
+    across = across_of(tensors)
+    if across is not None:
+        xs = metric_parts(xs, list(metrics), tensors.layouts, thresholds, numbers.prox, across)
+    for i, strength in enumerate(tensors.strengths if across is None else ()):
         if strength:
-            xs[i] = metric_point(xs[i], metrics[i], tensors.layouts[i], alphas[i] * strength, numbers.prox)
+            xs[i] = metric_point(xs[i], metrics[i], tensors.layouts[i], thresholds[i], numbers.prox)
     if momentum != 1:
         torch._foreach_mul_(xs, momentum)
         torch._foreach_add_(xs, torch._foreach_mul([param.to(dtype) for param in params], 1 - momentum))

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_accel import ops
 from sparse_accel.groups import GroupLayout
 
+from .across import across_of
 from .choice import take_step
 from .prox import proximal_parts, proximal_point
 
@@ -33,6 +34,7 @@ class StepTensors:
         strengths: of the penalty, one number per tensor; 0 leaves a tensor unregularized.
         sizes: elements of a whole group, where the groups lie across processes.
         processes: the groups of processes across which they do. All of them take the step.
+        joins: instead, where groups lie over several tensors (:class:`sparse_accel.groups.spread.Joins`).
     """
 
     params: list[Tensor]
@@ -45,6 +47,7 @@ class StepTensors:
     strengths: Sequence[float]
     sizes: Sequence[int] = ()
     processes: Sequence[Any] = ()
+    joins: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +97,14 @@ def rmda(
         >>> w, t
         (tensor([0.5000, 0.5000]), tensor(1.))
     """
-    if tensors.processes and (grad_scale is not None or found_inf is not None):
-        raise RuntimeError("grad_scale and found_inf: expected groups that lie on one process each")
-    across = bool(tensors.processes)
     take_step(
         tensors,
         numbers,
         _native,
         _multi_tensor_rmda,
         _single_tensor_rmda,
-        foreach=foreach or across,
-        fused=False if across else fused,
+        foreach=foreach,
+        fused=fused,
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
@@ -125,9 +125,8 @@ def rmda_rounded(
         noise: a :class:`~sparse_accel.optim.common.rounding.Rounding`.
         flags: further arguments of :func:`rmda`.
     """
-    rows = {
-        name: [values[i] for i in which] for name, values in vars(tensors).items() if name != "processes" and values
-    }
+    lists = {name: values for name, values in vars(tensors).items() if name not in ("processes", "joins") and values}
+    rows = {name: [values[i] for i in which] for name, values in lists.items()}
     points, anchors = ([value.float() for value in rows[name]] for name in ("points", "anchors"))
     free: dict[str, Any] = {**rows, "points": points, "anchors": anchors, "strengths": [0.0] * len(which), "sizes": ()}
     free["params"] = [param.detach().clone() for param in rows["params"]]
@@ -137,10 +136,11 @@ def rmda_rounded(
     after["grads"] = [torch.zeros_like(grad) for grad in rows["grads"]]
     after["steps"] = [(step - 1).clamp_(min=0) for step in rows["steps"]]
     after["alphas"] = [alpha.clone() for alpha in rows["alphas"]]
-    rmda(StepTensors(**after, processes=tensors.processes), dataclasses.replace(numbers, lr=0.0), **flags)
+    where = {"processes": tensors.processes, "joins": tensors.joins}
+    rmda(StepTensors(**after, **where), dataclasses.replace(numbers, lr=0.0), **flags)
 
 
-def _native(*, sizes: Sequence[int], processes: Sequence[Any], **arguments: Any) -> None:
+def _native(**arguments: Any) -> None:
     ops.rmda_step_(**arguments)
 
 
@@ -176,8 +176,9 @@ def _multi_tensor_rmda(tensors: StepTensors, numbers: StepNumbers) -> None:
     torch._foreach_add_(points, anchors)
     torch._foreach_sub_(points, torch._foreach_mul([grad.to(dtype) for grad in tensors.grads], rates))
     thresholds = [ratio * strength for ratio, strength in zip(ratios, tensors.strengths, strict=True)]
-    if tensors.processes:
-        xs = proximal_parts(points, tensors.layouts, thresholds, numbers.prox, tensors.sizes, tensors.processes)
+    across = across_of(tensors)
+    if across is not None:
+        xs = proximal_parts(points, tensors.layouts, thresholds, numbers.prox, across)
     else:
         xs = list(points)
         for i, strength in enumerate(tensors.strengths):

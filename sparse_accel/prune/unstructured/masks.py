@@ -79,7 +79,7 @@ class Masks(Mapping[str, Tensor]):
                     f"got {mask.dtype} {tuple(mask.shape)}"
                 )
         self._parameters = {name: parameters[name] for name in masks}
-        self._masks = {name: _placed(mask, parameters[name]) for name, mask in masks.items()}
+        self._masks = {name: placed_mask(mask, parameters[name]) for name, mask in masks.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -262,7 +262,7 @@ def _count(mask: Tensor) -> int:
     return int(count)
 
 
-def _placed(mask: Tensor, parameter: Tensor) -> Tensor:
+def placed_mask(mask: Tensor, parameter: Tensor) -> Tensor:
     """A mask, sharded as its parameter; each process takes its part of a whole one."""
     if is_sharded(mask) or not is_sharded(parameter):
         return aligned("the mask", mask, parameter)

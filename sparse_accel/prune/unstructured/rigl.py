@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_accel._modes import outside_inference_mode
-from sparse_accel.groups.models import named_groupings
-from sparse_accel.ops import topk_threshold_
-from sparse_accel.sharding import is_sharded
+from sparse_accel.sharding import aligned, is_sharded, local_part, reshard, sharded_as
 from sparse_accel.wrappers import bare_model
 
-from .masks import MaskedOptimizer, Masks, pack, unpack
+from .exchange.choice import count_of, largest_of
+from .exchange.start import layer_densities, random_masks
+from .masks import MaskedOptimizer, Masks, pack, placed_mask, unpack
 
-__all__ = ["RigL"]
+__all__ = ["RigL", "layer_densities"]
 
 KEY = "sparse_accel.rigl"  # in the state_dict() of the optimizer
 _OPTIONS = ("sparsity", "total_steps", "every", "fraction", "end", "distribution")
@@ -49,6 +48,12 @@ class RigL(MaskedOptimizer):
     and the first masks are those of rank 0: all ranks make the same choice. Where one is not finite (the overflow of a
     GradScaler) the exchange is left out. The host waits for the device at exchanges alone.
 
+    Sharded parameters (DTensors: FSDP2, HSDP, tensor parallelism) have masks sharded as they are, and the choice is
+    that of one process with whole weights: bins of counts are summed over the processes, no weight or gradient is
+    gathered. Shard the model first. ``state_dict()`` then has the masks as DTensors; give this object itself to
+    ``torch.distributed.checkpoint``, beside model and optimizer (``{"rigl": rigl, ...}``), since its ``get_state_dict``
+    leaves out what an optimizer's state has besides its own.
+
     Args:
         model: trained by the optimizer; a wrapper counts as the module inside. Its weights that are removed are set to
             zero at once.
@@ -68,7 +73,7 @@ class RigL(MaskedOptimizer):
         process_group: of processes that train together; None: all, where ``torch.distributed`` is initialized.
 
     Raises:
-        ValueError: a number is out of its range, no weight is left to make sparse, or the parameters are flat, sharded
+        ValueError: a number is out of its range, no weight is left to make sparse, or the parameters are flat
             or not the optimizer's.
 
     Attributes:
@@ -115,11 +120,9 @@ class RigL(MaskedOptimizer):
             if not number or not 0 <= share <= 1 or (below and share == 1):
                 raise ValueError(f"{name}: expected a number in [0, 1{')' if below else ']'}, got {share!r}")
         if masks is None:
-            masks = Masks(bare_model(model), _start(model, sparsity, distribution, exclude, seed))
-        if any(map(is_sharded, masks._parameters.values())):
-            raise ValueError(
-                "model: expected parameters that are not sharded, got DTensors (Masks take them, as they are)"
-            )
+            sharded = any(map(is_sharded, model.parameters()))
+            seed = _of_first(seed, process_group) if sharded else seed
+            masks = Masks(bare_model(model, sharded=True), random_masks(model, sparsity, distribution, exclude, seed))
         self.masks, self.step_count, self.exchanged = masks, 0, 0
         self.options: dict[str, Any] = dict(
             zip(_OPTIONS, (sparsity, total_steps, every, fraction, end, distribution), strict=True)
@@ -127,9 +130,14 @@ class RigL(MaskedOptimizer):
         self._group = process_group
         self._loaded: Mapping[str, Any] | None = None  # on its way through load_state_dict() of the optimizer
         self._dense: dict[Tensor, Tensor] = {}  # gradients of removed weights too, in the steps that exchange
+        self._held: dict[Tensor, Tensor] = {}  # those of sharded parameters, as they were then
         self._broadcast()
         super().__init__(masks, optimizer)
         masks.apply_()
+        reshard(masks._parameters.values())
+        for parameter in filter(is_sharded, self._removed):
+            if parameter.requires_grad:  # FSDP2 makes gradients where no hook of autograd sees them, and calls these
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._after_accumulation))
         self._handles.append(self._inside.register_state_dict_post_hook(self._add_state))
         self._handles.append(self._inside.register_load_state_dict_pre_hook(self._take_state))
 
@@ -144,7 +152,7 @@ class RigL(MaskedOptimizer):
     @property
     def densities(self) -> dict[str, float]:
         """Share of the weights that is there, by parameter name."""
-        return {name: float(mask.sum()) / max(mask.numel(), 1) for name, mask in self.masks.items()}
+        return {name: count_of(local_part(mask), mask) / max(mask.numel(), 1) for name, mask in self.masks.items()}
 
     def _last(self) -> int:
         return int(self.options["end"] * self.options["total_steps"])
@@ -153,6 +161,8 @@ class RigL(MaskedOptimizer):
         return step % self.options["every"] == 0 and step < self._last()
 
     def _of_gradient(self, parameter: nn.Parameter) -> Any:
+        if is_sharded(parameter):
+            return lambda grad: grad  # see _after_accumulation
         masked = super()._of_gradient(parameter)
 
         def hook(grad: Tensor) -> Tensor:
@@ -166,38 +176,63 @@ class RigL(MaskedOptimizer):
         return hook
 
     @torch.no_grad()
+    def _after_accumulation(self, parameter: Tensor) -> None:
+        """Note the whole gradient of a sharded parameter, and clear what is of removed weights; those were cleared
+        before too, so that they have the part of this backward pass alone."""
+        if not self._handles or parameter.grad is None:
+            return
+        grad = aligned("the gradient", parameter.grad, parameter)
+        if grad is not parameter.grad:
+            parameter.grad = grad
+        here, known = local_part(grad), self._held.get(parameter)
+        removed = self._on(parameter, here)  # type: ignore[arg-type]
+        if self._is_due(self.step_count + 1):
+            dense = here.detach().clone()
+            if known is grad and parameter in self._dense:
+                dense += self._dense[parameter].masked_fill(~removed, 0)
+            self._dense[parameter], self._held[parameter] = dense, grad
+        here.masked_fill_(removed, 0)
+
+    @torch.no_grad()
     def _after_step(self) -> None:
         self._clear()
         self.step_count += 1
         if self._is_due(self.step_count):
             self._exchange()
         self._dense.clear()
+        self._held.clear()
 
     def _exchange(self) -> None:
         names = {parameter: name for name, parameter in self.masks._parameters.items()}
         together = _processes(self._group) > 1
-        chosen = [p for p in self._removed if p.requires_grad and (together or p in self._dense)]
-        scores = [self._dense.get(p, p.new_zeros(())).to(_wide(p)).expand_as(p).clone() for p in chosen]
-        for score in scores if together else ():  # every process, also those that did not use the weight
-            torch.distributed.all_reduce(score, group=self._group)
-        if not scores or not all(bool(score.isfinite().all()) for score in scores):
+        chosen = [p for p in self._removed if p.requires_grad and (together or is_sharded(p) or p in self._dense)]
+        scores = []
+        for p in chosen:
+            here = local_part(p.detach())
+            scores.append(self._dense.get(p, here.new_zeros(())).to(_wide(p)).expand_as(here).clone())
+            if together and not is_sharded(p):  # every process, also those that did not use the weight
+                torch.distributed.all_reduce(scores[-1], group=self._group)
+        wrong = [count_of(~score.isfinite(), p) for p, score in zip(chosen, scores, strict=True)]
+        if not scores or any(wrong):
             return
         share = self.options["fraction"] / 2 * (1 + math.cos(math.pi * self.step_count / self._last()))
         for parameter, score in zip(chosen, scores, strict=True):
             score.abs_()
-            if not score.any():  # no loss reaches it: nothing says what should come
+            if not count_of(score != 0, parameter):  # no loss reaches it: nothing says what should come
                 continue
-            removed = self._on(parameter, parameter)
-            there = removed.numel() - int(removed.sum())
-            count = min(int(share * there), removed.numel() - there)
-            stays = _largest(parameter.detach().abs().to(score), ~removed, there - count)
-            comes = _largest(score, ~stays, count)
-            self.exchanged += int((comes & removed).sum())
+            here = local_part(parameter.detach())
+            removed = self._on(parameter, here)
+            there = parameter.numel() - count_of(removed, parameter)
+            count = min(int(share * there), parameter.numel() - there)
+            stays = largest_of(here.abs().to(score), ~removed, there - count, parameter)
+            comes = largest_of(score, ~stays, count, parameter)
+            self.exchanged += count_of(comes & removed, parameter)
             self._set(names[parameter], parameter, stays | comes)
         self._clear()
 
     def _set(self, name: str, parameter: Tensor, mask: Tensor) -> None:
-        self.masks._masks[name] = mask.to(self.masks[name].device)
+        """Take over a mask of this process's part."""
+        self.masks._masks[name] = sharded_as(mask.to(self.masks[name].device), parameter)
         self._removed[parameter] = ~mask.to(parameter.device)  # type: ignore[index]
 
     def _broadcast(self) -> None:
@@ -205,17 +240,20 @@ class RigL(MaskedOptimizer):
             return
         first = torch.distributed.get_global_rank(self._group, 0) if self._group is not None else 0
         for name, parameter in self.masks._parameters.items():
+            if is_sharded(parameter):  # of one seed
+                continue
             mask = self.masks[name].to(parameter.device, torch.uint8)
             torch.distributed.broadcast(mask, first, group=self._group)
             self.masks._masks[name] = mask.bool()
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks (bits), clock and options, as tensors and plain values, as in the optimizer's ``state_dict()``."""
+        """Masks (bits; of sharded parameters DTensors), clock and options, as tensors and plain values, as in the
+        optimizer's ``state_dict()``."""
         return {
             "step_count": self.step_count,
             "exchanged": self.exchanged,
             "options": dict(self.options),
-            "masks": {name: pack(mask) for name, mask in self.masks.items()},
+            "masks": {name: mask.clone() if is_sharded(mask) else pack(mask) for name, mask in self.masks.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -226,7 +264,7 @@ class RigL(MaskedOptimizer):
         """
         masks = self._checked(state)
         for name, mask in masks.items():
-            self._set(name, self.masks._parameters[name], mask)
+            self._set(name, self.masks._parameters[name], local_part(mask))
         self.step_count, self.exchanged = int(state["step_count"]), int(state["exchanged"])
         self._dense.clear()
         self._clear()
@@ -238,7 +276,13 @@ class RigL(MaskedOptimizer):
         if set(state["masks"]) != set(self.masks):
             differ = sorted(set(state["masks"]) ^ set(self.masks))
             raise ValueError(f"masks: expected those of the saved run: {', '.join(differ)} are in one of the two alone")
-        return {name: unpack(bits.cpu(), list(self.masks[name].shape)) for name, bits in state["masks"].items()}
+        found = {}
+        for name, held in state["masks"].items():
+            whole = held if held.dtype == torch.bool else unpack(held.cpu(), list(self.masks[name].shape))
+            if whole.shape != self.masks[name].shape:
+                raise ValueError(f"masks: {name}: expected shape {tuple(self.masks[name].shape)}, got {whole.shape}")
+            found[name] = placed_mask(whole, self.masks._parameters[name])
+        return found
 
     def _after_load(self) -> None:
         if self._loaded is not None:
@@ -256,68 +300,14 @@ class RigL(MaskedOptimizer):
         return {key: value for key, value in state.items() if key != KEY}
 
 
-def _start(
-    model: nn.Module, sparsity: float, distribution: str, exclude: Sequence[str], seed: int
-) -> dict[str, Tensor]:
-    """Random masks with the number of weights that each layer keeps."""
-    if distribution not in ("erk", "uniform"):
-        raise ValueError(f"distribution: expected 'erk' or 'uniform', got {distribution!r}")
-    shapes = {
-        name: parameter.shape
-        for name, parameter, grouping in named_groupings(model, "element")
-        if grouping is not None
-        and parameter.numel()
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
-    }
-    if not shapes:
-        raise ValueError("model: expected weights of Linear or convolution layers that are not excluded, it has none")
-    generator = torch.Generator().manual_seed(seed)
-    masks = {}
-    for name, density in layer_densities(shapes, 1 - sparsity, distribution).items():
-        count = shapes[name].numel()
-        order = torch.randperm(count, generator=generator, device="cpu")
-        mask = torch.zeros(count, dtype=torch.bool, device="cpu")
-        mask[order[: round(density * count)]] = True
-        masks[name] = mask.view(shapes[name])
-    return masks
-
-
-def layer_densities(shapes: Mapping[str, Sequence[int]], density: float, distribution: str) -> dict[str, float]:
-    """The share of its weights that each layer keeps, so that all together keep ``density``.
-
-    ``"erk"``: in proportion to the sum of the dimensions over their product; a layer that would keep more than all is
-    dense, and the others keep less.
-
-    Args:
-        shapes: of the weights, by name.
-        density: in (0, 1].
-        distribution: ``"erk"`` or ``"uniform"``.
-
-    Example:
-        >>> found = layer_densities({"a": (100, 100), "b": (10, 10)}, 0.1, "erk")
-        >>> {name: round(share, 4) for name, share in found.items()}
-        {'a': 0.0918, 'b': 0.9182}
-    """
-    if distribution == "uniform":
-        return dict.fromkeys(shapes, density)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while True:
-        rest = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
-        open_ones = {name: raw[name] for name in shapes if name not in dense}
-        total = sum(raw[name] * sizes[name] for name in open_ones)
-        scale = rest / total if total else 0.0
-        over = {name for name, value in open_ones.items() if value * scale > 1}
-        if not over:
-            return {name: 1.0 if name in dense else raw[name] * scale for name in shapes}
-        dense |= over
-
-
-def _largest(values: Tensor, among: Tensor, count: int) -> Tensor:
-    """A mask of the ``count`` largest of the values where ``among`` is true; ties go to the lowest index."""
-    scores = torch.where(among, values, -1.0).contiguous()
-    return topk_threshold_(torch.ones_like(scores), scores, count) & among
+def _of_first(seed: int, group: Any) -> int:
+    """The seed that the first of the processes has."""
+    if _processes(group) < 2:
+        return seed
+    found = [seed]
+    first = torch.distributed.get_global_rank(group, 0) if group is not None else 0
+    torch.distributed.broadcast_object_list(found, first, group=group)
+    return found[0]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -43,6 +43,9 @@ def coupled_groups(
     the units that it reads: a reader of zeros is what makes a unit removable. So the groups never overlap, and the
     proximal step is exact.
 
+    Names stay where a model is sharded afterwards (``fully_shard``, ``parallelize_module``), and so do the groups: find
+    them first, on the whole model, and give them to ``param_groups`` of the sharded one.
+
     A unit that is zero throughout gets no gradient any more: where the weights themselves are zero (ProxSGD,
     ProxAdamW, momentum 1) it stays so. RMDA and RAMDA with a momentum below 1 train on weights that only decay.
 

@@ -314,7 +314,7 @@ def test_what_is_refused_changes_nothing() -> None:
     with pytest.raises(ValueError, match="SPPAM"):
         sa.SPPAM(sa.param_groups(model, sa.GroupLasso(0.1), coupled=groups))
     model[0].weight._fsdp_flattened = True
-    with pytest.raises(ValueError, match="expected whole parameters, got a sharded one"):
+    with pytest.raises(ValueError, match="expected parameters of their own shape, got a flat one"):
         sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.1), coupled=groups))
     other = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))
     with pytest.raises(ValueError, match=r"0\.weight of shape \(3, 5\): expected 1 of 3 entries for each of 4 units"):
