@@ -1,11 +1,12 @@
 #pragma once
-// How kernels are launched and declare shared memory: on the GPU here, on the CPU in tests/cuda_emulator.
-// Kernels that keep to launch_kernel, SHARED and DYNAMIC_SHARED run unchanged in both.
+// How kernels are launched, declare shared memory and work in clusters: on the GPU here, on the CPU in
+// tests/cuda_emulator. Kernels that keep to what is here run unchanged in both.
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 #include <utility>
 
@@ -31,6 +32,122 @@ bool allow_shared(Kernel kernel, std::size_t bytes) {
   const bool allowed = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), size, int(bytes)) == cudaSuccess;
   if (!allowed) (void)cudaGetLastError();  // dealt with
   return allowed;
+}
+
+// ---- clusters: blocks that run at the same time and read each other's shared memory (compute capability 9.0). Code
+// for older cards knows one kind of cluster, a block on its own.
+
+// The block's place in its cluster, and the cluster's blocks.
+__device__ __forceinline__ unsigned cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  return __clusterRelativeBlockRank();
+#else
+  return 0;
+#endif
+}
+__device__ __forceinline__ unsigned cluster_size() {
+#if __CUDA_ARCH__ >= 900
+  return __clusterSizeInBlocks();
+#else
+  return 1;
+#endif
+}
+// The barrier of all threads of all blocks, which orders what they write to shared memory.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();  // releases
+  __cluster_barrier_wait();    // acquires
+#else
+  __syncthreads();
+#endif
+}
+// The barrier before a block returns, whose shared memory others have read: orders nothing, and so waits for no store.
+__device__ __forceinline__ void cluster_leave() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive_relaxed();
+  __cluster_barrier_wait();
+#endif
+}
+// Where the block of that rank has what the calling one has at `own`: there from a cluster_sync() that the other block
+// has reached, and only until it returns.
+template <class T>
+__device__ __forceinline__ T* cluster_shared(T* own, [[maybe_unused]] unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  return static_cast<T*>(__cluster_map_shared_rank(own, rank));
+#else
+  return own;
+#endif
+}
+
+// launch_kernel in clusters of so many neighbouring blocks, of which the grid is a multiple.
+template <class... Params, class... Args>
+void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster, std::size_t shared,
+                    cudaStream_t stream, Args&&... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  (void)cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...);
+}
+
+// What the current device offers launches of a kernel in clusters: blocks in one (0: no clusters), and bytes of dynamic
+// shared memory in each of its blocks.
+struct ClusterLimits {
+  unsigned blocks;
+  std::size_t shared;
+};
+
+// Asks the driver: code that was compiled for an older card has no clusters on a newer one either.
+template <class Kernel>
+ClusterLimits find_cluster_limits(Kernel kernel, int device) {
+  constexpr unsigned kPortable = 8;  // what every such card has
+  int clusters = 0, most = 0, fitting = 0;
+  cudaFuncAttributes attributes{};
+  const bool known = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+                     cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess;
+  if (!known) (void)cudaGetLastError();  // dealt with
+  if (!known || !clusters || attributes.ptxVersion < 90 || most <= int(attributes.sharedSizeBytes)) return {0, 0};
+  const std::size_t shared = std::size_t(most) - attributes.sharedSizeBytes;
+  if (!allow_shared(kernel, shared)) return {0, 0};
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kPortable;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = kPortable;
+  config.blockDim = 256;
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const bool fits = cudaOccupancyMaxActiveClusters(&fitting, kernel, &config) == cudaSuccess && fitting > 0;
+  if (!fits) (void)cudaGetLastError();
+  return fits ? ClusterLimits{kPortable, shared} : ClusterLimits{0, 0};
+}
+
+// The same, asked once for each kernel and device.
+template <auto kKernel>
+ClusterLimits cluster_limits() {
+  constexpr int kDevices = 64;
+  constexpr std::size_t kKnown = std::size_t(1) << 32;
+  static std::atomic<std::size_t> found[kDevices];  // kKnown, blocks << 24, bytes
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return (void)cudaGetLastError(), ClusterLimits{0, 0};
+  if (device >= kDevices) return find_cluster_limits(kKernel, device);
+  std::size_t packed = found[device].load();
+  if (!packed) {
+    const ClusterLimits limits = find_cluster_limits(kKernel, device);
+    packed = kKnown | std::size_t(limits.blocks) << 24 | limits.shared;
+    found[device].store(packed);
+  }
+  return {unsigned(packed >> 24 & 0xff), packed & 0xffffff};
 }
 
 // One store of the word's width: the compiler may take a plain one of 16 or 8 bytes apart. It is an access to memory in

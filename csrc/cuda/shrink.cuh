@@ -20,7 +20,7 @@
 //
 // Groups of one element need no reduction. Groups that fit into shared memory are read once: each thread
 // keeps its part of x there between the two halves. Others take three launches: squared norms in parts,
-// the groups' factors, the second half.
+// the groups' factors, the second half; strided ones a single launch where blocks form clusters (cluster.cuh).
 #include "reduce.cuh"
 
 namespace sparse_accel::cuda {

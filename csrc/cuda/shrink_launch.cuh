@@ -2,6 +2,7 @@
 // Host side of shrink.cuh: sorts segments by how they are covered and launches the kernels.
 #include <vector>
 
+#include "cluster.cuh"
 #include "runtime.h"
 #include "shrink.cuh"
 
@@ -55,22 +56,46 @@ class Shrink {
     if (values) place_values(values);
     for (const Planned& planned : planned_) {
       const Work<Entry> work{planned.entry, planned.blocks};
-      (planned.kind == Kind::elements ? elements_ : planned.kind == Kind::fused ? fused_ : split_).push_back(work);
+      (planned.kind == Kind::elements ? elements_
+       : planned.kind == Kind::fused  ? fused_
+       : planned.kind == Kind::strips ? strips_[strips_of(planned.strips)].work
+                                      : split_)
+          .push_back(work);
     }
     launch_tables(shrink_elements_kernel<Body>, elements_, options_, 0, stream_);
     launch_tables(shrink_fused_kernel<Body>, fused_, options_, staging_, stream_);
+    for (const Strips& strips : strips_) {
+      launch_tables(shrink_strips_kernel<Body>, strips.work, options_, strips.shared, stream_, strips.blocks);
+    }
     launch_split();
     launch_tables(sum_values_kernel<double>, sums_, SumOptions{}, 0, stream_);
   }
 
  private:
-  enum class Kind { elements, fused, split };
+  enum class Kind { elements, fused, strips, split };
   struct Planned {
     Entry entry;
     Kind kind;
     int tensor;
     std::int64_t blocks, value_blocks;
+    StripPlan strips{};
   };
+  // What goes into one launch of strips.
+  struct Strips {
+    std::vector<Work<Entry>> work;
+    std::size_t shared = 0;
+    unsigned blocks = 1;  // of a cluster
+  };
+
+  // Blocks on their own, clusters of which four fit where one does, clusters that need all the shared memory: each in a
+  // launch of its own, so that none holds the others up.
+  std::size_t strips_of(const StripPlan& plan) {
+    const std::size_t kind = plan.blocks == 1 ? 0 : plan.shared <= kStagingBytes ? 1 : 2;
+    Strips& strips = strips_[kind];
+    strips.blocks = plan.blocks;
+    if (strips.shared < plan.shared) strips.shared = plan.shared;
+    return kind;
+  }
 
   void add(ShrinkItem<Body> item) {
     Planned planned{item.entry, Kind::split, item.tensor, 0, 0};
@@ -86,10 +111,14 @@ class Shrink {
     } else {
       target.cover = cover_groups(item.layout, kWidth<T>, item.aligned);
       const std::size_t staging = std::size_t(target.cover.teams()) * sizeof(A) * std::size_t(size);
+      planned.strips = plan_strips(target.cover, kWidth<T>, sizeof(A), cluster_limits<shrink_strips_kernel<Body>>());
       if (target.cover.kind == CoverKind::runs && staging <= kStagingBytes) {
         planned.kind = Kind::fused;
         planned.blocks = planned.value_blocks = ceil_div(target.cover.layout.groups, target.cover.teams());
         staging_ = staging > staging_ ? staging : staging_;
+      } else if (planned.strips.blocks) {
+        planned.kind = Kind::strips;
+        planned.blocks = planned.value_blocks = planned.strips.strips * planned.strips.blocks;
       } else {
         const GroupLayout partials = target.cover.partials();
         target.partials = allocate<A>(item.copies * partials.outer * partials.groups * partials.inner);
@@ -148,6 +177,7 @@ class Shrink {
   const cudaStream_t stream_;
   std::vector<Planned> planned_;
   std::vector<Work<Entry>> elements_, fused_, split_;
+  Strips strips_[3];
   std::vector<Work<SumEntry<double>>> sums_;
   std::size_t staging_ = 0;
 };

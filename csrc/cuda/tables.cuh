@@ -59,16 +59,19 @@ struct Work {
   std::int64_t blocks;
 };
 
-// Launches the kernel over all work, as many tables as it takes.
+// Launches the kernel over all work, as many tables as it takes. cluster: how many blocks make one (every work's blocks
+// are a multiple); 0: an ordinary launch.
 template <class Entry, class Options>
 void launch_tables(void (*kernel)(Table<Entry, Options>), const std::vector<Work<Entry>>& work, const Options& options,
-                   std::size_t shared, cudaStream_t stream) {
+                   std::size_t shared, cudaStream_t stream, unsigned cluster = 0) {
   constexpr std::int64_t kMaxBlocks = 0x7fffffff;
   static_assert(sizeof(Table<Entry, Options>) <= 4096, "kernel parameters end at 4 KB");
   Table<Entry, Options> table{};
   table.options = options;
   const auto flush = [&] {
-    if (table.count) launch_kernel(kernel, unsigned(table.first_block[table.count]), kThreads, shared, stream, table);
+    const auto blocks = unsigned(table.first_block[table.count]);
+    if (table.count && cluster) launch_cluster(kernel, blocks, kThreads, cluster, shared, stream, table);
+    if (table.count && !cluster) launch_kernel(kernel, blocks, kThreads, shared, stream, table);
     table.count = 0;
   };
   for (const Work<Entry>& item : work) {

@@ -1,6 +1,7 @@
 #pragma once
 // Element types, and packs of neighbouring elements that move in 16-byte accesses.
 #include <cstdint>
+#include <cstdlib>
 
 #include "../math.h"
 #include "launch.cuh"
@@ -117,18 +118,24 @@ __device__ __forceinline__ void stream(Index begin, Index end, Index step, const
   }
 }
 
-// body(T()), of the elements' type T.
+// body(T()), of the elements' type T. Programs that test instrumented kernels leave types out.
 template <class Body>
 void with_type(DType dtype, const Body& body) {
   switch (dtype) {
     case DType::f32:
       return body(float());
+#ifndef SPARSE_ACCEL_FLOAT_ALONE
     case DType::f64:
       return body(double());
     case DType::bf16:
       return body(__nv_bfloat16());
+#endif
+#if !defined(SPARSE_ACCEL_FLOAT_ALONE) && !defined(SPARSE_ACCEL_ONE_HALF)
     case DType::f16:
       return body(__half());
+#endif
+    default:
+      std::abort();
   }
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +72,18 @@ def weight_of(module: nn.Module, matrix: Tensor) -> Tensor:
         groups, inputs, outputs = module.groups, shape[0] // module.groups, shape[1]
         return matrix.reshape(groups, outputs, inputs, *shape[2:]).transpose(1, 2).reshape(shape)
     return matrix.reshape(shape[::-1]).T if is_conv1d_linear(module) else matrix.reshape(shape)
+
+
+def unit_columns(module: nn.Module, channels: Tensor) -> Tensor:
+    """Which columns, of all groups, input channels ``[units, per unit]`` own: ``[units, per unit * taps]``.
+
+    Example:
+        >>> import torch
+        >>> unit_columns(nn.Conv1d(4, 2, 2), torch.tensor([[0], [3]])).tolist()
+        [[0, 1], [6, 7]]
+    """
+    taps = math.prod(getattr(module, "kernel_size", (1,)))
+    return (channels[:, :, None] * taps + torch.arange(taps, device=channels.device)).flatten(1)
 
 
 def columns(module: nn.Module, x: Tensor, size: Sequence[int] | None = None) -> Tensor:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.data import Calibration, device_of, eval_mode
+from sparse_accel.calibration.data import Calibration, device_of, eval_mode, to_device
+from sparse_accel.calibration.shapes import ShapesAlone
 from sparse_accel.channels.call import run_model
 from sparse_accel.channels.containers import tensors_inside
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
+_PLAIN = (bool, int, float, str, type(None))
+_DICTS = (dict, OrderedDict)  # of hooks, mostly empty
 
 
 class Survey:
@@ -43,18 +47,47 @@ class Survey:
         }
 
 
-def survey(model: nn.Module, calibration: Calibration, begin: Callable[[Any], None] = lambda batch: None) -> Survey:
+def survey(
+    model: nn.Module,
+    calibration: Calibration,
+    begin: Callable[[Any], None] = lambda batch: None,
+    *,
+    shapes_of: nn.Module | None = None,
+) -> Survey:
     """Run a model over all of the data, whole.
 
     Args:
         model: in eval mode, without gradients.
         calibration: the data.
         begin: called with every batch before the model is.
+        shapes_of: a model that ``model`` is a copy of, :func:`~sparse_accel.calibration.shapes.without_values`: the
+            batches go to its device, and what is found is told of its modules.
 
     Raises:
         ValueError: the model fails on a batch.
     """
+    if shapes_of is not None:
+        with ShapesAlone():
+            return _renamed(_survey(model, calibration, begin, device_of(shapes_of)), model, shapes_of)
+    return _survey(model, calibration, begin, device_of(model))
+
+
+def _renamed(found: Survey, of: nn.Module, model: nn.Module) -> Survey:
+    """What was found of a copy, as that of the model."""
+    twins = dict(zip(of.modules(), model.modules(), strict=True))
     out = Survey()
+    out.least = {twins[module]: count for module, count in found.least.items()}
+    out.most = {twins[module]: count for module, count in found.most.items()}
+    out.first = {twins[module]: when for module, when in found.first.items()}
+    out.stateful = {twins[module] for module in found.stateful}
+    return out
+
+
+def _survey(
+    model: nn.Module, calibration: Calibration, begin: Callable[[Any], None], device: torch.device | None
+) -> Survey:
+    out = Survey()
+    own = device_of(model)
     clock = itertools.count()
     calls: dict[nn.Module, list[int]] = {}
 
@@ -65,11 +98,11 @@ def survey(model: nn.Module, calibration: Calibration, begin: Callable[[Any], No
     first = True
     try:
         with torch.no_grad(), eval_mode(model):
-            for batch in calibration.batches(device_of(model)):
+            for batch in calibration.batches(device):
                 calls.clear()
                 begin(batch)
                 before = _state(model) if first else {}
-                _run(model, batch)
+                _run(model, batch if own is None or own == device else to_device(batch, own))
                 for module in model.modules():
                     count = len(calls.get(module, ()))
                     out.least[module] = count if first else min(out.least[module], count)
@@ -91,7 +124,10 @@ def _state(model: nn.Module) -> dict[nn.Module, list[tuple[Tensor, int]]]:
         module: [
             (tensor, 0 if tensor.is_inference() else tensor._version)
             for key, item in vars(module).items()
-            for tensor in ([] if key in ("_parameters", "_modules") else tensors_inside(item))
+            if not (
+                key in ("_parameters", "_modules") or isinstance(item, _PLAIN) or (type(item) in _DICTS and not item)
+            )
+            for tensor in tensors_inside(item)
         ]
         for module in model.modules()
     }

@@ -33,23 +33,26 @@ class Slots:
     """
 
     def __init__(self) -> None:
-        self._parent: list[int] = [PINNED]
-        self._sums: list[int] | None = None  # the same without products; None while there has been no product
+        self._parent = np.array([PINNED])  # with room for more
+        self._sums: np.ndarray | None = None  # the same without products; None while there has been no product
+        self._count = 1
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return self._count
 
     def new(self, count: int) -> Tensor:
         """``count`` fresh slots, int64 ``[count]``."""
-        first = len(self._parent)
-        self._parent.extend(range(first, first + count))
-        if self._sums is not None:
-            self._sums.extend(range(first, first + count))
-        return torch.arange(first, first + count, device="cpu")
+        first, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            room = np.arange(len(self._parent), 2 * self._count)
+            self._parent = np.concatenate([self._parent, room])
+            if self._sums is not None:
+                self._sums = np.concatenate([self._sums, room])
+        return torch.arange(first, self._count, device="cpu")
 
     def find(self, slot: int) -> int:
         """The representative of the slot's class: its smallest member."""
-        return _find(self._parent, slot)
+        return int(_find(self._parent, np.array([slot]))[0])
 
     def unite(self, left: Tensor, right: Tensor, *, product: bool = False) -> None:
         """Tie ``left[i]`` to ``right[i]`` for every i (any shapes that broadcast).
@@ -60,26 +63,19 @@ class Slots:
             product: they meet as factors of a product, so that they stay apart in :meth:`sums`.
         """
         left, right = torch.broadcast_tensors(left, right)
-        pairs = torch.unique(torch.stack([left.reshape(-1), right.reshape(-1)]), dim=1).tolist()
+        pairs = np.unique(left.reshape(-1).numpy() * self._count + right.reshape(-1).numpy())
         if product and self._sums is None:
-            self._sums = list(self._parent)
+            self._sums = self._parent.copy()
         for parent in [self._parent] if product or self._sums is None else [self._parent, self._sums]:
-            for a, b in zip(*pairs, strict=True):
-                a, b = _find(parent, a), _find(parent, b)
-                if a != b:
-                    parent[max(a, b)] = min(a, b)
+            _unite(parent, *np.divmod(pairs, self._count))
 
     def pin(self, labels: Tensor) -> None:
         """Mark every slot in ``labels`` as one that must stay."""
-        for slot in torch.unique(labels).tolist():
-            root = self.find(slot)
-            if root != PINNED:
-                self._parent[root] = PINNED
+        self._parent[_find(self._parent, np.unique(labels.numpy()))] = PINNED
 
     def roots(self, labels: Tensor | None = None) -> np.ndarray:
         """The class of each slot in ``labels`` (of all slots without it), int64."""
-        slots = range(len(self._parent)) if labels is None else labels.reshape(-1).tolist()
-        return np.fromiter((self.find(slot) for slot in slots), dtype=np.int64, count=len(slots))
+        return _find(self._parent, np.arange(self._count) if labels is None else labels.reshape(-1).numpy())
 
     def sums(self, labels: Tensor | None = None) -> np.ndarray:
         """The sum of each slot in ``labels`` (of all slots without it), by its smallest member, int64.
@@ -93,17 +89,31 @@ class Slots:
             ([1, 1, 1], [1, 2, 1])
         """
         parent = self._parent if self._sums is None else self._sums
-        slots = range(len(parent)) if labels is None else labels.reshape(-1).tolist()
-        return np.fromiter((_find(parent, slot) for slot in slots), dtype=np.int64, count=len(slots))
+        return _find(parent, np.arange(self._count) if labels is None else labels.reshape(-1).numpy())
 
 
-def _find(parent: list[int], slot: int) -> int:
-    root = slot
-    while parent[root] != root:
-        root = parent[root]
-    while parent[slot] != root:
-        parent[slot], slot = root, parent[slot]
-    return root
+def _find(parent: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """The roots of some slots, whose paths are cut short."""
+    while True:
+        roots = parent[slots]
+        above = parent[roots]
+        if np.array_equal(above, roots):
+            return roots
+        parent[slots] = above
+
+
+def _unite(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Tie pairs of slots: the smaller of two roots is that of both."""
+    while True:
+        left, right = _find(parent, left), _find(parent, right)
+        apart = left != right
+        if not apart.any():
+            return
+        left, right = left[apart], right[apart]
+        low, high = np.minimum(left, right), np.maximum(left, right)
+        # A root that is to hang from several gets the smallest, which is written last; the next round ties the others.
+        order = np.argsort(-low, kind="stable")
+        parent[high[order]] = low[order]
 
 
 def shrink(core: Tensor) -> Tensor:

@@ -172,7 +172,36 @@ def remove_units(
     if optimizer is not None:
         optimizer = check_optimizer(optimizer, model)
     graph, examples = followed(model, Examples.of(example_inputs, methods, unvisited))
-    widths = widths_of(graph, model)
+    return remove_known(
+        model,
+        (graph, widths_of(graph, model), examples),
+        kept,
+        verify=verify,
+        tolerance=tolerance,
+        optimizer=optimizer,
+        configs=configs,
+    )
+
+
+def remove_known(
+    model: nn.Module,
+    analysis: tuple[ChannelGraph, Widths, Examples],
+    kept: Mapping[str, Any],
+    *,
+    verify: bool = True,
+    tolerance: float | None = None,
+    optimizer: Optimizer | None = None,
+    configs: bool = True,
+) -> RemovalResult:
+    """:func:`remove_units` of a model that has been analysed; its tensors may have got other values since, no others.
+
+    Args:
+        model: not wrapped.
+        analysis: its graph and inputs from :func:`followed`, and the graph's widths.
+        kept, verify, tolerance, configs: see there.
+        optimizer: checked.
+    """
+    graph, widths, examples = analysis
     chosen = {name: widths.named(name).check(units) for name, units in kept.items()}
     decision = _decision(graph, widths, chosen)
     plan = make_plan(decision, model)
@@ -207,6 +236,7 @@ def followed(model: nn.Module, examples: Examples) -> tuple[ChannelGraph, Exampl
     probe = copy_model(model).eval()
     with comparable(model):
         graph, _ = trace(probe, copy.deepcopy(examples))
+    graph.tensors = tensors_of(model)  # the same, without the copy's memory
     tie_for_removal(graph)
     for read in graph.reads:  # nothing is folded: what goes is zero for its readers
         read.foldable = torch.zeros_like(read.foldable)

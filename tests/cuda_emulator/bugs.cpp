@@ -58,6 +58,16 @@ int last_block(void (*kernel)(float*, unsigned*, float*)) {
   return run(kernel, 8, 64, 0, 1, out, device<float>(8), device<unsigned>(1, 0u), out);
 }
 
+// Two clusters of two blocks of 64 threads that write one result each.
+int clusters(void (*kernel)(float*)) {
+  emu::config.clusters = 2;
+  float* const out = device<float>(256);
+  launch_cluster(kernel, 4, 64, 2, 64 * sizeof(float), nullptr, out);
+  const int code = expect_ones(out, 256);
+  cudaFree(out);
+  return code;
+}
+
 struct Case {
   const char* name;
   int (*run)();
@@ -125,6 +135,10 @@ const Case cases[] = {
        float* const out = device<float>(8);
        return run(previous_block, 8, 32, 0, 8, out, out);
      }},
+    {"missing cluster_sync before another block's shared memory is read",
+     [] { return clusters(missing_cluster_sync); }},
+    {"shared memory of a block that may have returned", [] { return clusters(block_has_returned); }},
+    {"cluster_sync in some blocks of the cluster only", [] { return clusters(divergent_cluster); }},
     {"CONTROL mirrored read with barrier", [] { return block64(ok_mirrored); }},
     {"CONTROL loop with both barriers", [] { return block64(ok_loop); }},
     {"CONTROL __syncwarp with mixed masks", [] { return block64(ok_syncwarp); }},
@@ -132,6 +146,7 @@ const Case cases[] = {
     {"CONTROL shuffles and votes with masks", [] { return block64(ok_masks); }},
     {"CONTROL cooperative groups tile", [] { return block64(ok_cooperative); }},
     {"CONTROL shared atomic", [] { return block64(ok_shared_atomic); }},
+    {"CONTROL clusters that exchange shared memory", [] { return clusters(ok_cluster); }},
 };
 
 }  // namespace

@@ -87,4 +87,20 @@ __global__ void ok_shared_atomic(float* out) {
   out[threadIdx.x] = n == 64;
 }
 
+__global__ void ok_cluster(float* out) {
+  SHARED(float, s, [64]);
+  DYNAMIC_SHARED(float, buffer);
+  const unsigned rank = cluster_rank(), t = threadIdx.x;
+  float right = cluster_size() == 2 && rank == blockIdx.x % 2;
+  for (int k = 0; k < 3; ++k) {
+    s[t] = float(t + rank + k);
+    buffer[t] = -s[t];
+    cluster_sync();
+    right += cluster_shared(s, 1 - rank)[63 - t] == float(63 - t + 1 - rank + k);
+    right += cluster_shared(buffer + t, 1 - rank)[0] == -float(t + 1 - rank + k);
+    cluster_sync();
+  }
+  out[blockIdx.x * blockDim.x + t] = right == 7.f;
+}
+
 }  // namespace

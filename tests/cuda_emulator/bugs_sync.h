@@ -105,4 +105,30 @@ __global__ void shuffle_and_barrier(float* out) {
   out[threadIdx.x] = v;
 }
 
+// ---- clusters of two blocks
+
+__global__ void missing_cluster_sync(float* out) {
+  SHARED(float, s, [1]);
+  const unsigned rank = cluster_rank();
+  if (!threadIdx.x) s[0] = float(rank);
+  __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = *cluster_shared(s, 1 - rank) == float(1 - rank);
+  cluster_sync();
+}
+
+__global__ void block_has_returned(float* out) {  // no barrier after the last read
+  SHARED(float, s, [1]);
+  const unsigned rank = cluster_rank();
+  if (!threadIdx.x) s[0] = float(rank);
+  cluster_sync();
+  const float* const other = cluster_shared(s, 1 - rank);
+  __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = *other == float(1 - rank);
+}
+
+__global__ void divergent_cluster(float* out) {
+  if (cluster_rank() == 0) cluster_sync();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+}
+
 }  // namespace

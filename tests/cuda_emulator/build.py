@@ -1,7 +1,9 @@
 """Builds the CUDA backend for the CPU: kernels under the emulator, the ATen side on CPU tensors.
 
 ``load()`` returns a module with the functions of ``sparse_accel._C`` that runs every op through the CUDA kernels,
-and ``set_order("forward" | "reverse" | "random", seed)`` for the order in which emulated threads and blocks run.
+and ``set_order("forward" | "reverse" | "random", seed)`` for the order in which emulated threads and blocks run,
+``set_clusters(blocks)`` for a device with clusters of up to so many blocks (0, as at the start: without), and
+``launches()``, how many there have been.
 The emulator's errors (divergent barriers, deadlocks, bad launches) are RuntimeErrors.
 
 Needs a C++ compiler and torch; no CUDA toolkit, no GPU.
@@ -115,12 +117,13 @@ SANITIZERS = {
     # A null pointer crashes by itself, and checks of it are half of what there is to compile.
     "asan": [
         "-O0",
+        "-DSPARSE_ACCEL_ONE_HALF",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=undefined",
         "-fno-omit-frame-pointer",
         "-fno-sanitize=null,object-size,vptr,nonnull-attribute,returns-nonnull-attribute",
     ],
-    "tsan": ["-O1", "-fsanitize=thread"],
+    "tsan": ["-O1", "-DSPARSE_ACCEL_FLOAT_ALONE", "-fsanitize=thread"],
     "ucontext": ["-O1", "-DEMU_UCONTEXT"],  # the way fibers switch on processors other than x86-64
 }
 PROGRAM_FLAGS = ["-std=c++17", "-g1", *DEFINES, "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
@@ -144,10 +147,12 @@ def build_program(
 
 
 def run_program(
-    program: Path, *arguments: str, order: str = "forward", skip: str = ""
+    program: Path, *arguments: str, order: str = "forward", skip: str = "", stop: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a C++ test; `skip`: the "file:line" of a barrier to leave out."""
+    """Run a C++ test; `skip`: the "file:line" of a barrier to leave out; `stop`: at the first failure."""
     environment = os.environ | {"EMU_ORDER": order, "EMU_SKIP": skip, "ASAN_OPTIONS": "detect_leaks=0"}
+    if stop:
+        environment |= {"CHECK_STOP": "1", "TSAN_OPTIONS": "halt_on_error=1"}
     command = [str(program), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     if "unexpected memory mapping" in done.stderr:  # TSan of older compilers, where the kernel randomizes too much
@@ -194,7 +199,8 @@ def build_counter(csrc: Path = CSRC, folder: Path = BUILD / "counted") -> Path:
 def torch_units() -> dict[str, list[Path]]:
     """What stands between Python and launchers, and what that links to: translation units by name."""
     units = {name: paths for name, paths in _jit.units(with_cuda=True).items() if not name.endswith(".cu")}
-    return {**units, "order_bindings.cpp": [HERE / "order_bindings.cpp"]}
+    units["module.cpp"] += [HERE / "order_bindings.cpp"]  # most of both is pybind11
+    return units
 
 
 def build() -> Path:
@@ -249,12 +255,14 @@ def _import(name: str, library: Path) -> ModuleType:
 
 @functools.cache
 def load() -> ModuleType:
-    """Build if anything changed, and import. Has what ``sparse_accel._C`` has, and ``set_order``."""
+    """Build if anything changed, and import. Has what ``sparse_accel._C`` has, ``set_order`` and ``set_clusters``."""
     with alone(BUILD, MODULE):
         library = build()
     module = _import(MODULE, library)
     emulator = _import("_emulator", library)
     module.set_order = emulator.set_order  # type: ignore[attr-defined]
+    module.launches = emulator.launches  # type: ignore[attr-defined]
+    module.set_clusters = emulator.set_clusters  # type: ignore[attr-defined]
     module.launch_broken_kernel = emulator.launch_broken_kernel  # type: ignore[attr-defined]
     return module
 

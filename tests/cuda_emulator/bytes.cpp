@@ -1,6 +1,6 @@
 // What each op moves: for every argument "op dtype numbers..." a line "launches allocations read written", in bytes of
-// global memory. test_bytes.py has the cases and compares with the floor. The kernels are linked, instrumented
-// (emu_count.h).
+// global memory; from the argument "clusters" on, on a device that has them. test_bytes.py has the cases and compares
+// with the floor. The kernels are linked, instrumented (emu_count.h).
 #include <cstdio>
 #include <memory>
 #include <random>
@@ -188,6 +188,10 @@ bool run(const Case& c) {
 
 int main(int count, char** texts) {
   for (int i = 1; i < count; ++i) {
+    if (std::string(texts[i]) == "clusters") {
+      emu::config.clusters = 8;
+      continue;
+    }
     const Case c(texts[i]);
     emu::counter.start();
     rng.seed(7);  // a case counts the same on its own

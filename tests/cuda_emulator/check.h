@@ -22,6 +22,7 @@ using sparse_accel::cuda::Compute;
 using sparse_accel::cuda::DType;
 
 inline int failures = 0;
+inline const bool stops = std::getenv("CHECK_STOP") != nullptr;  // at the first failure
 
 #define CHECK(condition, ...)                                         \
   do {                                                                \
@@ -29,6 +30,7 @@ inline int failures = 0;
       std::printf("FAIL %s:%d %s  ", __FILE__, __LINE__, #condition); \
       std::printf(__VA_ARGS__);                                       \
       std::printf("\n");                                              \
+      if (check::stops) std::_Exit(1);                                \
     }                                                                 \
   } while (0)
 
@@ -149,11 +151,35 @@ inline std::vector<GroupLayout> layouts() {
   };
 }
 
-// Under ThreadSanitizer float alone: a race is one in any type, and what is seen there costs tenfold.
+// Strided groups that take strips (cluster.cuh) on a device with clusters: blocks on their own and clusters, the rows
+// not shared evenly, the last strip not full, strips of several runs, and what the strips leave to the plain kernels.
+inline std::vector<GroupLayout> strips() { return {{333, 40, 1}, {350, 8, 9}, {2, 72, 1}, {70, 16, 3}, {500, 5, 1}}; }
+
+// As on a device with clusters. (A GPU has them or not. Eight blocks of fibers are more than ThreadSanitizer should
+// keep.)
+template <class Body>
+void with_clusters(Body body) {
+#ifdef __CUDACC__
+  body();
+#else
+#ifdef EMU_RACES
+  emu::config.clusters = 2;
+#else
+  emu::config.clusters = 8;
+#endif
+  body();
+  emu::config.clusters = 0;
+#endif
+}
+
+// Under ThreadSanitizer float alone: a race is one in any type, and what is seen there costs tenfold. Under
+// AddressSanitizer one of the two types of 2 bytes. (csrc/cuda/vec.cuh knows these names, too.)
 template <class T>
 inline bool tested() {
-#ifdef __SANITIZE_THREAD__
+#if defined(SPARSE_ACCEL_FLOAT_ALONE)
   return std::is_same<T, float>::value;
+#elif defined(SPARSE_ACCEL_ONE_HALF)
+  return !std::is_same<T, __half>::value;
 #else
   return true;
 #endif

@@ -41,7 +41,7 @@ class Counter {
     }
     // Between two meetings a lane runs without interruption, so that its reads of one address follow each other.
     const unsigned lane = engine.lane();
-    Seen& seen = seen_[Key{std::uintptr_t(p), bytes, engine.rank() / 32, engine.meetings()}];
+    Seen& seen = seen_[Key{std::uintptr_t(p), bytes, engine.slot() / 32, engine.meetings()}];
     seen.own = seen.lane == lane ? seen.own + 1 : 1;
     seen.lane = lane;
     if (seen.own <= seen.counted) return;

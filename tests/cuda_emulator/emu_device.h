@@ -53,6 +53,19 @@ inline void __syncthreads(EMU_SITE) {
 inline int __syncthreads_count(int p, EMU_SITE) { return emu::engine.barrier_wait(p, emu::count_true, file, line); }
 inline int __syncthreads_and(int p, EMU_SITE) { return emu::engine.barrier_wait(p, emu::all_true, file, line); }
 inline int __syncthreads_or(int p, EMU_SITE) { return emu::engine.barrier_wait(p, emu::any_true, file, line); }
+// Of a cluster's blocks (launch.cuh).
+inline EMU_FN unsigned cluster_rank() { return emu::engine.block_rank(); }
+inline EMU_FN unsigned cluster_size() { return emu::engine.cluster_size(); }
+inline void cluster_sync(EMU_SITE) {
+  if (!emu::config.skips(file, line)) emu::engine.cluster_wait(file, line);
+}
+inline void cluster_leave(EMU_SITE) {
+  if (!emu::config.skips(file, line)) emu::engine.cluster_wait(file, line);
+}
+template <class T>
+T* cluster_shared(T* own, unsigned rank, EMU_SITE) {
+  return reinterpret_cast<T*>(emu::engine.map_shared(own, rank, file, line));
+}
 inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
   if (!emu::config.skips(file, line)) emu::engine.warp_wait(emu::syncwarp, 0, mask, 0, 0, file, line);
 }

@@ -11,12 +11,29 @@
 #include "emu_engine.h"
 
 template <class... Params, class... Args>
-void launch_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t, Args&&... args) {
+void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster, std::size_t shared,
+                    cudaStream_t, Args&&... args) {
   static_assert((std::is_trivially_copyable<Params>::value && ...), "kernel parameters are copied bytewise");
   static_assert((sizeof(Params) + ... + 0) <= 4096, "kernel parameters: keep within 4 KB");
   std::tuple<Params...> params(static_cast<Params>(std::forward<Args>(args))...);
   auto call = [&] { std::apply(kernel, params); };  // copies the parameters for each thread
-  emu::engine.run(grid, block, shared, [](void* self) { (*static_cast<decltype(call)*>(self))(); }, &call);
+  emu::engine.run(grid, block, cluster, shared, [](void* self) { (*static_cast<decltype(call)*>(self))(); }, &call);
+}
+
+template <class... Params, class... Args>
+void launch_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+                   Args&&... args) {
+  launch_cluster(kernel, grid, block, 1, shared, stream, std::forward<Args>(args)...);
+}
+
+// As the real one's answer (launch.cuh): the device is that of config.clusters, the kernel's own shared memory 16 KB.
+struct ClusterLimits {
+  unsigned blocks;
+  std::size_t shared;
+};
+template <auto kKernel>
+ClusterLimits cluster_limits() {
+  return {emu::config.clusters, 227 * 1024 - 16 * 1024};
 }
 
 template <class Kernel>

@@ -13,20 +13,32 @@ inline unsigned Engine::random(unsigned below) {
 
 inline Thread* Engine::next() {
   if (error_[0]) return &host_;
-  if (queue_size_ == 0) {
+  if (!choose_block()) {
     if (live_) report_deadlock();
     return &host_;
   }
-  unsigned& head = queue_[queue_head_ % kMaxThreads];
+  Block& block = blocks_[chosen_];
+  unsigned& head = block.queue[block.queue_head % kMaxThreads];
   if (config.order == Order::random) {
-    unsigned& other = queue_[(queue_head_ + random(queue_size_)) % kMaxThreads];
+    unsigned& other = block.queue[(block.queue_head + random(block.queue_size)) % kMaxThreads];
     const unsigned chosen = other;
     other = head;
     head = chosen;
   }
-  ++queue_head_;
-  --queue_size_;
-  return &threads_[head];
+  ++block.queue_head;
+  --block.queue_size;
+  return threads_of(block) + head;
+}
+
+// A block goes on as long as it can: the blocks of a cluster are never in step.
+inline bool Engine::choose_block() {
+  if (blocks_[chosen_].queue_size) return true;
+  const unsigned first = config.order == Order::random && cluster_ > 1 ? random(cluster_) : 0;
+  for (unsigned i = 0; i < cluster_; ++i) {
+    chosen_ = config.order == Order::reverse ? cluster_ - 1 - i : (first + i) % cluster_;
+    if (blocks_[chosen_].queue_size) return true;
+  }
+  return false;
 }
 
 inline void Engine::go(Thread* to, bool dying) {
@@ -34,6 +46,7 @@ inline void Engine::go(Thread* to, bool dying) {
   if (to == from) return;
   current_ = to;
   ::threadIdx = to->index;
+  if (to->block != from->block) ::blockIdx = blocks_[to->block].index;
   (void)dying;
   EMU_ASAN(__sanitizer_start_switch_fiber(dying ? nullptr : &from->asan_stack, to == &host_ ? host_stack_ : to->stack,
                                           to == &host_ ? host_stack_size_ : kStack));
@@ -58,12 +71,13 @@ inline void Engine::fail(const char* format, ...) {
 inline void Engine::report_deadlock() {  // groups the blocked threads by where they wait
   std::string text;
   char line[256];
-  std::vector<char> seen(threads_in_block_, 0);
-  for (unsigned i = 0; i < threads_in_block_; ++i) {
+  const unsigned all = threads_in_block_ * cluster_;
+  std::vector<char> seen(all, 0);
+  for (unsigned i = 0; i < all; ++i) {
     const Thread& t = threads_[i];
     if (seen[i]) continue;
     unsigned count = 0;
-    for (unsigned j = i; j < threads_in_block_; ++j) {
+    for (unsigned j = i; j < all; ++j) {
       const Thread& u = threads_[j];
       if (u.state != t.state || (t.state != done && (u.line != t.line || u.mask != t.mask))) continue;
       seen[j] = 1;
@@ -83,49 +97,87 @@ inline void Engine::report_deadlock() {  // groups the blocked threads by where 
 
 // ---- block barrier
 
-inline void Engine::release_barrier() {
-  if (waiting_ == 0 || waiting_ != live_) return;
-  if (live_ != threads_in_block_) {
-    return fail("DIVERGENT BARRIER: %u of %u threads reach __syncthreads at %s:%d, the other %u have returned", live_,
-                threads_in_block_, barrier_file_, barrier_line_, threads_in_block_ - live_);
+inline void Engine::release_barrier(Block& block) {
+  if (block.waiting == 0 || block.waiting != block.live) return;
+  if (block.live != threads_in_block_) {
+    return fail("DIVERGENT BARRIER: %u of %u threads reach __syncthreads at %s:%d, the other %u have returned",
+                block.live, threads_in_block_, block.barrier_file, block.barrier_line, threads_in_block_ - block.live);
   }
-  true_last_ = true_now_;
-  arrived_last_ = int(waiting_);
-  true_now_ = 0;
-  waiting_ = 0;
+  block.true_last = block.true_now;
+  block.arrived_last = int(block.waiting);
+  block.true_now = 0;
+  block.waiting = 0;
+  Thread* const threads = threads_of(block);
   for (unsigned i = 0; i < threads_in_block_; ++i) {
     const unsigned j = config.order == Order::reverse ? threads_in_block_ - 1 - i : i;
-    if (threads_[j].state != barrier) continue;
-    threads_[j].state = ready;
-    push(j);
+    if (threads[j].state != barrier) continue;
+    threads[j].state = ready;
+    push(block, j);
   }
 }
 
 inline int Engine::barrier_wait(bool predicate, Predicate wanted, const char* file, int line) {
   Thread& t = *current_;
-  if (waiting_ && (line != barrier_line_ || (file != barrier_file_ && std::strcmp(file, barrier_file_)))) {
-    fail("DIVERGENT BARRIER: reaches __syncthreads at %s:%d while %u thread(s) wait at %s:%d", file, line, waiting_,
-         barrier_file_, barrier_line_);
+  Block& block = block_of(t);
+  if (block.waiting &&
+      (line != block.barrier_line || (file != block.barrier_file && std::strcmp(file, block.barrier_file)))) {
+    fail("DIVERGENT BARRIER: reaches __syncthreads at %s:%d while %u thread(s) wait at %s:%d", file, line,
+         block.waiting, block.barrier_file, block.barrier_line);
   }
   t.state = barrier;
   ++t.meetings;
-  t.file = barrier_file_ = file;
-  t.line = barrier_line_ = line;
+  t.file = block.barrier_file = file;
+  t.line = block.barrier_line = line;
   t.mask = 0;
-  ++waiting_;
-  true_now_ += predicate;
-  EMU_TSAN(char* tag = &tags_[block_serial_ & 1].barrier[t.barriers++ & 1]; __tsan_release(tag));
-  release_barrier();
+  ++block.waiting;
+  block.true_now += predicate;
+  EMU_TSAN(char* tag = &tags(t.block).barrier[t.barriers++ & 1]; __tsan_release(tag));
+  release_barrier(block);
   go(next());
   EMU_TSAN(__tsan_acquire(tag));
-  if (wanted == count_true) return true_last_;
-  return wanted == all_true ? true_last_ == arrived_last_ : true_last_ != 0;
+  if (wanted == count_true) return block.true_last;
+  return wanted == all_true ? block.true_last == block.arrived_last : block.true_last != 0;
+}
+
+// ---- barrier of all blocks of the cluster
+
+inline void Engine::release_cluster() {
+  const unsigned all = threads_in_block_ * cluster_;
+  if (cluster_waiting_ == 0 || cluster_waiting_ != live_) return;
+  if (live_ != all) {
+    return fail("DIVERGENT CLUSTER BARRIER: %u of %u threads reach cluster_sync at %s:%d, the other %u have returned",
+                live_, all, cluster_file_, cluster_line_, all - live_);
+  }
+  cluster_waiting_ = 0;
+  for (unsigned i = 0; i < all; ++i) {
+    Thread& t = threads_[config.order == Order::reverse ? all - 1 - i : i];
+    t.state = ready;
+    push(block_of(t), t.linear);
+  }
+}
+
+inline void Engine::cluster_wait(const char* file, int line) {
+  Thread& t = *current_;
+  if (cluster_waiting_ && (line != cluster_line_ || (file != cluster_file_ && std::strcmp(file, cluster_file_)))) {
+    fail("DIVERGENT CLUSTER BARRIER: reaches cluster_sync at %s:%d while %u thread(s) wait at %s:%d", file, line,
+         cluster_waiting_, cluster_file_, cluster_line_);
+  }
+  t.state = cluster_barrier;
+  ++t.meetings;
+  t.file = cluster_file_ = file;
+  t.line = cluster_line_ = line;
+  t.mask = 0;
+  ++cluster_waiting_;
+  EMU_TSAN(char* tag = &tags(0).cluster[t.cluster_barriers++ & 1]; __tsan_release(tag));
+  release_cluster();
+  go(next());
+  EMU_TSAN(__tsan_acquire(tag));
 }
 
 // ---- warp operations: the last lane of the mask to arrive computes everyone's result
 
 inline void Engine::compute_warp(const Thread& last, unsigned mask) {
-  Thread* const lanes = threads_ + last.linear / 32 * 32;
+  Thread* const lanes = threads_of(block_of(last)) + last.linear / 32 * 32;
   std::int64_t all = last.state == reduce && last.reduction != reduce_add ? last.value : 0;
   for (unsigned i = 0; i < 32; ++i) {
     if (!(mask >> i & 1)) continue;
@@ -152,9 +204,10 @@ inline void Engine::compute_warp(const Thread& last, unsigned mask) {
 }
 
 inline void Engine::release_warp(Thread& last) {
-  const unsigned warp = last.linear / 32, mask = last.mask & warp_live_[warp];
-  if ((warp_waiting_[warp] & mask) != mask) return;
-  Thread* const lanes = threads_ + warp * 32;
+  Block& block = block_of(last);
+  const unsigned warp = last.linear / 32, mask = last.mask & block.warp_live[warp];
+  if ((block.warp_waiting[warp] & mask) != mask) return;
+  Thread* const lanes = threads_of(block) + warp * 32;
   for (unsigned i = 0; i < 32; ++i) {
     if (!(mask >> i & 1)) continue;
     const Thread& other = lanes[i];
@@ -165,10 +218,10 @@ inline void Engine::release_warp(Thread& last) {
   }
   compute_warp(last, mask);
   EMU_TSAN(if (last.state == syncwarp) {  // (shuffles and votes do not order memory)
-    Tags& tags = tags_[block_serial_ & 1];
-    char* const tag = &tags.warp[warp][warp_syncs_++ % 64];
+    Tags& own = tags(last.block);
+    char* const tag = &own.warp[warp][warp_syncs_++ % 64];
     for (unsigned i = 0; i < 32; ++i) {
-      if (mask >> i & 1) __tsan_acquire(&tags.lane[warp * 32 + i]), lanes[i].tag = tag;
+      if (mask >> i & 1) __tsan_acquire(&own.lane[warp * 32 + i]), lanes[i].tag = tag;
     }
     __tsan_release(tag);
   });
@@ -176,9 +229,9 @@ inline void Engine::release_warp(Thread& last) {
     const unsigned j = config.order == Order::reverse ? 31 - i : i;
     if (!(mask >> j & 1)) continue;
     lanes[j].state = ready;
-    push(warp * 32 + j);
+    push(block, warp * 32 + j);
   }
-  warp_waiting_[warp] &= ~mask;
+  block.warp_waiting[warp] &= ~mask;
 }
 
 inline std::int64_t Engine::warp_wait(State operation, int reduction, unsigned mask, std::int64_t value,
@@ -195,8 +248,8 @@ inline std::int64_t Engine::warp_wait(State operation, int reduction, unsigned m
   t.source = source;
   t.file = file;
   t.line = line;
-  EMU_TSAN(if (operation == syncwarp) __tsan_release(&tags_[block_serial_ & 1].lane[t.linear]));
-  warp_waiting_[t.linear / 32] |= 1u << (t.linear & 31);
+  EMU_TSAN(if (operation == syncwarp) __tsan_release(&tags(t.block).lane[t.linear]));
+  block_of(t).warp_waiting[t.linear / 32] |= 1u << (t.linear & 31);
   release_warp(t);
   go(next());
   EMU_TSAN(if (operation == syncwarp) __tsan_acquire(t.tag));

@@ -16,6 +16,13 @@ void set_order(const std::string& order, std::uint64_t seed) {
   }
 }
 
+void set_clusters(unsigned blocks) {
+  if (blocks > emu::kMaxCluster) {
+    throw py::value_error("blocks: expected 0 (no clusters) to 8, got " + std::to_string(blocks));
+  }
+  emu::config.clusters = blocks;
+}
+
 __global__ void broken_kernel() {
   if (threadIdx.x == 0) __syncthreads();
 }
@@ -27,5 +34,7 @@ void launch_broken_kernel() { launch_kernel(broken_kernel, 1, 32, 0, nullptr); }
 
 PYBIND11_MODULE(_emulator, m) {
   m.def("set_order", &set_order, py::arg("order"), py::arg("seed") = 1);
+  m.def("launches", [] { return emu::engine.launches(); });
+  m.def("set_clusters", &set_clusters, py::arg("blocks"));
   m.def("launch_broken_kernel", &launch_broken_kernel);
 }

@@ -118,14 +118,34 @@ TABLE = [
 ]
 
 
+# On a device with clusters: strided groups in one pass, of rows that are whole packs in every dtype
+STRIPS, KERNEL_STRIPS = (700, 104, 1, 1), (60, 64, 9, 1)
+CLUSTERS = [
+    ("rmda", "f32 f64 bf16 f16", STRIPS, 2, 1.01),
+    ("rmda", "f32 bf16", KERNEL_STRIPS, 2, 1.01),
+    ("rmda", "f32", COPIES, 2, 1.02),
+    ("sgd", "f32 bf16", STRIPS, 2, 1.01),
+    ("prox", "f32 f64 bf16 f16", STRIPS, 1, 1.00),
+    ("prox", "f32", KERNEL_STRIPS, 1, 1.00),
+    ("prox", "f32", COPIES, 1, 1.00),
+    ("prox", "f32", ROWS, 1, 1.00),
+    ("prox_value", "f32", STRIPS, 2, 1.01),
+    ("rmda", "bf16", COLUMNS, 4, 1.27),  # 100 columns are 12.5 packs: the plain kernels
+]
+
+
 def name(case: tuple[str, str, tuple[int, ...]]) -> str:
     op, dtype, numbers = case
     return " ".join([op, dtype, *map(str, numbers)])
 
 
 def test_bytes_and_launches() -> None:
-    cases = [(op, dtype, numbers, *allowed) for op, dtypes, numbers, *allowed in TABLE for dtype in dtypes.split()]
-    arguments = [name(case[:3]) for case in cases]
+    cases, arguments = [], []
+    for table in (TABLE, CLUSTERS):
+        arguments += ["clusters"] * (table is CLUSTERS)
+        own = [(op, dtype, numbers, *allowed) for op, dtypes, numbers, *allowed in table for dtype in dtypes.split()]
+        cases += own
+        arguments += [name(case[:3]) for case in own]
     done = subprocess.run([build.build_counter(), *arguments], capture_output=True, text=True, timeout=500, check=True)
     wrong = []
     for (op, dtype, numbers, launches, most), line in zip(cases, done.stdout.splitlines(), strict=True):

@@ -101,5 +101,10 @@ int main() {
     test<float>(std::vector<GroupLayout>(75, {3, 7, 1}), Prox::soft, 0.5, 0, true);  // more than one table
     test_blocks(false);
     test_blocks(true);
+    with_clusters([] {
+      test<float>(strips(), Prox::soft, 0.9, 0, true);
+      test<double>(strips(), Prox::hard, 0.5, 0, true);
+      test<__nv_bfloat16>({{350, 8, 9}, {333, 40, 1}}, Prox::soft, 0.8, 0, true);
+    });
   });
 }

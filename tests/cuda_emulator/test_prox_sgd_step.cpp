@@ -143,5 +143,6 @@ int main() {
     host.prox = Prox::hard;
     test<double>(few, host);
     test<float>(std::vector<GroupLayout>(150, {3, 7, 1}), {});  // more than one table, of clocks too
+    with_clusters([] { test<float>(strips(), {}); });
   });
 }

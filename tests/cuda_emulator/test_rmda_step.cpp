@@ -167,5 +167,11 @@ int main() {
     host.prox = Prox::hard;
     test<double>(few, host);
     test<float>(std::vector<GroupLayout>(150, {3, 7, 1}), {});  // more than one table, of clocks too
+    with_clusters([&] {
+      test<float>(strips(), {});
+      test<__half>({{333, 40, 1}, {70, 16, 3}}, {});
+      test<float>({{9, 64, 1}, {322, 8, 1}}, copies);
+      test<float>({{333, 8, 1}}, amp);  // left out
+    });
   });
 }

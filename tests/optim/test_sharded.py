@@ -63,7 +63,7 @@ def trajectories(mesh: Any, *dims: int | None, few: bool = False) -> None:
         placed = [[Replicate() if dim is None else Shard(min(dim, p.dim() - 1)) for dim in dims] for p in plain]
         parts = [nn.Parameter(distribute_tensor(p.detach(), mesh, at)) for p, at in zip(plain, placed, strict=True)]
         ones, twos = kind(plain, penalty=penalty, **options), kind(parts, penalty=penalty, **options)
-        for step in range(4):
+        for step in range(3):
             for i, (p, part) in enumerate(zip(plain, parts, strict=True)):
                 p.grad = randn(p.shape, 100 * step + i)
                 # As autograd may leave it: sharded like the parameter, or sharded otherwise.

@@ -91,17 +91,24 @@ def choose(
         generator: for ``"random"``.
     """
     if method in ("magnitude", "random"):
-        units = len(layers[0].columns)
-        if method == "random":
-            score = torch.rand(units, generator=generator, dtype=torch.float64, device="cpu")
-        else:
-            score = sum(weight.detach().double().flatten(1).square().sum(1).cpu() for weight in producers)  # type: ignore[assignment]
-        return largest(score, keep, sets).to(layers[0].columns.device)
+        kept = choose_blindly(method, producers, len(layers[0].columns), keep, sets=sets, generator=generator)
+        return kept.to(layers[0].columns.device)
     gram, cross, weight, block, rest = joint_problem(layers, ridge)
     if method == "gram_obs":
         return gram_obs_kept(gram, cross, weight, block=block, keep=keep, ridge=rest, balance=sets)
     solver = {"gram_cosamp": gram_cosamp, "energy": energy_select}[method]
     return solver(gram, cross, weight, block=block, keep=keep, ridge=rest, balance=sets).kept
+
+
+def choose_blindly(
+    method: str, producers: Sequence[Tensor], units: int, keep: int, *, sets: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """:func:`choose` by ``"magnitude"`` or at ``"random"``, which need no consumers; on the CPU."""
+    if method == "random":
+        score = torch.rand(units, generator=generator, dtype=torch.float64, device="cpu")
+    else:
+        score = sum(weight.detach().double().flatten(1).square().sum(1).cpu() for weight in producers)  # type: ignore[assignment]
+    return largest(score, keep, sets)
 
 
 def unit_sets(width: Width) -> Tensor | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.columns import column_chunks, column_count, is_convolution, weight_matrix, weight_of
+from sparse_accel.calibration.columns import (
+    column_chunks,
+    column_count,
+    is_convolution,
+    unit_columns,
+    weight_matrix,
+    weight_of,
+)
 from sparse_accel.calibration.data import all_reduce_
 from sparse_accel.calibration.moments import Gram
 from sparse_accel.calibration.powers import power_of, times_power
@@ -34,6 +40,11 @@ class Settings:
     cache_bytes: int
     seed: int
 
+    @property
+    def measures(self) -> bool:
+        """Whether units are chosen, or their readers refit, by statistics of the data."""
+        return self.refit is not None or self.method not in ("magnitude", "random")
+
     def may_create_bias(self, model: nn.Module, module: str) -> bool:
         """Whether a layer without a bias may get one: by default not where a configuration rebuilds the model."""
         return owner_of(model, module) is None if self.new_bias is None else self.new_bias
@@ -42,10 +53,9 @@ class Settings:
         """The refit target of a consumer."""
         if site.routed:  # the dense model's results are those of other samples
             return "local"
-        if self.refit == "skip":
-            return "skip" if site.residual else "dense"
         if self.refit != "auto":
-            return "dense" if self.refit == "dense" else "local"
+            known = {"skip": "skip" if site.residual else "dense", "dense": "dense"}
+            return known.get(self.refit or "", "local")
         if site.residual:
             return "skip" if is_convolution(module) else "local"
         return "dense" if is_convolution(module) or site.relu or site.output else "local"
@@ -104,9 +114,7 @@ class Layer:
         else:
             self.shift = raw.new_zeros(self.outputs) if bias is None else bias.detach().double()
             self.weight = raw
-        taps = math.prod(getattr(self.module, "kernel_size", (1,)))
-        channels = consumer.channels.to(raw.device)
-        self.columns = (channels[:, :, None] * taps + torch.arange(taps, device=raw.device)).flatten(1)
+        self.columns = unit_columns(self.module, consumer.channels.to(raw.device))
         free = torch.ones(self.groups * self.features, dtype=torch.bool, device=raw.device)
         free[self.columns.flatten()] = False
         if gone is not None:
@@ -129,8 +137,7 @@ class Layer:
 
     def start(self) -> None:
         """Empty moments."""
-        device = self.weight.device
-        rows = 0 if self.target == "local" else self._rows
+        device, rows = self.weight.device, 0 if self.target == "local" else self._rows
         self.gram = Gram(self.groups, self.features, rows, centred=self.has_bias, device=device)
         self._square = torch.zeros(self.groups, self._rows, dtype=torch.float64, device=device)
 
@@ -165,9 +172,7 @@ class Layer:
                 yield columns, self._as_rows(wanted, part, columns), self._as_rows(short, part, columns)
 
     def _as_rows(self, tensor: Tensor | None, part: slice, like: Tensor) -> Tensor | None:
-        if tensor is None:
-            return None
-        return tensor[part].to(like).transpose(0, 1).reshape(self.groups, self._rows, -1)
+        return None if tensor is None else tensor[part].to(like).transpose(0, 1).reshape(self.groups, self._rows, -1)
 
     def add(self, columns: Tensor, wanted: Tensor | None, short: Tensor | None) -> None:
         """Add a piece to the moments."""
@@ -216,9 +221,12 @@ class Layer:
 
     def masked(self, kept: Tensor) -> Tensor:
         """The weights, zero where units are removed."""
+        return self.weight * self._mask(kept)
+
+    def _mask(self, kept: Tensor) -> Tensor:
         mask = torch.zeros(self.groups * self.features, dtype=torch.float64, device=self.weight.device)
         mask[self.kept_columns(kept)] = 1
-        return self.weight * mask.reshape(self.groups, 1, self.features)
+        return mask.reshape(self.groups, 1, self.features)
 
     def fit(self, kept: Tensor, ridge: float, cross: Tensor | None = None) -> Tensor:
         """The least-squares weights on the units kept."""
@@ -261,12 +269,10 @@ class Layer:
         Raises:
             ValueError: there is no bias to hold the shift.
         """
-        mask = torch.zeros(self.groups * self.features, dtype=torch.float64, device=self.weight.device)
-        mask[self.kept_columns(kept)] = 1
         with torch.no_grad():
             if shift is not None:
                 self._shift_by(shift - self.shift)
-            self._store(self._raw_weight() * mask.reshape(self.groups, 1, self.features))
+            self._store(self._raw_weight() * self._mask(kept))
 
     def _shift_by(self, change: Tensor) -> None:
         bias = getattr(self.module if self.norm is None else self.norm, "bias", None)
@@ -315,11 +321,9 @@ class Layer:
                 bias.zero_()
 
     def _store(self, weight: Tensor) -> None:
-        parameter = self.module.get_parameter("weight")
-        parameter.copy_(weight_of(self.module, weight))
+        self.module.get_parameter("weight").copy_(weight_of(self.module, weight))
         torch.clear_autocast_cache()  # it would go on with the old weights in half precision
 
     def _create_bias(self, shift: Tensor) -> None:
         like = self.module.get_parameter("weight")
-        bias = nn.Parameter(shift.to(like), requires_grad=like.requires_grad)
-        self.module.register_parameter("bias", bias)
+        self.module.register_parameter("bias", nn.Parameter(shift.to(like), requires_grad=like.requires_grad))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import Calibration, device_of, eval_mode
 from sparse_accel.calibration.observations import Observations, floating
 from sparse_accel.calibration.ranks import of_all, together
-from sparse_accel.calibration.survey import survey
-from sparse_accel.channels.call import run_model, tree_tensors
+from sparse_accel.calibration.shapes import Shapes, without_values
+from sparse_accel.calibration.survey import Survey, survey
+from sparse_accel.channels.call import run_model
 from sparse_accel.channels.graph import CompactError, UnsupportedModelError
 from sparse_accel.channels.runs import Examples
 from sparse_accel.channels.widths import Width, grouped
 from sparse_accel.prune.structured.choose import unit_sets
 from sparse_accel.prune.structured.sites import Site
+
+logger = logging.getLogger("sparse_accel")
 
 REFITS = ("auto", None, "bias", "local", "dense", "skip")
 
@@ -222,7 +226,9 @@ class Findings:
         return out
 
 
-def look(work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str, Site]) -> Findings:
+def look(
+    work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str, Site], *, values: bool = True
+) -> Findings:
     """One pass over the data: how often batches call what, which positions count, which samples go where.
 
     Args:
@@ -230,43 +236,14 @@ def look(work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str
         data: learns which positions count.
         example_inputs: of the analysis.
         sites: of the linear maps; what all batches of all ranks have in common is noted in them.
+        values: run the model on the data; without it shapes alone are computed, where that tells as much.
     """
-    shapes: dict[str, list[Any]] = {}  # of the batch that is out
-    known: dict[Any, dict[str, list[Any]]] = {}  # by the shapes of the batch
-    routed: set[str] = set()
-    kind: list[Any] = []
-
-    def end() -> None:
-        if kind:
-            before = known.setdefault(kind[0], dict(shapes))
-            routed.update(name for name in sites if before.get(name) != shapes.get(name))
-
-    def begin(batch: Any) -> None:
-        end()
-        shapes.clear()
-        kind[:] = [tuple((tuple(t.shape), t.dtype) for t in tree_tensors(batch))]
-        seen.begin(batch)
-
-    def hook_of(name: str) -> Any:
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = next(tree_tensors((args, kwargs)), None)
-            shapes.setdefault(name, []).append(None if x is None else tuple(x.shape))
-
-        return hook
-
     modules = {name: work.get_submodule(name) for name in sites}
-    seen = Observations(data.padding, modules)
     with together(device_of(work) or torch.device("cpu")):
         plain = survey(work, Calibration(list(Examples.of(example_inputs).single())))
-        handles = [m.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, m in modules.items()]
-        try:
-            with seen.watching(work):
-                found = survey(work, data, begin)
-        finally:
-            for handle in handles:
-                handle.remove()
-        end()
+        found, shapes, seen = _shown(work, data, modules, values=values)
         data.padding.learn(work, seen)
+    routed = shapes.varying
     more: dict[str, str] = {}
     unvisited: list[str] = []
     for name, module in work.named_modules():
@@ -283,6 +260,32 @@ def look(work: nn.Module, data: Batches, example_inputs: Any, sites: Mapping[str
         site.routed = any(name in rank[1] for rank in ranks)
     joined = {name: reason for rank in reversed(ranks) for name, reason in rank[2].items()}
     return Findings(joined, sorted({name for rank in ranks for name in rank[3]}), found.once())
+
+
+def _shown(
+    work: nn.Module, data: Batches, modules: Mapping[str, nn.Module], *, values: bool
+) -> tuple[Survey, Shapes, Observations]:
+    """The calls of all modules, and the inputs that some are shown."""
+    shapes, seen = Shapes(modules), Observations(data.padding, modules)
+    found: Survey | None
+
+    def begin(batch: Any) -> None:
+        shapes.begin(batch)
+        seen.begin(batch)
+
+    with shapes.watching(), seen.watching(work):  # a copy has these hooks, too
+        if values:
+            found = survey(work, data, begin)
+        else:
+            try:
+                found = survey(without_values(work), data, begin, shapes_of=work)
+            except Exception as error:  # a real fault shows again below
+                logger.info("the calls of the modules depend on values: %s: %s", type(error).__name__, error)
+                found = None
+    if found is None:
+        return _shown(work, data, modules, values=True)
+    shapes.end()
+    return found, shapes, seen
 
 
 def check_unvisited(small: nn.Module, work: nn.Module, data: Batches, unvisited: Sequence[str]) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.calibration.columns import weight_matrix
+from sparse_accel.calibration.columns import column_count, unit_columns, weight_matrix, weight_of
 from sparse_accel.calibration.data import require_memory
 from sparse_accel.calibration.replay.engine import Engine
 from sparse_accel.channels.widths import ExpertWidth, Width
-from sparse_accel.prune.structured.choose import choose, unit_sets
+from sparse_accel.prune.structured.choose import choose, choose_blindly, unit_sets
 from sparse_accel.prune.structured.feed import Feed, Solutions, UnpairedError, relu_aware
 from sparse_accel.prune.structured.kinds.experts import Readers, prune_experts
 from sparse_accel.prune.structured.kinds.norms import settle_norms
@@ -76,6 +76,8 @@ def state_bytes(width: Width, work: nn.Module, sites: Mapping[str, Site], settin
     """
     if isinstance(width, ExpertWidth):
         return Readers(work, width).nbytes
+    if not settings.measures:
+        return 0
     layers = make_layers(width, work, sites, settings, {})
     columns = sum(layer.groups * layer.features for layer in layers)
     rows = sum(layer.outputs for layer in layers)
@@ -126,6 +128,8 @@ def prune_width(
     """
     if isinstance(width, ExpertWidth):
         return prune_experts(width, keep, engine, sites, settings)
+    if not settings.measures and not width.norms and keep < width.units:
+        return _cut_width(width, keep, engine.work.model, settings, gone)
     start = time.perf_counter()
     work = engine.work.model
     moments = settings.refit is not None or settings.method not in ("magnitude", "random", "ispasp")
@@ -195,6 +199,36 @@ def prune_width(
     )
     logger.info("%s: %d of %d units kept, %.1f s", width.name, len(kept), width.units, change.seconds)
     return kept, change
+
+
+def _cut_width(
+    width: Width, keep: int, work: nn.Module, settings: Settings, gone: dict[str, Tensor]
+) -> tuple[Tensor, WidthChange]:
+    """:func:`prune_width` where nothing but the weights decides, and nothing but zeros is written."""
+    start = time.perf_counter()
+    weights = [_by_unit(work, name, rows) for name, rows in width.rows.items()]
+    generator = torch.Generator().manual_seed(settings.seed + width.order)
+    kept = choose_blindly(settings.method, weights, width.units, keep, sets=unit_sets(width), generator=generator)
+    for consumer in width.consumers:
+        module = work.get_submodule(consumer.module)
+        weight = module.get_parameter("weight")
+        kept = kept.to(weight.device)
+        rest = torch.ones(width.units, dtype=torch.bool, device=weight.device)
+        rest[kept] = False
+        _, features = column_count(module)
+        lost = unit_columns(module, consumer.channels.to(weight.device))[rest].flatten()
+        with torch.no_grad():
+            matrix = weight_matrix(module, weight).clone()
+            for group, own in enumerate(matrix):
+                inside = lost[(lost >= group * features) & (lost < (group + 1) * features)]
+                own[:, inside - group * features] = 0
+            weight.copy_(weight_of(module, matrix))
+        name = consumer.module
+        gone[name] = torch.cat([gone[name], lost]) if name in gone else lost
+    torch.clear_autocast_cache()
+    names, seconds = tuple(consumer.module for consumer in width.consumers), time.perf_counter() - start
+    logger.info("%s: %d of %d units kept, %.1f s", width.name, len(kept), width.units, seconds)
+    return kept, WidthChange(width.name, width.kind, (width.units, len(kept)), names, "", None, seconds)
 
 
 def _refit(

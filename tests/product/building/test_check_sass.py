@@ -1,7 +1,8 @@
-"""What tools/check_sass.py finds in machine code, on small kernels of its own."""
+"""What tools/check_sass.py finds in machine code, on small kernels of its own and on one that works in clusters."""
 
 from __future__ import annotations
 
+import functools
 import runpy
 import shutil
 import subprocess
@@ -42,14 +43,75 @@ __global__ void spilled(const uint4* a, uint4* to, int i) {
 }
 """
 
+# One body for the kernel that works in clusters, in float: x is a + b, the result goes to a.
+CLUSTER = """
+#include "cluster.cuh"
+namespace sparse_accel::cuda {
+struct SumBody {
+  using Element = float;
+  struct Options { Prox prox; };
+  struct Entry { Target<float> target; float *a, *b; float tau; };
+  __device__ SumBody(const Options& options, const Entry& entry, std::int64_t start)
+      : prox(options.prox), tau(entry.tau), a_(entry.a + start), b_(entry.b + start) {}
+  __device__ bool skip() const { return false; }
+  static constexpr int kPacks = 2;
+  template <int N> struct Loaded { Pack<float, N> a, b; };
+  template <int N> __device__ __forceinline__ Loaded<N> load_first(std::int64_t at) const {
+    return {load<N>(a_ + at), load<N>(b_ + at)};
+  }
+  template <int N> __device__ __forceinline__ Loaded<N> load_last(std::int64_t) const { return {}; }
+  template <int N> __device__ __forceinline__ Pack<float, N> first(std::int64_t, const Loaded<N>& loaded) const {
+    Pack<float, N> x;
+    for (int k = 0; k < N; ++k) x.value[k] = loaded.a.value[k] + loaded.b.value[k];
+    return x;
+  }
+  template <int N>
+  __device__ __forceinline__ void write(std::int64_t at, const Pack<float, N>& x, const Loaded<N>&) const {
+    store<N>(a_ + at, x);
+  }
+  const Prox prox;
+  const float tau;
+ private:
+  float *const a_, *const b_;
+};
+void launch(BodyTable<SumBody> table) {
+  const ClusterLimits limits = cluster_limits<shrink_strips_kernel<SumBody>>();
+  launch_cluster(shrink_strips_kernel<SumBody>, 8, kThreads, limits.blocks, limits.shared, nullptr, table);
+}
+}  // namespace sparse_accel::cuda
+"""
+ARRIVE, WAIT = 0x9C7, 0xDC7  # the codes of UCGABAR_ARV and UCGABAR_WAIT
+
+
+@functools.cache
+def nvcc() -> str:
+    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if found is None:
+        pytest.skip("needs nvcc")
+    return found
+
+
+def test_clusters_compile_for_cards_that_have_them(tmp_path: Path) -> None:
+    """CI compiles the sources for sm_80, where a cluster is one block; here the barriers and addresses of sm_90."""
+    source, found = tmp_path / "clusters.cu", tmp_path / "clusters.cu.o"
+    source.write_text(CLUSTER)
+    flags = ["-std=c++17", "--expt-relaxed-constexpr", "--expt-extended-lambda", "-Werror=all-warnings"]
+    folders = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
+    command = [nvcc(), *flags, *folders, "-arch=sm_90", "--no-compress", "-c", source, "-o", found]
+    subprocess.run(command, check=True)
+    rows, wrong = CHECK["check"](tmp_path, {"shrink_strips_kernel<SumBody": (64, 4, 0)})
+    assert [row[1] for row in rows] == [90]
+    assert not wrong, wrong
+    (image,) = CHECK["cubins"](found)
+    (kernel,) = image.kernels.values()
+    operations = [low & 0xFFF for low, _ in kernel["code"]]
+    assert operations.count(ARRIVE) == operations.count(WAIT) == 2
+
 
 def test_narrow_loads_spills_and_registers_are_found(tmp_path: Path) -> None:
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        pytest.skip("needs nvcc")
     source, found = tmp_path / "kernels.cu", tmp_path / "kernels.cu.o"
     source.write_text(SOURCE)
-    subprocess.run([nvcc, "-arch=sm_80", "--no-compress", "-c", source, "-o", found], check=True)
+    subprocess.run([nvcc(), "-arch=sm_80", "--no-compress", "-c", source, "-o", found], check=True)
     rows, wrong = CHECK["check"](tmp_path, LIMITS)
     assert {(name, architecture) for name, architecture, *_ in rows} == {(name, 80) for name in LIMITS}
     text = "\n".join(sorted(line.split(" ", 1)[1] for line in wrong))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import Calibration
 from sparse_accel.calibration.padding import Padding
 from sparse_accel.calibration.replay.engine import Engine
-from sparse_accel.channels.graph import UnsupportedModelError
+from sparse_accel.channels.graph import UnsupportedModelError, tensors_of
+from sparse_accel.channels.width_search import widths_of
 from sparse_accel.channels.widths import grouped
 from sparse_accel.progress import meter
 from sparse_accel.prune.structured.head import find_head, linear_maps, refit_classifier, wants_refit
@@ -24,7 +25,7 @@ from sparse_accel.prune.structured.sites import find_sites
 from sparse_accel.prune.structured.stage import largest_state, prune_width, watched
 from sparse_accel.prune.structured.tune import fine_tune_small
 from sparse_accel.removal.compact import copy_model
-from sparse_accel.removal.remove import RemovalResult, find_widths, remove_units
+from sparse_accel.removal.remove import RemovalResult, followed, remove_known, remove_units
 from sparse_accel.removal.verify import OutputMismatchError
 
 
@@ -40,7 +41,9 @@ def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredR
     data = Batches(Calibration(calibration, batch_size), pruner.model, Padding(pruner.mask, pruner.batch_first, "mask"))
     dense = pruner.model
     work = copy_model(dense).eval()
-    found = find_widths(work, pruner.example_inputs)
+    graph, examples = followed(work, pruner.example_inputs)
+    found = widths_of(graph, work)
+    layout = _layout(work)
     if not found:
         reasons = "; ".join([*grouped(found.refused), *left_stacks(work)]) or "no linear map reads another"
         raise UnsupportedModelError(f"nothing can be pruned: {reasons}")
@@ -49,7 +52,8 @@ def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredR
     consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
     consumers |= {module: norm for width in widths for module, norm in width.watched().items()}
     sites = find_sites(work, pruner.example_inputs, consumers)
-    findings = look(work, data, pruner.example_inputs, sites)
+    blind = not pruner.settings.measures and pruner.budget is None
+    findings = look(work, data, pruner.example_inputs, sites, values=not blind)
     widths = prunable(findings.safe(widths, notes), work, pruner.example_inputs, notes)
     if pruner.request.uniform:
         widths = agreed(pruner.request, found, widths, work, pruner.example_inputs, notes)
@@ -109,7 +113,11 @@ def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredR
         return finished(removed, dense, work, pruner.example_inputs, kept, changes, notes, **more)
 
     try:
-        removed = remove_units(work, pruner.example_inputs, kept, tolerance=pruner.tolerance)
+        if pruner.fine_tune is None and _layout(work) == layout:
+            removed = remove_known(work, (graph, found, examples), kept, tolerance=pruner.tolerance)
+        else:  # layers have got biases since, or users have seen the model
+            del graph
+            removed = remove_units(work, pruner.example_inputs, kept, tolerance=pruner.tolerance)
     except OutputMismatchError as error:
         error.result = result(error.result)
         raise
@@ -123,3 +131,8 @@ def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredR
     if pruner.refine is not None and kept:
         refine_result(out, dense, data, pruner.refine.shown_by(pruner.progress), pruner.max_memory)
     return out
+
+
+def _layout(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Which tensors a model has, of which shapes."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
