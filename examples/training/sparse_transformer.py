@@ -6,12 +6,15 @@ Characters of a text (by default one that a small grammar makes up) are predicte
 and heads are coupled groups (``sa.coupled_groups``): all weights that go with one are shrunk together. At equal steps:
 
 - AdamW, dense;
-- RAMDA and ProxAdamW with ``GroupLasso(target=share)`` on neurons and on heads, for each share;
+- RAMDA and ProxAdamW with ``GroupLasso(target=share)`` on neurons and on heads, for each share. RAMDA meets its target
+  after a twentieth of the steps; what is zero is removed then, and the penalty goes with it: it has chosen, and would
+  only shrink the rest. A new stage begins at the dual averages as they are without the threshold, since queries and
+  keys that it has brought near zero take long to come back. ProxAdamW keeps its penalty to the end;
 - AdamW and magnitude pruning: after 60 % of the steps the neurons and heads with the smallest groups (norm by root of
   the size, over the mean of their width) are removed, the rest trains on.
 
-What became zero is removed (``sa.compact``). The table has perplexity on held-out text, the shares of neurons and heads
-that went, and tokens per second before and after; a PNG shows perplexity against the share, and zeros against steps.
+The table has perplexity on held-out text, the shares of neurons and heads that went, and tokens per second before and
+after; a PNG shows perplexity against the share, and zeros against steps.
 Killed and started again, the same command goes on where it was.
 """
 
@@ -37,7 +40,7 @@ from sparse_accel.prune import remove_units
 from sparse_accel.report import format_table
 
 CONTEXT, BATCH, HEAD = 64, 16, 8
-PRUNED_AT = 0.6  # of the steps
+REMOVED_AT = {"ramda": 0.05, "proxadamw": 1.0, "magnitude": 0.6}  # of the steps
 NAMES = {"adamw": "AdamW, dense", "ramda": "RAMDA", "proxadamw": "ProxAdamW", "magnitude": "AdamW, magnitude pruning"}
 COLORS = {"ramda": "#e8590c", "proxadamw": "#1971c2", "magnitude": "#868e96"}
 WORDS = (  # nouns, verbs, adjectives, places
@@ -133,7 +136,7 @@ def make_optimizer(name: str, model: nn.Module, share: float, args: argparse.Nam
         opt: Any = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
     else:
         example = torch.zeros(1, CONTEXT, dtype=torch.long)
-        ramp = max(1, args.steps // 3)
+        ramp = max(1, int(args.steps * min(REMOVED_AT[name], 1 / 3)))
         groups: list[dict[str, Any]] = []
         for kind, target in (("*gate", share), ("*[!e]", share + 1e-4)):  # a target of its own each: another number
             found = sa.coupled_groups(model, example, only=[f"layers.{kind}"])
@@ -143,7 +146,7 @@ def make_optimizer(name: str, model: nn.Module, share: float, args: argparse.Nam
         groups.append({"params": rest, "penalty": None})
         if name == "ramda":
             opt = sa.RAMDA(groups, lr=args.ramda_lr, momentum=args.momentum)
-            ends = [max(1, args.steps * part // 10) for part in (6, 8, 9)]
+            ends = [max(1, args.steps * part // 10) for part in (6, 8, 9)]  # the removal restarts too
             return opt, sa.lr_scheduler.MultiStageLR(opt, sorted(set(ends)), gamma=0.3, momentum="ramp")
         opt = sa.ProxAdamW(groups, lr=args.lr, weight_decay=0.01)
     warm = max(1, args.steps // 20)
@@ -172,6 +175,26 @@ def smallest(model: nn.Module, groups: sa.CoupledGroups, share: float) -> dict[s
         for name in names:
             kept[name] = torch.nonzero(norms[name] >= torch.minimum(bound, norms[name].amax())).flatten()
     return kept
+
+
+def without_units(
+    model: nn.Module, groups: sa.CoupledGroups, opt: Any, example: Tensor, share: float
+) -> tuple[nn.Module, Any, dict[str, Tensor]]:
+    """The model and the optimizer without the units that are zero in the proximal iterate, or without the smallest
+    where there is no penalty; and those that are kept."""
+    if not hasattr(opt, "proximal_parameters"):
+        kept = smallest(model, groups, share)
+        return *cut(model, opt, example, kept), kept
+    with opt.proximal_parameters():
+        named = dict(model.named_parameters())
+        kept = {width.name: torch.nonzero(~width.zero_units(named)).flatten() for width in groups}
+    for group in opt.param_groups:
+        group["penalty"] = None
+    opt.finalize_()  # the proximal iterate without a penalty: what is left is not shrunk
+    model, opt = cut(model, opt, example, kept)
+    if hasattr(opt, "restart"):
+        opt.restart()  # a new stage, from the weights that are left
+    return model, opt, kept
 
 
 def train(
@@ -204,9 +227,9 @@ def train(
     kept = state["kept"] if start else None
     every = max(1, args.steps // 20)
     for step in range(start, args.steps):
-        if name == "magnitude" and kept is None and step >= PRUNED_AT * args.steps:
-            kept = smallest(model, groups, share)
-            model, opt = cut(model, opt, example, kept)
+        # From 20 steps on the strength is right after every tenth, whatever their number is.
+        if name in REMOVED_AT and kept is None and step >= REMOVED_AT[name] * args.steps and step % 10 == 0:
+            model, opt, kept = without_units(model, groups, opt, example, share)
             schedule.optimizer = opt
         opt.zero_grad()
         loss = loss_of(model, training, torch.randint(len(training) - CONTEXT - 1, (BATCH,), generator=generator))
@@ -217,7 +240,10 @@ def train(
         if (step + 1) % every == 0 or step + 1 == args.steps:
             lend = getattr(opt, "proximal_parameters", contextlib.nullcontext)
             with lend():
-                zero = 0.0 if name in ("adamw", "magnitude") else sa.sparsity(model, groups).group_sparsity
+                if kept is None:
+                    zero = sa.sparsity(model, groups).group_sparsity
+                else:
+                    zero = 1 - sum(map(len, kept.values())) / groups.units
                 history.append([step + 1, perplexity(model, held_out, 128), zero])
             state = {"model": model.state_dict(), "opt": opt.state_dict(), "schedule": schedule.state_dict()}
             state |= {"generator": generator.get_state(), "history": history, "step": step + 1, "kept": kept}
@@ -226,19 +252,20 @@ def train(
         done.advance(f"{NAMES[name]} {share:g}: perplexity {history[-1][1] if history else math.nan:.3f}")
     if hasattr(opt, "finalize_"):
         opt.finalize_()
-    small = model if name in ("adamw", "magnitude") else sa.compact(model, example).model
+    if name in REMOVED_AT and kept is None:
+        model, opt, kept = without_units(model, groups, opt, example, share)
     units = {width.name: (width.kind, width.units) for width in groups}
-    left = {width.name: width.units for width in sa.coupled_groups(small, example)}
+    left = {width.name: width.units for width in sa.coupled_groups(model, example)}
     gone = {
         kind: 1 - sum(left.get(key, 1) for key, (own, _) in units.items() if own == kind)
         / sum(count for own, count in units.values() if own == kind)
         for kind in ("channels", "heads")
     }  # fmt: skip
     first = Decoder(characters, args.dim, args.layers)
-    before, after = latencies_ms([first, small], held_out[: 16 * CONTEXT].reshape(16, CONTEXT), rounds=40)
+    before, after = latencies_ms([first, model], held_out[: 16 * CONTEXT].reshape(16, CONTEXT), rounds=40)
     row = {
-        "name": name, "share": share, "perplexity": perplexity(small, held_out), "neurons": gone["channels"],
-        "heads": gone["heads"], "parameters": sum(p.numel() for p in small.parameters()) / dense,
+        "name": name, "share": share, "perplexity": perplexity(model, held_out), "neurons": gone["channels"],
+        "heads": gone["heads"], "parameters": sum(p.numel() for p in model.parameters()) / dense,
         "before": 16e3 * CONTEXT / before, "after": 16e3 * CONTEXT / after, "history": history,
     }  # fmt: skip
     row_file.write_text(json.dumps(row) + "\n")
@@ -264,7 +291,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["share"])
         shares = [50 * (row["neurons"] + row["heads"]) for row in own]
         left.plot(shares, [row["perplexity"] for row in own], "o-", color=color, label=NAMES[name])
-        for row in own if name != "magnitude" else ():
+        for row in own:
             steps, _, zeros = zip(*row["history"], strict=True)
             right.plot(steps, [100 * zero for zero in zeros], color=color, label=f"{NAMES[name]}, {row['share']:g}")
     left.axhline(rows[0]["perplexity"], color="black", linestyle=":", label=NAMES["adamw"])
@@ -286,8 +313,8 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=[*COLORS], default=[*COLORS])
     parser.add_argument("--dim", type=int, default=64, help=f"a multiple of {HEAD}")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=3e-3, help="of AdamW and ProxAdamW")
-    parser.add_argument("--ramda-lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=1e-2, help="of AdamW and ProxAdamW")
+    parser.add_argument("--ramda-lr", type=float, default=0.03)
     parser.add_argument("--momentum", type=float, default=0.1, help="of RAMDA: the share of the new point")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/sparse_transformer"))
