@@ -14,7 +14,7 @@ import sparse_accel as sa
 from sparse_accel.calibration.moments import Gram, symmetrize_
 from sparse_accel.mapped import copies_in
 from sparse_accel.prune import CurvatureIHT, ISpaSP, gram_obs, refit
-from sparse_accel.prune.select.gram import gram_obs_kept
+from sparse_accel.prune.select.gram import Refit, gram_obs_kept
 from sparse_accel.wrappers import copy_model
 
 
@@ -208,6 +208,27 @@ def test_units_without_weights_are_those_with_them() -> None:
     at = torch.arange(8)
     ways = [refit(low, weight @ low, weight, at, ridge=1e-17, semidefinite=known) for known in (False, True)]
     assert torch.equal(*ways)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-80])
+def test_another_target_costs_no_other_factorization(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(2, 12, 60, dtype=torch.float64, generator=generator) * scale
+    weight = torch.randn(2, 3, 12, dtype=torch.float64, generator=generator)
+    gram, kept = h @ h.mT, torch.tensor([0, 2, 3, 7, 9, 10])
+    targets = [factor * weight @ gram for factor in (1.0, 3.0)]
+    wanted = [refit(gram, cross, weight, kept, block=2, semidefinite=True) for cross in targets]
+    calls = []
+    original = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda *args, **more: calls.append(1) or original(*args, **more))
+    again = Refit(gram, targets[0], weight, kept, block=2, semidefinite=True)
+    for cross, one in zip(targets, wanted, strict=True):
+        assert torch.equal(again(cross), one)
+    assert len(calls) == 2  # one for each group
+    with pytest.raises(ValueError, match="cross: expected finite"):
+        again(targets[0] * float("nan"))
+    with pytest.raises(ValueError, match="cross: expected shape"):
+        again(targets[0][:1])
 
 
 def test_matrices_are_narrowed_a_few_rows_at_a_time() -> None:

@@ -259,16 +259,54 @@ def refit(
         >>> refit(gram, weight @ gram, weight, torch.tensor([0]), ridge=0.0)
         tensor([[1.5000]], dtype=torch.float64)
     """
-    problem = GramProblem(gram, cross, weight, block, None, ridge, None, semidefinite=semidefinite)
-    kept = torch.as_tensor(kept, device=problem.gram.device)
-    if kept.dim() != 1 or kept.is_floating_point() or (kept.numel() and not bool((kept.diff() > 0).all())):
-        raise ValueError(f"kept: expected ascending unit numbers [keep], got {tuple(kept.shape)}, {kept.dtype}")
-    if kept.numel() and not (int(kept[0]) >= 0 and int(kept[-1]) < problem.units):
-        raise ValueError(f"kept: expected numbers in [0, {problem.units}), got {int(kept[0])} to {int(kept[-1])}")
-    mask = problem.unit_mask(kept)
-    if bool((mask.sum(1) * problem.groups != kept.numel()).any()):
-        raise ValueError(f"kept: expected as many units in each of {problem.groups} groups, got {mask.sum(1).tolist()}")
-    return problem.shaped(problem.compact(problem.refit(mask), mask))
+    return Refit(gram, cross, weight, kept, block=block, ridge=ridge, semidefinite=semidefinite)(cross)
+
+
+class Refit:
+    """:func:`refit` for several M, checked and factored once: call it with each, for the same bits.
+
+    Args:
+        gram, cross, weight, kept, block, ridge, semidefinite: as for :func:`refit`; ``cross`` gives the shape.
+
+    Raises:
+        ValueError: shapes or numbers that do not fit.
+
+    Example:
+        >>> gram, weight = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
+        >>> again = Refit(gram, weight @ gram, weight, torch.tensor([0]), ridge=0.0)
+        >>> again(weight @ gram), again(2 * weight @ gram)
+        (tensor([[1.5000]], dtype=torch.float64), tensor([[3.]], dtype=torch.float64))
+    """
+
+    def __init__(
+        self,
+        gram: Tensor,
+        cross: Tensor,
+        weight: Tensor,
+        kept: Tensor,
+        *,
+        block: int = 1,
+        ridge: float = 1e-3,
+        semidefinite: bool = False,
+    ) -> None:
+        problem = GramProblem(gram, cross, weight, block, None, ridge, None, semidefinite=semidefinite)
+        kept = torch.as_tensor(kept, device=problem.gram.device)
+        if kept.dim() != 1 or kept.is_floating_point() or (kept.numel() and not bool((kept.diff() > 0).all())):
+            raise ValueError(f"kept: expected ascending unit numbers [keep], got {tuple(kept.shape)}, {kept.dtype}")
+        if kept.numel() and not (int(kept[0]) >= 0 and int(kept[-1]) < problem.units):
+            raise ValueError(f"kept: expected numbers in [0, {problem.units}), got {int(kept[0])} to {int(kept[-1])}")
+        mask = problem.unit_mask(kept)
+        counts = mask.sum(1).tolist()
+        if any(count * problem.groups != kept.numel() for count in counts):
+            raise ValueError(f"kept: expected as many units in each of {problem.groups} groups, got {counts}")
+        problem.hold(mask)
+        self._problem, self._mask = problem, mask
+
+    def __call__(self, cross: Tensor) -> Tensor:
+        """The minimizer: see :func:`refit`."""
+        problem, mask = self._problem, self._mask
+        problem.take_cross(cross)
+        return problem.shaped(problem.compact(problem.refit(mask), mask))
 
 
 def _selection(problem: GramProblem, kept: Tensor, order: Tensor, damages: Tensor) -> GramSelection:

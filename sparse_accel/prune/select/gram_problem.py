@@ -108,6 +108,7 @@ class GramProblem:
         mean = self.gram.diagonal(dim1=1, dim2=2).mean(1) if columns else self.gram.new_ones(self.groups)
         self.delta = torch.where(mean > 0, ridge * mean, 1.0)
         self._known: Tensor | None = None
+        self._roots: list[tuple[Tensor, Tensor]] | None = None
         if not (semidefinite and ridge > SAFE_RIDGE):
             self._known = self._factor()
 
@@ -158,6 +159,32 @@ class GramProblem:
     def refit(self, mask: Tensor) -> Tensor:
         """The minimizer on the units of a mask ``[groups, units]``, zero elsewhere, ``[groups, d, n]``."""
         out = torch.zeros_like(self.cross)
+        for g, (at, root) in enumerate(self._roots or self._rooted(mask)):
+            right = self.cross[g][:, at] + self.delta[g] * self.weight[g][:, at]
+            out[g][:, at] = torch.cholesky_solve(right.T, root).T
+        return out
+
+    def hold(self, mask: Tensor) -> None:
+        """Keep the factors of a mask: from now on :meth:`refit` is asked for this one alone."""
+        self._roots = self._rooted(mask)
+
+    def take_cross(self, cross: Tensor) -> None:
+        """Another M, of the same shape.
+
+        Raises:
+            ValueError: it has another shape, or holds NaN or inf.
+        """
+        wide = cross.detach().to(torch.float64)
+        wide = wide if self.batched else wide[None]
+        if wide.shape != self.cross.shape:
+            raise ValueError(f"cross: expected shape {tuple(self.cross.shape)}, got {tuple(wide.shape)}")
+        if not bool(torch.isfinite(wide).all()):
+            raise ValueError("cross: expected finite numbers, got NaN or inf")
+        self.cross = _times_power(wide, -self.power) if self.power else wide
+
+    def _rooted(self, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of each group the columns of a mask, and the Cholesky factor of ``G + delta I`` on them."""
+        roots = []
         for g in range(self.groups):
             at = mask[g].repeat_interleave(self.block).nonzero().flatten()
             system = self.gram[g][at][:, at]
@@ -165,10 +192,9 @@ class GramProblem:
             root, info = torch.linalg.cholesky_ex(system, check_errors=self._known is not None)
             if int(info):  # rounding, beside a small ridge
                 self._known = self._factor()  # raises delta
-                return self.refit(mask)
-            right = self.cross[g][:, at] + self.delta[g] * self.weight[g][:, at]
-            out[g][:, at] = torch.cholesky_solve(right.T, root).T
-        return out
+                return self._rooted(mask)
+            roots.append((at, root))
+        return roots
 
     def loss(self, weight: Tensor) -> float:
         """``f_S`` up to a constant of S = all units."""

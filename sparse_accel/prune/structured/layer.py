@@ -20,7 +20,7 @@ from sparse_accel.calibration.data import all_reduce_
 from sparse_accel.calibration.moments import Gram
 from sparse_accel.calibration.powers import power_of, times_power
 from sparse_accel.channels.widths import Consumer
-from sparse_accel.prune.select.gram import refit
+from sparse_accel.prune.select.gram import Refit
 from sparse_accel.prune.select.ispasp import batchnorm_affine
 from sparse_accel.prune.structured.sites import Seen, Site
 from sparse_accel.removal.configs import owner_of
@@ -191,6 +191,7 @@ class Layer:
         all_reduce_([self._square])
         means = self.gram.mean, self.gram.target_mean
         self.moments, cross = self.gram.take()
+        self._refit: tuple[Tensor, Refit] | None = None
         self.mean = means[0] if self.has_bias else torch.zeros_like(means[0])
         shift = self.shift.reshape(self.groups, -1)
         if self.target == "local":
@@ -229,11 +230,11 @@ class Layer:
         return mask.reshape(self.groups, 1, self.features)
 
     def fit(self, kept: Tensor, ridge: float, cross: Tensor | None = None) -> Tensor:
-        """The least-squares weights on the units kept."""
+        """The least-squares weights on the units kept; the same units again cost no other factorization."""
         at = self.kept_columns(kept)
-        few = refit(
-            self.moments, self.cross if cross is None else cross, self.weight, at, ridge=ridge, semidefinite=True
-        )
+        if self._refit is None or not torch.equal(self._refit[0], at):
+            self._refit = at, Refit(self.moments, self.cross, self.weight, at, ridge=ridge, semidefinite=True)
+        few = self._refit[1](self.cross if cross is None else cross)
         out = torch.zeros_like(self.weight)
         for group, rows in enumerate(out):
             own = at[(at >= group * self.features) & (at < (group + 1) * self.features)] - group * self.features

@@ -41,8 +41,13 @@ def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredR
     data = Batches(Calibration(calibration, batch_size), pruner.model, Padding(pruner.mask, pruner.batch_first, "mask"))
     dense = pruner.model
     work = copy_model(dense).eval()
+    blind = not pruner.settings.measures and pruner.budget is None
     graph, examples = followed(work, pruner.example_inputs)
     found = widths_of(graph, work)
+    # Kept for the removal where it is a large part of the time. Else the heap has more use for its room: behind the
+    # graph's small objects there is that of the copy that was run.
+    analysis = (graph, found, examples) if blind and pruner.fine_tune is None else None
+    del graph, examples
     layout = _layout(work)
     if not found:
         reasons = "; ".join([*grouped(found.refused), *left_stacks(work)]) or "no linear map reads another"
@@ -52,7 +57,6 @@ def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredR
     consumers: dict[str, str | None] = dict.fromkeys(linear_maps(work))
     consumers |= {module: norm for width in widths for module, norm in width.watched().items()}
     sites = find_sites(work, pruner.example_inputs, consumers)
-    blind = not pruner.settings.measures and pruner.budget is None
     findings = look(work, data, pruner.example_inputs, sites, values=not blind)
     widths = prunable(findings.safe(widths, notes), work, pruner.example_inputs, notes)
     if pruner.request.uniform:
@@ -113,10 +117,9 @@ def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredR
         return finished(removed, dense, work, pruner.example_inputs, kept, changes, notes, **more)
 
     try:
-        if pruner.fine_tune is None and _layout(work) == layout:
-            removed = remove_known(work, (graph, found, examples), kept, tolerance=pruner.tolerance)
-        else:  # layers have got biases since, or users have seen the model
-            del graph
+        if analysis is not None and _layout(work) == layout:  # no layer has got a bias since
+            removed = remove_known(work, analysis, kept, tolerance=pruner.tolerance)
+        else:
             removed = remove_units(work, pruner.example_inputs, kept, tolerance=pruner.tolerance)
     except OutputMismatchError as error:
         error.result = result(error.result)
