@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from two_ranks import two_ranks
 
 from sparse_accel.calibration.data import Calibration, eval_mode, require_memory, stream
 from sparse_accel.calibration.moments import Gram, column_chunks, columns
@@ -223,7 +223,7 @@ def test_gram_takes_half_precision_and_refuses_other_shapes():
         gram.update(torch.zeros(1, 3, 4), torch.zeros(1, 1, 4))
 
 
-def _rank(rank, path, results):
+def _rank(rank, path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     rows = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 5
     for centred in (True, False):
@@ -237,19 +237,13 @@ def _rank(rank, path, results):
         torch.testing.assert_close(gram.cross, products[:, 3:])
         torch.testing.assert_close(gram.mean, rows[:, :3].mean(2))
         assert gram.count == 9
-        results.put((rank, centred, gram.gram.sum().item()))
+        sums = [None, None]
+        torch.distributed.all_gather_object(sums, gram.gram.sum().item())
+        assert sums[0] == sums[1]
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_ranks_join_their_moments(tmp_path):
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    mp.spawn(_rank, (str(tmp_path / "rendezvous"), results), nprocs=2)
-    sums = {}
-    for _ in range(4):
-        rank, centred, value = results.get()
-        sums[rank, centred] = value
-    assert sums[0, True] == sums[1, True]
-    assert sums[0, False] == sums[1, False]
+    two_ranks(_rank, str(tmp_path / "rendezvous"))

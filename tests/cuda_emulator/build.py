@@ -6,7 +6,7 @@ and ``set_order("forward" | "reverse" | "random", seed)`` for the order in which
 ``launches()``, how many there have been.
 The emulator's errors (divergent barriers, deadlocks, bad launches) are RuntimeErrors.
 
-Needs a C++ compiler and torch; no CUDA toolkit, no GPU.
+Needs a C++ compiler and torch; no CUDA toolkit, no GPU. What needs no torch either, ``python build.py ahead`` compiles.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
-
-import torch
-
-from sparse_accel import _jit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -92,7 +89,10 @@ def torch_headers() -> list[Path]:
 def placeless(flags: Iterable[str]) -> str:
     """The flags without the folders of this checkout and of torch: a copied cache is as good."""
     text = " ".join(flags)
-    for place in (str(ROOT), str(Path(torch.__file__).parent), sysconfig.get_path("include")):
+    places = [str(ROOT), sysconfig.get_path("include")]
+    if "torch" in sys.modules:
+        places.append(str(Path(sys.modules["torch"].__file__ or "").parent))
+    for place in places:
         text = text.replace(place, "")
     return text
 
@@ -144,6 +144,21 @@ def build_program(
             run_compiler([*flags, source, "-o", part])
             part.replace(program)
     return program
+
+
+PROGRAMS = (
+    "reduce", "glm", "group_score", "group_topk", "masked_cg", "metric_step", "prox", "prox_sgd_step", "rmda_step",
+    "sparse_linear", "topk_blocks", "topk_threshold",
+)  # fmt: skip
+LIKE_RMDA = ("prox", "prox_sgd_step")  # the same loops around another body: no race of their own
+RACING = tuple(name for name in PROGRAMS if name not in LIKE_RMDA)
+WANTED = [*((name, "asan") for name in (*PROGRAMS, "bugs")), *((name, "tsan") for name in (*RACING, "bugs"))]
+WANTED.append(("reduce", "ucontext"))
+
+
+def source(name: str) -> Path:
+    """Of the C++ test of that name."""
+    return HERE / ("bugs.cpp" if name == "bugs" else f"test_{name}.cpp")
 
 
 def run_program(
@@ -198,18 +213,27 @@ def build_counter(csrc: Path = CSRC, folder: Path = BUILD / "counted") -> Path:
 
 def torch_units() -> dict[str, list[Path]]:
     """What stands between Python and launchers, and what that links to: translation units by name."""
+    from sparse_accel import _jit
+
     units = {name: paths for name, paths in _jit.units(with_cuda=True).items() if not name.endswith(".cu")}
     units["module.cpp"] += [HERE / "order_bindings.cpp"]  # most of both is pybind11
     return units
 
 
+COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", *EMULATED]
+KERNELS = [*COMMON, "-O1", "-Wextra", "-Wno-unknown-pragmas"]
+
+
 def build() -> Path:
     """Compile and link; returns the shared library."""
+    import torch
+
+    from sparse_accel import _jit
+
     include = Path(torch.__file__).parent / "include"
     lib = include.parent / "lib"
-    common = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", *EMULATED]
     with_torch = [
-        *common,
+        *COMMON,
         "-O0",
         "-w",  # the main build reports
         "-fopenmp-simd",
@@ -217,7 +241,6 @@ def build() -> Path:
         f"-DTORCH_EXTENSION_NAME={MODULE}",
         *(f"-isystem{path}" for path in (include, sysconfig.get_path("include"))),
     ]
-    kernels = [*common, "-O1", "-Wextra", "-Wno-unknown-pragmas"]
     with ThreadPoolExecutor(JOBS) as pool:
         futures = [
             pool.submit(
@@ -231,7 +254,7 @@ def build() -> Path:
             )
             for name, paths in torch_units().items()
         ]
-        futures += [pool.submit(compile_object, path, kernels, BUILD) for path in kernel_sources()]
+        futures += [pool.submit(compile_object, path, KERNELS, BUILD) for path in kernel_sources()]
         objects = [future.result() for future in futures]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     library = BUILD / f"{MODULE}.{digest(*(path.name for path in objects))}{suffix}"
@@ -267,6 +290,18 @@ def load() -> ModuleType:
     return module
 
 
+def ahead() -> None:
+    """Build what needs no torch, as it is then there when tests ask for it."""
+    with ThreadPoolExecutor(JOBS) as pool:
+        with alone(BUILD, MODULE):
+            list(pool.map(lambda path: compile_object(path, KERNELS, BUILD), kernel_sources()))
+        build_counter()
+        list(pool.map(lambda wanted: build_program(source(wanted[0]), wanted[1]), WANTED))
+
+
 if __name__ == "__main__":
-    with alone(BUILD, MODULE):
-        print(build())
+    if sys.argv[1:] == ["ahead"]:
+        ahead()
+    else:
+        with alone(BUILD, MODULE):
+            print(build())

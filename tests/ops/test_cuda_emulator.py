@@ -19,34 +19,25 @@ from sparse_accel import native
 pytestmark = pytest.mark.slow
 
 FOLDER = build.HERE
-PROGRAMS = (
-    "reduce", "glm", "group_score", "group_topk", "masked_cg", "metric_step", "prox", "prox_sgd_step", "rmda_step",
-    "sparse_linear", "topk_blocks", "topk_threshold",
-)  # fmt: skip
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 RUNS = [(sanitizer, order) for order in ORDERS for sanitizer in ("asan", "tsan")]
 QUIET = [("asan", "forward"), ("asan", "random:1"), ("tsan", "random:1")]  # what a correct twin goes through
 # Where nothing should be noticed. Programs run what they test in a second order besides: forward in reverse, too.
-CLEAN = [(name, *run) for name in PROGRAMS for run in (("asan", "forward"), ("asan", "random:2"), ("tsan", "forward"))]
+CLEAN = [(name, "asan", order) for name in build.PROGRAMS for order in ("forward", "random:2")]
+CLEAN += [(name, "tsan", "forward") for name in build.RACING]
 CLEAN.append(("reduce", "ucontext", "random:3"))
 CLEAN += [(name, "asan", "reverse") for name in ("masked_cg", "reduce", "topk_blocks")]  # but for these
 CASES = re.findall(r'^    \{"(.+?)",', (FOLDER / "bugs.cpp").read_text(), re.MULTILINE)
-
-
-def _source(name: str) -> Path:
-    return FOLDER / ("bugs.cpp" if name == "bugs" else f"test_{name}.cpp")
 
 
 class Programs:
     """The C++ tests, all built at the first use, as many at a time as `build.JOBS`."""
 
     def __init__(self) -> None:
-        wanted = [(name, sanitizer) for sanitizer in ("asan", "tsan") for name in (*PROGRAMS, "bugs")]
-        wanted.append(("reduce", "ucontext"))
         self._pool = ThreadPoolExecutor(build.JOBS)
         self._futures = {
-            (name, sanitizer): self._pool.submit(build.build_program, _source(name), sanitizer)
-            for name, sanitizer in wanted
+            (name, sanitizer): self._pool.submit(build.build_program, build.source(name), sanitizer)
+            for name, sanitizer in build.WANTED
         }
 
     def path(self, name: str, sanitizer: str) -> Path:
@@ -127,9 +118,10 @@ def test_removed_barrier_is_noticed(programs: Programs, file: str, line: int) ->
     """Without any one of its barriers a kernel gives a wrong result in some order, or ThreadSanitizer sees a race."""
     outcomes = (
         programs.outcome(name, sanitizer, order=order, skip=f"{file}:{line}", stop=True)
-        for name in PROGRAMS
-        if file in _included(_source(name))
+        for name in build.PROGRAMS
+        if file in _included(build.source(name))
         for sanitizer, order in RUNS
+        if (name, sanitizer) in build.WANTED
     )
     assert any(code != 0 for code, _ in outcomes), f"nobody noticed that the barrier at {file}:{line} was left out"
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from two_ranks import two_ranks
 
 import sparse_accel as sa
 from sparse_accel import ops
@@ -145,7 +145,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    two_ranks(work, str(tmp_path))
 
 
 def test_layouts_of_parts() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from two_ranks import two_ranks
 
 import sparse_accel as sa
 
@@ -450,7 +450,7 @@ def test_two_processes_step_like_one(tmp_path: Path) -> None:
     from torch.distributed.checkpoint import state_dict as dcp
 
     in_one_process(tmp_path)
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    two_ranks(work, str(tmp_path))
     model = net(1)  # what two processes wrote, in one
     opt = sa.RMDA(sa.param_groups(model, sa.GroupLasso(0.1, by="output")), lr=0.5, momentum=0.5)
     state = dict(zip(("model", "optim"), dcp.get_state_dict(model, opt), strict=True))

@@ -275,7 +275,7 @@ class Refit:
         >>> gram, weight = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
         >>> again = Refit(gram, weight @ gram, weight, torch.tensor([0]), ridge=0.0)
         >>> again(weight @ gram), again(2 * weight @ gram)
-        (tensor([[1.5000]], dtype=torch.float64), tensor([[3.]], dtype=torch.float64))
+        (tensor([[1.5000]], dtype=torch.float64), tensor([[3.0000]], dtype=torch.float64))
     """
 
     def __init__(

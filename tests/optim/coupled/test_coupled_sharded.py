@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from two_ranks import two_ranks
 
 import sparse_accel as sa
 from sparse_accel.groups.coupled import CoupledGroups, CoupledWidth, Member
@@ -271,4 +271,4 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_step_like_one(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    two_ranks(work, str(tmp_path))

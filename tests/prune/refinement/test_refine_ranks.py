@@ -7,7 +7,7 @@ from pathlib import Path
 import structured_models as nets
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_ranks import two_ranks
 
 from sparse_accel.prune import ISpaSP, refine
 
@@ -25,7 +25,7 @@ def work(rank: int, directory: str) -> None:
 
 
 def test_ranks_end_alike(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    two_ranks(work, str(tmp_path))
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert one["errors"] == two["errors"]
     assert min(one["errors"].values()) < 0.9 * one["errors"][0]

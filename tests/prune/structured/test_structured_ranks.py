@@ -8,7 +8,7 @@ from typing import Any
 import structured_models as nets
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_ranks import two_ranks
 
 from sparse_accel.prune import ISpaSP
 
@@ -36,7 +36,7 @@ def work(rank: int, directory: str) -> None:
 
 
 def test_ranks_decide_alike(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    two_ranks(work, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for case, one, two, alone in zip(CASES, *ranks, prune(nets.images(48)), strict=True):
         assert one["kept"] == two["kept"], case

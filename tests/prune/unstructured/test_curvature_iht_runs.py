@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
+from two_ranks import two_ranks
 
 from sparse_accel.prune import CurvatureIHT, load_sparse
 from sparse_accel.prune.unstructured.progress import Progress
@@ -141,14 +141,14 @@ def _ranks(rank: int, folder: str, broken: bool) -> None:
 
 
 def test_ranks_decide_alike(tmp_path):
-    mp.spawn(_ranks, (str(tmp_path), False), nprocs=2)
+    two_ranks(_ranks, str(tmp_path), False)
     a, b = (torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
     assert json.loads((tmp_path / "report_0").read_text()) == [60 - 12 - 12, 60 - 12 - 12]
 
 
 def test_ranks_fail_together(tmp_path):
-    mp.spawn(_ranks, (str(tmp_path), True), nprocs=2)
+    two_ranks(_ranks, str(tmp_path), True)
     errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
     assert "another rank failed" in errors[0]
     assert "shapes" in errors[1]
