@@ -61,8 +61,9 @@ ready: $(settings) $(VENV)/.lint ## all that the others need, at once: make -j2 
 bench: $(settings) $(VENV)/.test ## all benchmarks
 	$(bin)/sparse-accel bench $(ARGS)
 
-docs: $(VENV)/.docs $(settings) ## the documentation with its gallery, in build/docs/index.html; a warning is an error
-	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(bin)/python -m sphinx -b html -d build/docs-cache -W --keep-going $(ARGS) docs build/docs
+docs: ## the documentation with its gallery, in build/docs/index.html; a warning is an error
+	$(MAKE) --no-print-directory -j2 $(VENV)/.docs $(settings) # pip beside the compiler
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(bin)/python -m sphinx -j 2 -b html -d build/docs-cache -W --keep-going $(ARGS) docs build/docs
 
 wheel: $(settings) ## a wheel in dist/, its audit, and every op of it under several torches (gigabytes)
 	rm -rf dist

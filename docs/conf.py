@@ -112,6 +112,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "remove_config_comments": True,
     "abort_on_example_error": bool(os.environ.get("CI")),
+    "parallel": 2,
     "write_computation_times": False,
 }
 
