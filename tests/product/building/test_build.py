@@ -148,7 +148,7 @@ def test_build_info():
     assert info.version == sparse_accel.__version__
     assert f'version = "{info.version}"' in (ROOT / "pyproject.toml").read_text()
     assert info.torch_running == torch.__version__
-    assert info.torch_built.split(".")[:2] == torch.__version__.split(".")[:2]
+    assert re.match(r"2\.(1[1-9]|[2-9]\d)\.", info.torch_built)  # whose headers: not what runs it
     assert info.cpu_capability in ("AVX512", "AVX2", "DEFAULT")
     assert info.threads == torch.get_num_threads()
     assert re.fullmatch(r"([0-9a-f]{7,}(-dirty)?)?", info.commit)
