@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
@@ -20,6 +21,12 @@ pytest_configure = require_cuda.pytest_configure
 pytest_collection_modifyitems = require_cuda.pytest_collection_modifyitems
 pytest_runtest_setup = require_cuda.pytest_runtest_setup
 pytest_runtest_makereport = require_cuda.pytest_runtest_makereport
+
+
+def pytest_collection_finish() -> None:
+    """Ten thousand tests and what they imported stay to the end: not to be searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,16 +114,17 @@ def compile_object(source: Path, flags: list[str], folder: Path, *depends: objec
 # How the programs of C++ tests are built.
 SANITIZERS = {
     "plain": ["-O1"],
-    # A null pointer crashes by itself, and checks of it are half of what there is to compile.
+    # A null pointer crashes by itself, an address that wraps is a bad one: checks of these are half of what there is to
+    # compile.
     "asan": [
         "-O0",
         "-DSPARSE_ACCEL_ONE_HALF",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=undefined",
         "-fno-omit-frame-pointer",
-        "-fno-sanitize=null,object-size,vptr,nonnull-attribute,returns-nonnull-attribute",
+        "-fno-sanitize=null,object-size,vptr,nonnull-attribute,returns-nonnull-attribute,pointer-overflow",
     ],
-    "tsan": ["-O1", "-DSPARSE_ACCEL_FLOAT_ALONE", "-fsanitize=thread"],
+    "tsan": ["-Og", "-DSPARSE_ACCEL_FLOAT_ALONE", "-fsanitize=thread"],
     "ucontext": ["-O1", "-DEMU_UCONTEXT"],  # the way fibers switch on processors other than x86-64
 }
 PROGRAM_FLAGS = ["-std=c++17", "-g1", *DEFINES, "-Wall", "-Wextra", "-Wno-unknown-pragmas"]

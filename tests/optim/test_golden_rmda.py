@@ -6,6 +6,7 @@ Each file of ``data/`` has, for parameters i = 0 (convolution, by input channel)
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,19 @@ NAMES = ["rmda_glasso_m01", "rmda_glasso_m10", "rmda_l1_m10"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
+@functools.cache
+def trajectory(name: str) -> dict[str, Any]:
+    with np.load(DATA / f"{name}.npz") as file:
+        return dict(file)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"foreach": False}], ids=str)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("name", NAMES)
 def test_trajectory(backend: Any, name: str, dtype: torch.dtype, flags: dict[str, Any], channels_last: bool) -> None:
-    golden = np.load(DATA / f"{name}.npz")
-    params = [Parameter(torch.from_numpy(golden[f"init_{i}"]).to(backend.device, dtype)) for i in range(3)]
+    golden = trajectory(name)
+    params = [Parameter(torch.tensor(golden[f"init_{i}"], dtype=dtype, device=backend.device)) for i in range(3)]
     if channels_last:
         params[0] = Parameter(params[0].detach().to(memory_format=torch.channels_last))
     strength = float(golden["lambda"])

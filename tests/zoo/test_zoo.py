@@ -30,8 +30,13 @@ LOOPED = {"albert", "looped"}
 
 
 def outputs(model: nn.Module, batch: Any) -> list[Tensor]:
-    with torch.no_grad():
-        return [t.clone() for t in output_tensors(run_model(copy.deepcopy(model).eval(), copy.deepcopy(batch)))]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            return [t.clone() for t in output_tensors(run_model(model.eval(), copy.deepcopy(batch)))]
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
