@@ -23,10 +23,14 @@ pytest_runtest_setup = require_cuda.pytest_runtest_setup
 pytest_runtest_makereport = require_cuda.pytest_runtest_makereport
 
 
+gc.disable()  # until all is collected: ten thousand tests and what they import stay to the end
+
+
 def pytest_collection_finish() -> None:
-    """Ten thousand tests and what they imported stay to the end: not to be searched for garbage again and again."""
+    """None of it is to be searched for garbage again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

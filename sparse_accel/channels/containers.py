@@ -12,7 +12,7 @@ import re
 import threading
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -33,6 +33,9 @@ _PLAIN = (
     *(np.generic, np.dtype, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, re.Pattern),
     *(logging.Logger, type(threading.Lock()), type(threading.RLock()), nn.Module),
 )
+# The exact types of most items, known without a look through the lists above.
+_LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex))
+_CLOSED = frozenset((type(None), str, bytes, type, torch.dtype, torch.device))
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, types.CellType)
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
@@ -101,6 +104,12 @@ def output_tensors(tree: Any) -> list[Tensor]:
 
 def _leaves(item: Any, strict: bool, opened: dict[int, Any]) -> Iterator[Any]:
     """``opened`` keeps what was opened, so that no id is given twice; of tuples and the like only those around."""
+    kind = type(item)
+    if kind in _LEAVES:
+        yield item
+        return
+    if kind in _CLOSED or (kind in (dict, OrderedDict, list, tuple) and not item):
+        return
     if isinstance(item, (Tensor, *_NUMBERS)) and not isinstance(item, enum.Enum):
         yield item
         return

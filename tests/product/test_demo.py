@@ -63,16 +63,15 @@ def test_status_follows_the_targets(short_run, tmp_path, monkeypatch, capsys):
     result = demo.run(tmp_path, epochs=1, progress=False)
     assert result.status == 1
     assert "TARGET MISSED" in capsys.readouterr().out
-    monkeypatch.setattr(demo, "TARGETS", summary.Targets(accuracy_loss=1, removed_groups=0, max_abs_diff=1e-5))
-    assert demo.run(tmp_path, epochs=1, progress=False).status == 0
-    assert "MISSED" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_default_demo_meets_its_targets(tmp_path, capsys):
     result = demo.run(tmp_path, progress=False)
     assert result.missed == ()
+    assert result.status == 0
     table = capsys.readouterr().out
+    assert "MISSED" not in table
     for row in ("accuracy", "zero groups", "parameters", "MACs per image", "latency", "largest output difference"):
         assert row in table
 

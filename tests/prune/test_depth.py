@@ -191,7 +191,7 @@ def test_replayed_from_memory_and_from_disk_to_the_bits_of_whole_runs(
     model = KINDS[kind][0](3)
     whole = run(model, kind, what, activation_memory=0, **options)
     assert not written
-    for memory in (1 << 29, 1):
+    for memory in (1,) if options else (1 << 29, 1):
         with caplog.at_level("INFO", "sparse_accel"):
             came = run(model, kind, what, activation_memory=memory, **options)
         assert not any("run as a whole" in message for message in caplog.messages)

@@ -52,32 +52,55 @@ def test_source_archive_has_what_a_build_needs_and_nothing_built(unpacked):
     assert not [name for name in names if re.search(r"\.(so|o|pyc)$|^\.venv/|^build/", name)]
 
 
-@pytest.mark.slow
-def test_wheel_from_source_archive_in_a_clean_environment(unpacked, tmp_path):
-    # What is tested is the packaging, not the code that the compiler makes.
-    fast = ["cmake.build-type=Debug", "cmake.define.CMAKE_CXX_FLAGS_DEBUG=-O0", "cmake.define.SPARSE_ACCEL_PORTABLE=ON"]
+COPY = """#!{python}
+import glob, os, shutil, sys
+words = sys.argv[1:]
+if "-o" in words:
+    output = words[words.index("-o") + 1]
+    for built in glob.glob(os.path.join({folder!r}, "*", output)):
+        shutil.copy(built, output)
+        sys.exit()
+os.execvp(words[0], words)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(unpacked, tmp_path_factory):
+    """Python and site-packages of a new environment with the wheel of the unpacked archive, and with torch.
+
+    It is the packaging that is tested: what this checkout's own build has compiled of the same sources is taken as it
+    is. `test_load_jit_builds_the_sources_of_the_wheel` compiles what the wheel carries."""
+    folder = tmp_path_factory.mktemp("wheel")
+    launcher = folder / "copy.py"
+    own = ROOT / "build/editable" if not sparse_accel.build_info().with_cuda else folder / "nothing"
+    launcher.write_text(COPY.format(python=sys.executable, folder=str(own)))
+    launcher.chmod(0o755)
+    settings = [f"-Ccmake.define.CMAKE_CXX_COMPILER_LAUNCHER={launcher}"]
+    if not list(own.glob("*/CMakeFiles/*/csrc")):
+        fast = (
+            "cmake.build-type=Debug",
+            "cmake.define.CMAKE_CXX_FLAGS_DEBUG=-O0",
+            "cmake.define.SPARSE_ACCEL_PORTABLE=ON",
+        )
+        settings += [f"-C{word}" for word in fast]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    env = {**TOOLS, "SPARSE_ACCEL_CUDA": "OFF"}
-    run(
-        *pip,
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        *(f"-C{word}" for word in fast),
-        "-w",
-        tmp_path,
-        unpacked,
-        env=env,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
-    python = tmp_path / "venv/bin/python"
+    build = ["wheel", "--no-build-isolation", "--no-deps", *settings, "-w", folder, unpacked]
+    run(*pip, *build, env={**TOOLS, "SPARSE_ACCEL_CUDA": "OFF"})
+    (wheel,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    python = folder / "venv/bin/python"
     run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
 
     # torch and numpy from here, by path: without this environment's import hooks.
-    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
     here = [*site.getsitepackages(), str(Path(torch.__file__).parent.parent)]
     (packages / "here.pth").write_text("\n".join(dict.fromkeys(here)) + "\n")
+    return python, packages
+
+
+@pytest.mark.slow
+def test_wheel_from_source_archive_in_a_clean_environment(installed, tmp_path):
+    python, packages = installed
     code = f"""
 import torch, sparse_accel, sparse_accel._C as C
 print(sparse_accel.__file__, C.__file__, (C.{SCORE}), repr(sparse_accel.build_info().commit), sep="\\n")
@@ -89,19 +112,21 @@ print(len(_jit.sources(True)), _jit.source_dir())
     assert lines[1].startswith(str(packages))
     assert lines[2:4] == ["[3.0, 12.0]", "''"]
     assert lines[4] == f"{len(_jit.sources(True))} {packages / 'sparse_accel/csrc'}"
-    assert f"torch running       {torch.__version__}" in run(tmp_path / "venv/bin/sparse-accel", "info", cwd=tmp_path)
+    assert f"torch running       {torch.__version__}" in run(python.parent / "sparse-accel", "info", cwd=tmp_path)
 
 
 @pytest.mark.slow
-def test_load_jit_builds_the_same_sources(tmp_path):
+def test_load_jit_builds_the_sources_of_the_wheel(installed, tmp_path):
+    python, packages = installed
     code = f"""
 import torch, sparse_accel
 module = sparse_accel.load_jit(with_cuda=False, extra_cflags=["-O0", "-DSPARSE_ACCEL_PORTABLE"])
 assert set(dir(module)) >= {{name for name in dir(sparse_accel._C) if not name.startswith("_")}}, dir(module)
-print(module.{SCORE}, module.__file__)
+print(module.{SCORE}, module.__file__, sparse_accel.__file__)
 """
-    output = run(sys.executable, "-c", code, env={**TOOLS, "TORCH_EXTENSIONS_DIR": str(tmp_path)}, cwd=tmp_path)
+    output = run(python, "-c", code, env={**TOOLS, "TORCH_EXTENSIONS_DIR": str(tmp_path)}, cwd=tmp_path)
     assert output.splitlines()[-1].startswith(f"[3.0, 12.0] {tmp_path}")
+    assert output.splitlines()[-1].endswith(str(packages / "sparse_accel/__init__.py"))
 
 
 def test_load_jit_says_what_is_missing(monkeypatch):
