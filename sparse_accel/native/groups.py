@@ -21,11 +21,9 @@ def group_score(tensors: list[Tensor], layouts: list[int], kind: str, coupled: b
     if len(numbers) != len(tensors) or min(numbers) < 0 or not _is_dense(first):
         numbers = [0] * len(tensors)  # the kernels' checks say what is wrong
     of_all = coupled and on_cuda(first)
-    outputs = [
-        # Kernels write every score of a tensor that has elements.
-        tensor.new_empty(number, dtype=dtype) if tensor.numel() else tensor.new_zeros(number, dtype=dtype)
-        for tensor, number in zip(tensors[:1] if of_all else tensors, numbers, strict=False)
-    ]
+    # Kernels write every score of a tensor that has elements.
+    empty, device = torch.zeros if 0 in layouts else torch.empty, first.device
+    outputs = [empty(number, dtype=dtype, device=device) for number in (numbers[:1] if of_all else numbers)]
     kernels().group_score(tensors, layouts, outputs * len(tensors) if of_all else outputs, kind, coupled)
     return outputs[:1] if coupled else outputs
 
