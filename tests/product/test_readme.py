@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
             counts[page] = len(blocks)
             for index, block in enumerate(blocks):
                 exec(compile(block, f"{page}, Python block {index + 1}", "exec", dont_inherit=True), namespace)
+    state = importlib.import_module("accelerate.state")  # one for each process, and of the last block's settings
+    state.AcceleratorState._reset_state(True)
+    state.GradientState._reset_state()
     assert all(count for page, count in counts.items() if page != "docs/measurements.md")
     assert (tmp_path / "out" / "model.safetensors").exists()
 

@@ -209,6 +209,8 @@ def test_refusals() -> None:
 
 def test_inside_accelerate() -> None:
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)  # one for each process, whatever ran before
+    accelerate.state.GradientState._reset_state()
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = net()
     model, optimizer = accelerator.prepare(model, OPTIMIZERS["AdamW"](model.parameters()))
