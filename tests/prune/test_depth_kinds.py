@@ -94,8 +94,9 @@ def test_stacked_matrices_of_curvature_iht(tmp_path, monkeypatch, caplog):
     model = mixtral(num_hidden_layers=2, num_experts_per_tok=4)
     model.config._experts_implementation = "grouped_mm"
     assert_replayed(
-        lambda memory: CurvatureIHT(model, 0.5, activation_memory=memory).run(tokens()), tmp_path, monkeypatch, caplog
-    )
+        lambda memory: CurvatureIHT(model, 0.5, activation_memory=memory).run(tokens()),
+        tmp_path, monkeypatch, caplog, memory_too=True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

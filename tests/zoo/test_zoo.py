@@ -58,8 +58,9 @@ def assert_computes(model: nn.Module, dense: nn.Module, batches: list[Any]) -> N
 def assert_reloads(result: Any, fresh: nn.Module, batches: list[Any], folder: Path) -> None:
     loaded = sa.load(sa.save(result, folder), fresh)
     assert equal(loaded, result.model)
-    for old, new in zip(outputs(result.model, batches[0]), outputs(loaded, batches[0]), strict=True):
-        assert torch.equal(old, new)
+    for batch in batches:
+        for old, new in zip(outputs(result.model, batch), outputs(loaded, batch), strict=True):
+            assert torch.equal(old, new)
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ import glob, os, shutil, sys
 words = sys.argv[1:]
 if "-o" in words:
     output = words[words.index("-o") + 1]
-    for built in glob.glob(os.path.join({folder!r}, "*", output)):
+    for built in glob.glob(os.path.join({folder!r}, {tag!r}, output)):
         shutil.copy(built, output)
         sys.exit()
 os.execvp(words[0], words)
@@ -73,10 +73,11 @@ def installed(unpacked, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     launcher = folder / "copy.py"
     own = ROOT / "build/editable" if not sparse_accel.build_info().with_cuda else folder / "nothing"
-    launcher.write_text(COPY.format(python=sys.executable, folder=str(own)))
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}-*"  # another Python's are of no use
+    launcher.write_text(COPY.format(python=sys.executable, folder=str(own), tag=tag))
     launcher.chmod(0o755)
     settings = [f"-Ccmake.define.CMAKE_CXX_COMPILER_LAUNCHER={launcher}"]
-    if not list(own.glob("*/CMakeFiles/*/csrc")):
+    if not list(own.glob(f"{tag}/CMakeFiles/*/csrc")):
         fast = (
             "cmake.build-type=Debug",
             "cmake.define.CMAKE_CXX_FLAGS_DEBUG=-O0",
