@@ -8,7 +8,6 @@ from torch import Tensor
 from ._module import compute_type, kernels, on_cuda
 
 
-@torch.no_grad()
 def group_score(tensors: list[Tensor], layouts: list[int], kind: str, coupled: bool) -> list[Tensor]:
     """One vector of scores for each tensor, or one for all."""
     if not tensors:
@@ -32,7 +31,6 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided
 
 
-@torch.no_grad()
 def group_topk(scores: list[Tensor], k: int) -> list[Tensor]:
     """Masks of the k largest of all."""
     inputs = [score.contiguous() for score in scores]

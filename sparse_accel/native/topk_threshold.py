@@ -65,21 +65,58 @@ class _Call(NamedTuple):
         return self.x.numel() // self.rows
 
 
-@torch.no_grad()
 def topk_threshold_(
     x: Tensor, scores: Tensor | None, k: list[int], by: str, layout: list[int], scale: Tensor | None
 ) -> Tensor:
     """What was kept: bool, as x."""
-    call = _Call(x, scores, k, by, layout, scale)
-    _check(call)
-    check_device(_OP, "x", x)
-    if not call.of_groups:
-        mask = _topk_elements(call)
+    if _as_it_is(x, scores, k, by, scale):
+        mask = torch.empty_like(x, dtype=torch.bool)
+        _run(x, scores, scale, mask, x.shape[0] if by == "row" and x.dim() > 1 else 1, k)
     else:
-        mask = _topk_groups(call) if by == "group" else _topk_within(call)
+        mask = _in_steps(_Call(x, scores, k, by, layout, scale))
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return mask
+
+
+def _as_it_is(x: Tensor, scores: Tensor | None, k: list[int], by: str, scale: Tensor | None) -> bool:
+    """Whether the kernels take all memory as it lies, and nothing is wrong with it: most calls, at a third of the
+    checks' time, which shows below a megabyte."""
+    if x.layout != torch.strided or not (x.is_cpu or on_cuda(x)) or x.dtype not in FLOATING or x.numel() == 0:
+        return False
+    if by not in ("tensor", "row") or x.dim() == 0 or not x.is_contiguous():
+        return False
+    if len(k) == 1:
+        if not 0 <= k[0] <= (x.numel() // x.shape[0] if by == "row" and x.dim() > 1 else x.numel()):
+            return False
+    elif len(k) != 2 or not 1 <= k[0] < k[1] <= 32:
+        return False
+    if scores is not None and (
+        scale is not None
+        or scores.layout != torch.strided
+        or scores.shape != x.shape
+        or scores.device != x.device
+        or scores.dtype not in FLOATING
+        or not scores.is_contiguous()
+        or _shares_memory(scores, x)
+    ):
+        return False
+    return scale is None or (
+        scale.layout == torch.strided
+        and scale.shape == x.shape[-1:]
+        and scale.device == x.device
+        and scale.dtype == compute_type(x.dtype)
+        and scale.is_contiguous()
+    )
+
+
+@torch.no_grad()
+def _in_steps(call: _Call) -> Tensor:
+    _check(call)
+    check_device(_OP, "x", call.x)
+    if not call.of_groups:
+        return _topk_elements(call)
+    return _topk_groups(call) if call.by == "group" else _topk_within(call)
 
 
 def _check_tensor(name: str, t: Tensor, x: Tensor) -> None:
@@ -233,9 +270,10 @@ def _topk_groups(call: _Call) -> Tensor:
         scores = given.contiguous()
     else:
         (scores,) = group_score([_signed_scores(call)], call.layout, "l2", False)
-    if bool(scores.isnan().any()):
-        raise ValueError(f"{_OP}: scores: expected numbers that can be ordered, got NaN")
-    (keep,) = group_topk([scores], call.k[0])
+    try:
+        (keep,) = group_topk([scores], call.k[0])
+    except ValueError as error:  # k is checked: NaN
+        raise ValueError(str(error).replace("group_topk", _OP, 1)) from None
     mask = torch.empty_like(call.x, dtype=torch.bool)
     if call.x.numel():
         kernels().topk_groups(call.x, mask, keep, call.layout)
