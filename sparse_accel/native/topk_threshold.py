@@ -107,6 +107,7 @@ def _as_it_is(x: Tensor, scores: Tensor | None, k: list[int], by: str, scale: Te
         and scale.device == x.device
         and scale.dtype == compute_type(x.dtype)
         and scale.is_contiguous()
+        and not _shares_memory(scale, x)
     )
 
 
@@ -185,8 +186,8 @@ def _shares_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _readable(scores: Tensor, x: Tensor, source: Tensor) -> Tensor:
-    """Scores that the kernels may read while they write x: their own memory, or that of x itself."""
+def _readable(scores: Tensor, x: Tensor, source: Tensor | None) -> Tensor:
+    """Scores that the kernels may read while they write x: their own memory, or that of x itself, if it is `source`."""
     out = scores.contiguous()
     same = out.data_ptr() == x.data_ptr() and out.dtype == x.dtype and x is source
     return out if same or not _shares_memory(out, x) else out.clone()
@@ -195,7 +196,7 @@ def _readable(scores: Tensor, x: Tensor, source: Tensor) -> Tensor:
 def _topk_elements(call: _Call) -> Tensor:
     x = call.x.contiguous()
     scores = None if call.scores is None else _readable(call.scores, x, call.x)
-    scale = None if call.scale is None else call.scale.to(compute_type(x.dtype)).contiguous()
+    scale = None if call.scale is None else _readable(call.scale.to(compute_type(x.dtype)), x, None)
     mask = torch.empty_like(x, dtype=torch.bool)
     _run(x, scores, scale, mask, call.rows, call.k)
     if x is call.x:

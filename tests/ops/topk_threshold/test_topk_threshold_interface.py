@@ -133,3 +133,12 @@ def test_devices_without_kernels_run_the_twin(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError, match="NaN"):
         sa.topk_threshold_(torch.full((3,), torch.nan), None, 1)
     assert sa.topk_threshold_(torch.empty(4, 6, device="meta"), None, 5).is_meta
+
+
+@pytest.mark.parametrize("k, by", [(3, "row"), (20, "tensor"), ((2, 4), "tensor")])
+def test_scales_may_be_a_part_of_x(backend: Any, k: Any, by: str) -> None:
+    x = randn((9, 8), torch.float32, backend.device).abs()
+    expected = x.clone()
+    kept = ops.topk_threshold_(expected, None, k, by=by, scale=x[0].clone())
+    assert torch.equal(ops.topk_threshold_(x, None, k, by=by, scale=x[0]), kept)
+    assert torch.equal(x, expected)
