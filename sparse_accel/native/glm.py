@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._module import check_device, kernels, shown
+from ._module import check_device, kernels, on_cuda, shown
 from .glm_joint import solve_joint
 
 
@@ -153,6 +153,26 @@ def _checked(
         begin, column = (index.to(torch.int64).contiguous() for index in (crow, col))
         rows = Rows(values.contiguous(), begin, column, wide)
     check_device(op, "x", point)
-    host = rows[1:] if point.is_cpu else (None if part is None else part.cpu() for part in rows[1:])
-    kernels().check_glm_data(op, *host, columns, family)
+    if not (on_cuda(point) and _fits(rows, columns, family)):
+        host = (None if part is None else part.cpu() for part in rows[1:])
+        kernels().check_glm_data(op, *host, columns, family)  # says what is wrong
     return rows
+
+
+def _fits(rows: Rows, columns: int, family: str) -> bool:
+    """Whether ``check_glm_data`` would find nothing wrong, asked where the data are: one flag goes to the host."""
+    targets, crow, col = rows.targets, rows.crow, rows.col
+    if family not in ("gaussian", "binomial", "poisson", "huber"):
+        return False
+    good = [targets.isfinite()]
+    if family == "poisson":
+        good.append(targets >= 0)
+    elif family == "binomial":
+        good.append((targets == 0) | (targets == 1))
+    if crow is not None and col is not None:
+        count = col.numel()
+        good += [crow[:1] == 0, crow[-1:] == count, crow.diff() >= 0, (col >= 0) & (col < columns)]
+        begins = torch.zeros(count + 1, dtype=torch.bool, device=col.device)
+        begins[crow.clamp(0, count)] = True  # where a row begins, any column may come before
+        good.append((col.diff() > 0) | begins[1:count])
+    return bool(torch.stack([part.all() for part in good]).all())

@@ -92,6 +92,9 @@ def glm_epoch(
     For each i of ``order``: ``z = x + beta (x - x_prev)``, ``x_prev = x``, ``x = prox_{lr loss_i}(z)``. The work of
     CSR rows goes with their entries, with and without momentum.
 
+    Each step needs the one before: on a GPU a single block takes them all, which pays only where the data are there
+    anyway. The checks of data and order synchronize with the device, but copy neither.
+
     Args:
         x: the iterate ``[d]``, contiguous, float32 or float64; overwritten.
         x_prev: the iterate before it; overwritten.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import sparse_accel as sa
 from sparse_accel import native, ops
+from sparse_accel.native import glm as native_glm
 from sparse_accel.ops import glm
 from sparse_accel.reference import glm as reference_glm
 
@@ -315,3 +316,32 @@ def test_results_do_not_depend_on_thread_order(order: str, emulated: ModuleType)
             emulated.set_order("forward", 1)
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[1], found[3])
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_what_is_checked_on_the_device(data: st.DataObject) -> None:
+    """What is asked there is what the host's check asks."""
+    columns = data.draw(st.integers(0, 5))
+    index = st.integers(-1, columns + 1)
+    lines = data.draw(st.lists(st.lists(index, max_size=4), max_size=4))
+    if data.draw(st.booleans()):  # most such rows are wrong
+        lines = [sorted({column for column in line if 0 <= column < columns}) for line in lines]
+    crow = [0]
+    for line in lines:
+        crow.append(crow[-1] + len(line))
+    if data.draw(st.integers(0, 3)) == 0:
+        crow[data.draw(st.integers(0, len(lines)))] += data.draw(st.integers(-9, 9))
+    number = st.sampled_from([0.0, 1.0, 1.0, 0.0, -1.0, 0.5, float("nan"), float("inf")])
+    targets = data.draw(st.lists(number, min_size=len(lines), max_size=len(lines)))
+    family = data.draw(st.sampled_from([*FAMILIES, "cauchy"]))
+    col = torch.tensor([column for line in lines for column in line], dtype=torch.int64)
+    numbers = (torch.tensor(crow), col, torch.tensor(targets, dtype=torch.float64))
+    for sparse in (True, False):
+        rows = native_glm.Rows(torch.zeros(len(col)), *(numbers if sparse else (None, None, numbers[2])))
+        try:
+            native_glm.kernels().check_glm_data("op", *rows[1:], columns, family)
+            good = True
+        except ValueError:
+            good = False
+        assert native_glm._fits(rows, columns, family) == good
