@@ -22,7 +22,9 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export SPARSE_ACCEL_CUDA ?= AUTO
 export SPARSE_ACCEL_WERROR ?= OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Tests start many interpreters: without its compiled files each would spend seconds on the same sources again.
+# Most of what torch and others bring is never imported; what is, Python compiles then. (PIP_NO_COMPILE=1 is not this: it turns compiling on.)
+export PIP_COMPILE := 0
+# Tests start many interpreters: compiled files are kept, or each would spend seconds on the same sources again.
 export PYTHONDONTWRITEBYTECODE :=
 
 built_from := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
