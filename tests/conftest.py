@@ -12,6 +12,7 @@ import pytest
 import require_cuda
 import torch
 from cuda_emulator import build
+from two_ranks import keep_process_groups
 
 from sparse_accel import native
 from sparse_accel.report import compact as comparison
@@ -22,6 +23,7 @@ pytest_collection_modifyitems = require_cuda.pytest_collection_modifyitems
 pytest_runtest_setup = require_cuda.pytest_runtest_setup
 pytest_runtest_makereport = require_cuda.pytest_runtest_makereport
 
+keep_process_groups()
 
 gc.disable()  # until all is collected: ten thousand tests and what they import stay to the end
 

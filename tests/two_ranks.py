@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing.connection
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIMEOUT = 400  # seconds
+_groups: list[Any] = []
+
+
+def keep_process_groups() -> None:
+    """From here on every default process group lives as long as this process.
+
+    DDP holds its group. If that reference is the last, DDP's end joins the group's threads with the GIL in hand, and a
+    thread that still has a tensor to free waits for the GIL: torch hangs."""
+    start = dist.init_process_group
+
+    @functools.wraps(start)
+    def init_process_group(*arguments: Any, **options: Any) -> None:
+        start(*arguments, **options)
+        _groups.append(dist.group.WORLD)
+
+    dist.init_process_group = init_process_group
 
 
 def _serve(rank: int, connection: Any) -> None:
+    keep_process_groups()
     while True:
         try:
             work, arguments = connection.recv()
