@@ -149,7 +149,7 @@ def test_every_emulated_program_is_one_for_the_card() -> None:
 @pytest.mark.slow
 def test_the_programs_compile_for_a_card(tmp_path: Path) -> None:
     """The C++ tests of the emulator are CUDA programs as they are. No optimization, and PTX: compiling is all; of the
-    first its host side too, the others' is parsed, for float alone."""
+    first its host side too, the others' is parsed."""
     nvcc = facts.find_tool("nvcc")
     if nvcc is None:
         pytest.skip("needs nvcc")
@@ -158,7 +158,7 @@ def test_the_programs_compile_for_a_card(tmp_path: Path) -> None:
     for source in build.program_sources(ROOT):
         command = build.program_command(nvcc, source, "90", tmp_path / source.stem)
         words = [part for word in command.words for part in quick.get(word, [word])]
-        words += ["-ptx", "-DSPARSE_ACCEL_FLOAT_ALONE"] if commands else []
+        words += ["-ptx"] if commands else []
         commands.append(dataclasses.replace(command, words=words))
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda one: process.run(one, 500, tmp_path / f"{one.name}.log"), commands))
