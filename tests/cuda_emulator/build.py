@@ -225,12 +225,14 @@ def torch_units() -> dict[str, list[Path]]:
 
 def cpu_objects() -> list[Path]:
     """The CPU's kernels as the editable installation has compiled them; none where they are older than a source."""
+    editable = ROOT / "build" / "editable"
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}-*"  # another Python's are of no use
     built = [
         path
         for part in ("cpu", "avx512")
-        for path in (ROOT / "build" / "editable").glob(f"{tag}/CMakeFiles/sparse_accel_{part}.dir/**/*.o")
-        if "csrc" not in path.parts or (ROOT / "csrc" / str(path).split("/csrc/")[-1].removesuffix(".o")).exists()
+        for path in editable.glob(f"{tag}/CMakeFiles/sparse_accel_{part}.dir/**/*.o")
+        # <tag>/CMakeFiles/<library>.dir/<source>.o: left of sources that are gone, too; Unity/ has no source of its own
+        if path.parent.name == "Unity" or ROOT.joinpath(*path.relative_to(editable).parts[3:]).with_suffix("").exists()
     ]
     sources = [path for path in CSRC.glob("**/*") if path.suffix in (".h", ".cpp") and path.parent != CSRC / "cuda"]
     newest = max(path.stat().st_mtime for path in sources)
