@@ -146,8 +146,9 @@ def make_optimizer(name: str, model: nn.Module, share: float, args: argparse.Nam
         groups.append({"params": rest, "penalty": None})
         if name == "ramda":
             opt = sa.RAMDA(groups, lr=args.ramda_lr, momentum=args.momentum)
-            ends = [max(1, args.steps * part // 10) for part in (6, 8, 9)]  # the removal restarts too
-            return opt, sa.lr_scheduler.MultiStageLR(opt, sorted(set(ends)), gamma=0.3, momentum="ramp")
+            # The removal restarts too. Another restart before most is learned costs more than it gains.
+            ends = [max(1, int(args.steps * part)) for part in (0.85, 0.95)]
+            return opt, sa.lr_scheduler.MultiStageLR(opt, sorted(set(ends)), gamma=0.25, momentum="ramp")
         opt = sa.ProxAdamW(groups, lr=args.lr, weight_decay=0.01)
     warm = max(1, args.steps // 20)
 
@@ -313,9 +314,9 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=[*COLORS], default=[*COLORS])
     parser.add_argument("--dim", type=int, default=64, help=f"a multiple of {HEAD}")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=1e-2, help="of AdamW and ProxAdamW")
-    parser.add_argument("--ramda-lr", type=float, default=0.03)
-    parser.add_argument("--momentum", type=float, default=0.1, help="of RAMDA: the share of the new point")
+    parser.add_argument("--lr", type=float, default=0.03, help="of AdamW and ProxAdamW")
+    parser.add_argument("--ramda-lr", type=float, default=0.06)
+    parser.add_argument("--momentum", type=float, default=0.3, help="of RAMDA: the share of the new point")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/sparse_transformer"))
     parser.add_argument("--no-progress", action="store_true")
