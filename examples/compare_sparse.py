@@ -1,6 +1,6 @@
 """Weights to zero beside the field: how close a network stays to the dense one, and the seconds, as a table and a plot.
 
-    python examples/compare_sparse.py [--data DIR] [--sparsities 50 70 2:4] [--rows WORD ...] [--out-dir out]
+    python examples/compare_sparse.py [--data DIR] [--net bert|resnet20] [--sparsities 50 70 2:4] [--rows WORD ...]
 
 Rows: the largest weights, SparseGPT, ADMM with conjugate gradients (ALPS) and ours, curvature IHT, all by the same
 streamed Hessians, layer after layer on the pruned front, without labels; then ours with three rounds of refine.
@@ -8,7 +8,9 @@ streamed Hessians, layer after layer on the pruned front, without labels; then o
 Without --data, anywhere: a small Transformer that is trained on scikit-learn's digits (rows of pixels are its tokens)
 first; measured are the cosine of its pooled hidden states to the dense ones and the accuracy. With --data: the
 pretrained BERT sentence encoder and the texts of bert_sparse.py, which says what DIR (or DIR/text) holds; measured is
-the cosine.
+the cosine. With --net resnet20 the ResNet-20 on CIFAR-10 of resnet20_cifar.py, pruned on the first --images images of
+data_batch_1: cosine of the logits, and accuracy. There are two more rows there: sparsities by layer, and these with a
+refinement on the same images, mirrored by chance (--steps of Adam, no labels).
 
 Seconds are the processor's, of pruning alone.
 """
@@ -40,6 +42,7 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("curvature IHT", {}),
     ("curvature IHT, refine", {"refine": 3}),
 ]
+SPREAD = {"allocation": "global"}  # for networks whose layers differ
 
 
 class Task(NamedTuple):
@@ -51,6 +54,7 @@ class Task(NamedTuple):
         embed: what a network makes of the test set, ``[samples, width]``.
         skip: layers that stay dense.
         judge: percent of the test set that a network gets right; None without labels.
+        more: further rows.
     """
 
     net: nn.Module
@@ -58,6 +62,7 @@ class Task(NamedTuple):
     embed: Callable[[nn.Module], Tensor]
     skip: list[str]
     judge: Callable[[nn.Module], float] | None
+    more: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012 (never changed)
 
 
 class Layer(nn.Module):
@@ -139,6 +144,23 @@ def bert(directory: Path, folder: Path | None, calibration: int, test: int) -> T
     return Task(net, data["calibration"], lambda model: example.embed(model, data["test"]), ["pooler"], None)
 
 
+def resnet20(directory: Path, images: int, steps: int) -> Task:
+    """The pretrained network of resnet20_cifar.py."""
+    own = load_example("compare_structured")
+    given = own.resnet20(directory, images, images, "flip", steps)
+
+    @torch.no_grad()
+    def embed(model: nn.Module) -> Tensor:
+        return torch.cat([model(part) for part in given.images.split(500)])
+
+    def judge(model: nn.Module) -> float:
+        return 100 * float((embed(model).argmax(1) == given.labels).float().mean())
+
+    refine = {"steps": steps, "augment": given.augment}
+    more = [("curvature IHT, by layer", SPREAD), ("the same, fitted without labels", {**SPREAD, "refine": refine})]
+    return Task(given.net, given.calibration, embed, [], judge, more)
+
+
 def load_example(name: str) -> ModuleType:
     """Another script of this folder as a module."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
@@ -181,11 +203,14 @@ def plot(figures: list[dict[str, Any]], sparsities: list[str], path: Path) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="texts of bert_sparse.py; without it, digits")
+    parser.add_argument("--net", choices=["bert", "resnet20"], default="bert", help="with --data (bert)")
     parser.add_argument("--model", type=Path, help="folder of the encoder and its tokenizer (default: the package's)")
     parser.add_argument("--sparsities", nargs="+", default=["50", "70", "2:4"], help="percent, or n:m")
     parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows of the table that contain one of these")
     parser.add_argument("--calibration", type=int, default=128, help="texts")
     parser.add_argument("--test", type=int, default=256, help="texts")
+    parser.add_argument("--images", type=int, default=1024, help="of the ResNet-20")
+    parser.add_argument("--steps", type=int, default=200, help="of the ResNet-20's refinement")
     parser.add_argument("--epochs", type=int, default=12, help="of training on the digits")
     parser.add_argument("--seed", type=int, default=0, help="of the digits")
     parser.add_argument("--threads", type=int)
@@ -193,14 +218,18 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    chosen = [(name, how) for name, how in ROWS if not args.rows or any(word in name for word in args.rows)]
+    if args.data is None:
+        task = digits(args.epochs, args.seed)
+    elif args.net == "resnet20":
+        task = resnet20(args.data, args.images, args.steps)
+    else:
+        task = bert(args.data, args.model, args.calibration, args.test)
+    every = ROWS + task.more
+    chosen = [(name, how) for name, how in every if not args.rows or any(word in name for word in args.rows)]
     if not chosen:
-        raise SystemExit(f"--rows: expected words of {[name for name, _ in ROWS]}, got {args.rows}")
-    task = (
-        digits(args.epochs, args.seed)
-        if args.data is None
-        else bert(args.data, args.model, args.calibration, args.test)
-    )
+        raise SystemExit(f"--rows: expected words of {[name for name, _ in every]}, got {args.rows}")
+    if any(":" in text for text in args.sparsities) and any("allocation" in how for _, how in chosen):
+        raise SystemExit("--sparsities: the rows by layer take percents, not n:m")
     dense = task.embed(task.net)
     if task.judge is not None:
         print(f"dense: {task.judge(task.net):.2f} %", flush=True)

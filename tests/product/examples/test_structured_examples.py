@@ -75,6 +75,18 @@ def test_compare_structured_on_resnet20(cifar: Path, monkeypatch: pytest.MonkeyP
     assert row["macs"] == 20_497_024
 
 
+def test_compare_sparse_on_resnet20(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("compare_sparse")
+    monkeypatch.setattr(module, "SPREAD", {**module.SPREAD, "targets": ["layer1.0.*"]})  # the others stay dense
+    options = ["--net", "resnet20", "--steps", 2, "--out-dir", cifar]
+    main(module, monkeypatch, "--data", cifar, *options, "--rows", "by layer", "fitted", "--sparsities", 80)
+    rows = json.loads((cifar / "compare_sparse.json").read_text())
+    assert [row["method"] for row in rows] == ["curvature IHT, by layer", "the same, fitted without labels"]
+    assert all(0 <= row["accuracy"] <= 100 and 0 < row["cosine"] <= 1 for row in rows)
+    with pytest.raises(SystemExit, match="--sparsities: the rows by layer take percents"):
+        main(module, monkeypatch, "--data", cifar, *options)
+
+
 def test_resnet20(cifar: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = load("resnet20_cifar")
     rows = ["paper", "recalibrated", "auto", "budget"]

@@ -101,6 +101,23 @@ def test_structured_sparsity_goes_on_where_it_was(start, cifar):
     assert "runs of other settings" in output
 
 
+def test_a_target_in_place_of_strengths(start, cifar):
+    def small(module):
+        module.BATCH = 4
+        module.vgg19 = lambda classes: torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, 4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(1024, classes)
+        )
+
+    arguments = ["--data-dir", cifar, "--data", "cifar10", "--epochs", 20, "--seeds", 1, "--device", "cpu"]
+    chosen = ["--optimizers", "RMDA", "--target", 0.6, "--out", cifar / "target"]
+    assert start("structured_sparsity", *arguments, *chosen, change=small)[0] == 0
+    history = json.loads((cifar / "target" / "rmda-0.json").read_text())
+    assert history[-1][1] == pytest.approx(0.6, abs=0.01)  # 1,027 groups
+    status, output = start("structured_sparsity", *arguments, *chosen, "--strength", 1)
+    assert status == 2
+    assert "--target: expected a share in [0, 1), and no --strength besides" in output
+
+
 @pytest.mark.parametrize("model, dataset, weights", [("vgg19", "cifar10", 17), ("resnet50", "cifar100", 54)])
 def test_the_networks_of_the_paper(start, cifar, model, dataset, weights):
     def few(module):
