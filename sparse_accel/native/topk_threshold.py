@@ -69,10 +69,14 @@ def topk_threshold_(
     x: Tensor, scores: Tensor | None, k: list[int], by: str, layout: list[int], scale: Tensor | None
 ) -> Tensor:
     """What was kept: bool, as x."""
-    if _as_it_is(x, scores, k, by, scale):
+    mask = None
+    if by == "group":
+        if scores is None and scale is None and x.is_contiguous():
+            mask = _norms_of(x, k, layout)
+    elif _as_it_is(x, scores, k, by, scale):
         mask = torch.empty_like(x, dtype=torch.bool)
         _run(x, scores, scale, mask, x.shape[0] if by == "row" and x.dim() > 1 else 1, k)
-    else:
+    if mask is None:
         mask = _in_steps(_Call(x, scores, k, by, layout, scale))
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
@@ -109,6 +113,24 @@ def _as_it_is(x: Tensor, scores: Tensor | None, k: list[int], by: str, scale: Te
         and scale.is_contiguous()
         and not _shares_memory(scale, x)
     )
+
+
+def _norms_of(x: Tensor, k: list[int], layout: list[int]) -> Tensor | None:
+    """What is kept by the groups' own norms; None, and nothing has changed, where something is wrong with the call."""
+    number = layout[1] * layout[3]
+    if x.dtype not in FLOATING or not (x.is_cpu or on_cuda(x)) or x.numel() == 0:
+        return None
+    if len(k) != 1 or not 0 <= k[0] <= number or product(layout) != x.numel():
+        return None
+    scores = torch.empty(number, dtype=compute_type(x.dtype), device=x.device)
+    keep, mask = torch.empty_like(scores, dtype=torch.bool), torch.empty_like(x, dtype=torch.bool)
+    try:
+        kernels().group_score([x], layout, [scores], "l2", False)
+        kernels().group_topk([scores], [keep], k[0])
+    except ValueError:  # a layout that is none, NaN: _in_steps says so
+        return None
+    kernels().topk_groups(x, mask, keep, layout)
+    return mask
 
 
 @torch.no_grad()
