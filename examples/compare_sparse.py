@@ -62,7 +62,7 @@ class Task(NamedTuple):
     embed: Callable[[nn.Module], Tensor]
     skip: list[str]
     judge: Callable[[nn.Module], float] | None
-    more: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012 (never changed)
+    more: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 class Layer(nn.Module):
@@ -157,7 +157,7 @@ def resnet20(directory: Path, images: int, steps: int) -> Task:
         return 100 * float((embed(model).argmax(1) == given.labels).float().mean())
 
     refine = {"steps": steps, "augment": given.augment}
-    more = [("curvature IHT, by layer", SPREAD), ("the same, fitted without labels", {**SPREAD, "refine": refine})]
+    more = (("curvature IHT, by layer", SPREAD), ("the same, fitted without labels", {**SPREAD, "refine": refine}))
     return Task(given.net, given.calibration, embed, [], judge, more)
 
 
@@ -218,13 +218,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.net == "resnet20" and args.data is None:
+        raise SystemExit("--net resnet20: expected --data, the folder of resnet20_cifar.py")
     if args.data is None:
         task = digits(args.epochs, args.seed)
     elif args.net == "resnet20":
         task = resnet20(args.data, args.images, args.steps)
     else:
         task = bert(args.data, args.model, args.calibration, args.test)
-    every = ROWS + task.more
+    every = [*ROWS, *task.more]
     chosen = [(name, how) for name, how in every if not args.rows or any(word in name for word in args.rows)]
     if not chosen:
         raise SystemExit(f"--rows: expected words of {[name for name, _ in every]}, got {args.rows}")

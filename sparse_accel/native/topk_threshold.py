@@ -71,7 +71,7 @@ def topk_threshold_(
     """What was kept: bool, as x."""
     mask = None
     if by == "group":
-        if scores is None and scale is None and x.is_contiguous():
+        if scores is None and scale is None:
             mask = _norms_of(x, k, layout)
     elif _as_it_is(x, scores, k, by, scale):
         mask = torch.empty_like(x, dtype=torch.bool)
@@ -117,10 +117,12 @@ def _as_it_is(x: Tensor, scores: Tensor | None, k: list[int], by: str, scale: Te
 
 def _norms_of(x: Tensor, k: list[int], layout: list[int]) -> Tensor | None:
     """What is kept by the groups' own norms; None, and nothing has changed, where something is wrong with the call."""
-    number = layout[1] * layout[3]
-    if x.dtype not in FLOATING or not (x.is_cpu or on_cuda(x)) or x.numel() == 0:
+    if x.layout != torch.strided or not (x.is_cpu or on_cuda(x)) or x.dtype not in FLOATING or x.numel() == 0:
         return None
-    if len(k) != 1 or not 0 <= k[0] <= number or product(layout) != x.numel():
+    if not x.is_contiguous() or len(layout) != 4 or product(layout) != x.numel():
+        return None
+    number = layout[1] * layout[3]
+    if len(k) != 1 or not 0 <= k[0] <= number:
         return None
     scores = torch.empty(number, dtype=compute_type(x.dtype), device=x.device)
     keep, mask = torch.empty_like(scores, dtype=torch.bool), torch.empty_like(x, dtype=torch.bool)

@@ -85,6 +85,8 @@ def test_compare_sparse_on_resnet20(cifar: Path, monkeypatch: pytest.MonkeyPatch
     assert all(0 <= row["accuracy"] <= 100 and 0 < row["cosine"] <= 1 for row in rows)
     with pytest.raises(SystemExit, match="--sparsities: the rows by layer take percents"):
         main(module, monkeypatch, "--data", cifar, *options)
+    with pytest.raises(SystemExit, match="--net resnet20: expected --data"):
+        main(module, monkeypatch, *options)
 
 
 def test_resnet20(cifar: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
