@@ -34,13 +34,18 @@ SPARSE_ACCEL_HOST_DEVICE double glm_sigmoid(double v) {
   return (v < 0 ? e : 1.0) / (1.0 + e);
 }
 
+// e^v - y, also where both are 1: the difference of two rounded numbers has no digits left there.
+SPARSE_ACCEL_HOST_DEVICE double glm_poisson_slope(double v, double y) {
+  return std::fabs(v) < 0.5 ? std::expm1(v) - (y - 1) : std::exp(v) - y;
+}
+
 // d loss / dv
 SPARSE_ACCEL_HOST_DEVICE double glm_slope(Family family, double v, double y, double delta) {
   switch (family) {
     case Family::binomial:
       return y > 0.5 ? -glm_sigmoid(-v) : glm_sigmoid(v);
     case Family::poisson:
-      return std::exp(v) - y;
+      return glm_poisson_slope(v, y);
     case Family::huber:
       return std::fmin(std::fmax(v - y, -delta), delta);
     default:
@@ -90,17 +95,16 @@ SPARSE_ACCEL_HOST_DEVICE GlmStep glm_decrement_poisson(double u, double c, doubl
   const double log_y = y > 0 ? std::log(y) : -INFINITY;
   double d;
   if (u >= log_y) {
-    const double most = std::fmin(std::fmin(c * (std::exp(u) - y), u - log_y), std::fmax(1.0, std::log(c) + u));
+    const double most = std::fmin(std::fmin(c * glm_poisson_slope(u, y), u - log_y), std::fmax(1.0, std::log(c) + u));
     const double bound = y + std::fmax(most, 0.0) / c;  // of e^v; 0 where that underflows
     d = bound > 0 ? std::fmax(0.0, u - std::log(bound)) : 0.0;
   } else {
-    d = std::fmax(u - log_y, c * (std::exp(u) - y));
+    d = std::fmax(u - log_y, c * glm_poisson_slope(u, y));
   }
   double last = INFINITY;
   int iterations = 0;
   while (iterations < kGlmIterations) {
-    const double mean = std::exp(u - d);
-    const double step = (d - c * (mean - y)) / (1 + c * mean);
+    const double step = (d - c * glm_poisson_slope(u - d, y)) / (1 + c * std::exp(u - d));
     d -= step;
     ++iterations;
     const double size = std::fabs(step);
@@ -129,8 +133,8 @@ SPARSE_ACCEL_HOST_DEVICE GlmStep glm_step(Family family, const GlmRow& row, doub
     return GlmStep{-sign * (c * mean * (1 - mean) < 1 ? lr * mean : found.xi / row.q), found.iterations};
   }
   const GlmStep found = glm_decrement_poisson(row.u, c, row.y);
-  const double mean = std::exp(row.u - found.xi);
-  return GlmStep{c * mean < 1 ? -lr * (mean - row.y) : -found.xi / row.q, found.iterations};
+  const double v = row.u - found.xi;
+  return GlmStep{c * std::exp(v) < 1 ? -lr * glm_poisson_slope(v, row.y) : -found.xi / row.q, found.iterations};
 }
 
 }  // namespace sparse_accel
