@@ -26,6 +26,7 @@ BENCHES = [
     ("sparse_linear", "bfloat16"), ("sparse_linear", "float32"),
 ]  # fmt: skip
 WORKLOADS = ("resnet50", "vit_b_block", "large", "many_small")  # few, for the minutes that there are
+MODELS = ("resnet50", "vit_b", "large", "many_small")  # whole models for the optimizers' steps
 MOST_IN_A_ROW = 3  # failures, before a bench is given up
 
 
@@ -37,9 +38,9 @@ def main() -> int:
     parser.add_argument("--until", type=float, default=float("inf"), help="seconds for all")
     options = parser.parse_args()
     deadline = time.monotonic() + options.until
-    workloads, seconds, rounds = WORKLOADS, 0.2, 7
+    seconds, rounds = 0.2, 7
     if options.rehearse:
-        workloads, seconds, rounds = ("tiny",), 1e-3, 2
+        seconds, rounds = 1e-3, 2
         bench_timer.last_cache_bytes = lambda device: 1 << 16
     timer = bench_timer.Timer(options.device)
     floor = floor_speed(timer, Settings(options.device))
@@ -56,6 +57,7 @@ def main() -> int:
         say(f"FAILED {what}: {why}")
 
     for bench, dtype in BENCHES:
+        workloads = ("tiny",) if options.rehearse else MODELS if bench == "optim" else WORKLOADS
         settings = Settings(options.device, dtype, workloads, seconds, rounds)
         say(f"\n{bench}, {dtype}\n{format_line(headings(settings))}")
         in_a_row = 0  # a broken device breaks everything that follows
