@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ CXX_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
 ]
+LINK_FLAGS = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []  # as in CMakeLists.txt
 
 
 def source_dir() -> Path:
@@ -111,6 +113,7 @@ def load_jit(*, with_cuda: bool | None = None, name: str = "sparse_accel_jit", *
                 "--expt-extended-lambda",
                 *options.pop("extra_cuda_cflags", []),
             ],
+            extra_ldflags=[*LINK_FLAGS, *options.pop("extra_ldflags", [])],
             with_cuda=with_cuda,
             **options,
         )
