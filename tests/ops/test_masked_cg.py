@@ -41,7 +41,7 @@ def optimum(w: Tensor, mask: Tensor, h: Tensor) -> Tensor:
 
 def error(x: Tensor, w: Tensor, h: Tensor) -> Tensor:
     """``(x - w) H (x - w)`` of each row, in float64."""
-    d, h = (x.double() - w.double()).cpu(), h.double().cpu()
+    d, h = x.double().cpu() - w.double().cpu(), h.double().cpu()
     return (d @ h * d).sum(1)
 
 
