@@ -41,6 +41,7 @@ KERNELS = {
     "shrink_squares_kernel<SgdBody": (72, 2, 8),
     "shrink_finish_kernel<SgdBody": (72, 2, 8),
     "group_score_kernel": (64, 4, 0),
+    "score_strips_kernel": (64, 4, 0),
     "metric_elements_kernel": (72, 4, 0),
     "metric_groups_kernel": (120, 0, 32),
     "sparse_linear_kernel": (104, 0, 0),

@@ -16,8 +16,16 @@
 
 namespace sparse_accel::cuda {
 
-constexpr int kStripBytes = 128;               // of x: whole sectors of every array, a line of those in float
-constexpr int kMaxStrip = 31 * kWidth<short>;  // columns: an odd run of kShortRun - 1 in packs of 8
+constexpr int kStripBytes = 128;                 // of x: whole sectors of every array, a line of those in float
+constexpr int kMaxStrip = 31 * kWidth<short>;    // columns: an odd run of kShortRun - 1 in packs of 8, or twice in 4
+constexpr std::size_t kStripStaging = 48 << 10;  // bytes of shared memory: four blocks on a multiprocessor have them
+
+// Packs side by side until a group ends with one, and a sector of 32 bytes: half of it would be fetched twice.
+SPARSE_ACCEL_HOST_DEVICE int least_packs(std::int64_t inner, int width, int number) {
+  int packs = int(inner);
+  for (int w = width; w > 1 && packs % 2 == 0; w /= 2) packs /= 2;
+  return packs * width * number % 32 == 0 ? packs : 2 * packs;
+}
 
 // The strips of a segment of short runs: what both sides of the launch know.
 struct Strip {
@@ -27,8 +35,7 @@ struct Strip {
 
   // width: elements of a pack; number: bytes of one of x; blocks: of a cluster
   SPARSE_ACCEL_HOST_DEVICE Strip(const GroupLayout& layout, int width, int number, unsigned blocks) {
-    int least = int(layout.inner);  // packs until a group and a pack end together
-    for (int w = width; w > 1 && least % 2 == 0; w /= 2) least /= 2;
+    const int least = least_packs(layout.inner, width, number);
     packs = int(ceil_div(kStripBytes / (width * number), least)) * least;
     rows = int(ceil_div(layout.outer, blocks));
     count = ceil_div(layout.groups * layout.inner, std::int64_t(packs) * width);
@@ -46,11 +53,11 @@ inline StripPlan plan_strips(const Cover& cover, int width, int number, const Cl
   if (!limits.blocks || cover.kind != CoverKind::columns || !cover.packed) return {};
   const std::int64_t kMost = std::int64_t(1) << 24;  // rows: beyond any shared memory
   if (cover.layout.outer > kMost) return {};
-  for (const unsigned blocks : {1u, limits.blocks}) {
+  // As few blocks as can be: they wait for each other.
+  for (unsigned blocks = 1; blocks <= limits.blocks; blocks *= 2) {
     const Strip strip(cover.layout, width, number, blocks);
     const std::size_t shared = std::size_t(strip.rows) * std::size_t(strip.packs) * std::size_t(width * number);
-    // A block on its own where four of its kind fit on a multiprocessor: a cluster only adds to the waiting there.
-    if (shared <= (blocks == 1 ? kStagingBytes : limits.shared)) return {blocks, shared, strip.count};
+    if (shared <= (blocks < limits.blocks ? kStripStaging : limits.shared)) return {blocks, shared, strip.count};
   }
   return {};
 }
@@ -126,6 +133,7 @@ template <class Body>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     shrink_strips_kernel(const __grid_constant__ BodyTable<Body> table) {
   using A = Compute<typename Body::Element>;
+  const Overlap overlap;
   DYNAMIC_SHARED(A, staging);
   const Spot spot = shrink_spot<Body>(table);
   const auto& target = table.entries[spot.entry].target;

@@ -74,14 +74,14 @@ constexpr int kMinPiece = 8192;  // group elements that are worth a block
 constexpr int kElementsPerBlock = 16 * kThreads;
 constexpr int kShortRun = 32;     // inner runs from this length on are read as runs: 128 bytes of float
 constexpr int kTeamElements = 4;  // elements per thread of a team, before the team grows
-constexpr int kLongGroup = 512;   // groups beyond get a whole block
+constexpr int kLongGroup = 4096;  // bytes, in the compute type: groups beyond get a whole block
 
-// Threads that share a run of n elements.
-SPARSE_ACCEL_HOST_DEVICE int team_of(std::int64_t n) {
-  return n > kLongGroup ? kThreads : power_of_two(ceil_div(n, kTeamElements), 32);
+// Threads that share a run of n numbers of so many bytes in the compute type.
+SPARSE_ACCEL_HOST_DEVICE int team_of(std::int64_t n, int bytes = 4) {
+  return n * bytes > kLongGroup ? kThreads : power_of_two(ceil_div(n, kTeamElements), 32);
 }
 
-// The planners. `width`: elements in 16 bytes; `aligned`: every array starts on a 16-byte boundary.
+// The planners. `width`: elements in 16 bytes, 2 for double; `aligned`: every array starts on a 16-byte boundary.
 inline Cover cover_elements(GroupLayout layout, bool aligned) {
   return Cover{layout, kElementsPerBlock, 1, 0, aligned, CoverKind::elements};
 }
@@ -93,7 +93,7 @@ SPARSE_ACCEL_HOST_DEVICE Cover cover_runs(GroupLayout layout, int width, bool al
   return Cover{layout,
                piece,
                pieces,
-               short(exponent_of_two(team_of(size), kThreads)),
+               short(exponent_of_two(team_of(size, width == 2 ? 8 : 4), kThreads)),
                aligned && layout.inner % width == 0,
                CoverKind::runs};
 }

@@ -52,9 +52,15 @@ __device__ __forceinline__ unsigned cluster_size() {
   return 1;
 #endif
 }
-// The barrier of all threads of all blocks, which orders what they write to shared memory.
+// The barrier of all threads of all blocks, which orders what they write to shared memory, and that alone: it need not
+// wait until stores to global memory have arrived.
 __device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12080
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+  __cluster_barrier_arrive_relaxed();
+  __cluster_barrier_wait();
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#elif __CUDA_ARCH__ >= 900
   __cluster_barrier_arrive();  // releases
   __cluster_barrier_wait();    // acquires
 #else
@@ -79,21 +85,67 @@ __device__ __forceinline__ T* cluster_shared(T* own, [[maybe_unused]] unsigned r
 #endif
 }
 
-// launch_kernel in clusters of so many neighbouring blocks, of which the grid is a multiple.
+// ---- launches of one op that overlap (programmatic dependent launch, compute capability 9.0). Kernels that write what
+// none of the others reads or writes have one of these as their first object. From its beginning on the next launch may
+// start, once all blocks of this one have; at its end the grid's last block waits for the launches before. So whoever
+// waits for this launch, waits for them all.
+class Overlap {
+ public:
+  __device__ __forceinline__ Overlap() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+  }
+  __device__ __forceinline__ ~Overlap() {
+#if __CUDA_ARCH__ >= 900
+    if (blockIdx.x + 1 == gridDim.x) asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  }
+  Overlap(const Overlap&) = delete;
+  Overlap& operator=(const Overlap&) = delete;
+};
+
+// Whether the current device lets launches overlap.
+inline bool device_overlaps() {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];  // compute capability
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return (void)cudaGetLastError(), false;
+  int major = known[device].load();
+  if (!major) {
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+      return (void)cudaGetLastError(), false;
+    }
+    known[device].store(major);
+  }
+  return major >= 9;
+}
+
+// launch_kernel in clusters of so many neighbouring blocks (0: of none), of which the grid is a multiple. overlap: it
+// may start while the launch before it, of a kernel with an Overlap, still runs.
 template <class... Params, class... Args>
 void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster, std::size_t shared,
-                    cudaStream_t stream, Args&&... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+                    cudaStream_t stream, bool overlap, Args&&... args) {
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (cluster) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = cluster;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (overlap && device_overlaps()) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count].val.programmaticStreamSerializationAllowed = 1;
+    ++count;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = count;
   (void)cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...);
 }
 

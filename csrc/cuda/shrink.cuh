@@ -117,6 +117,7 @@ __device__ __forceinline__ double shrink_elements(const Body& body, bool with_va
 template <class Body>
 __global__ void __launch_bounds__(kThreads) shrink_elements_kernel(const __grid_constant__ BodyTable<Body> table) {
   constexpr int kPack = kWidth<typename Body::Element>;
+  const Overlap overlap;
   const Spot spot = shrink_spot<Body>(table);
   const auto& target = table.entries[spot.entry].target;
   const Body body = shrink_body<Body>(table, spot);
@@ -167,6 +168,7 @@ __device__ __forceinline__ double shrink_fused(const Body& body, const Target<A>
 template <class Body>
 __global__ void __launch_bounds__(kThreads) shrink_fused_kernel(const __grid_constant__ BodyTable<Body> table) {
   using A = Compute<typename Body::Element>;
+  const Overlap overlap;
   DYNAMIC_SHARED(A, staging);
   const Spot spot = shrink_spot<Body>(table);
   const auto& target = table.entries[spot.entry].target;

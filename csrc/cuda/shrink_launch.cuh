@@ -62,11 +62,12 @@ class Shrink {
                                       : split_)
           .push_back(work);
     }
-    launch_tables(shrink_elements_kernel<Body>, elements_, options_, 0, stream_);
-    launch_tables(shrink_fused_kernel<Body>, fused_, options_, staging_, stream_);
+    Overlapping step;  // short blocks last, which fill what others leave
     for (const Strips& strips : strips_) {
-      launch_tables(shrink_strips_kernel<Body>, strips.work, options_, strips.shared, stream_, strips.blocks);
+      launch_tables(shrink_strips_kernel<Body>, strips.work, options_, strips.shared, stream_, strips.blocks, &step);
     }
+    launch_tables(shrink_fused_kernel<Body>, fused_, options_, staging_, stream_, 0, &step);
+    launch_tables(shrink_elements_kernel<Body>, elements_, options_, 0, stream_, 0, &step);
     launch_split();
     launch_tables(sum_values_kernel<double>, sums_, SumOptions{}, 0, stream_);
   }
@@ -87,14 +88,15 @@ class Shrink {
     unsigned blocks = 1;  // of a cluster
   };
 
-  // Blocks on their own, clusters of which four fit where one does, clusters that need all the shared memory: each in a
-  // launch of its own, so that none holds the others up.
+  // By the size of clusters, the largest first, and those before that need more shared memory than the others: each in
+  // a launch of its own, so that none holds the others up.
   std::size_t strips_of(const StripPlan& plan) {
-    const std::size_t kind = plan.blocks == 1 ? 0 : plan.shared <= kStagingBytes ? 1 : 2;
-    Strips& strips = strips_[kind];
+    std::size_t kind = 1;
+    for (unsigned blocks = 8; blocks > plan.blocks; blocks /= 2) ++kind;
+    Strips& strips = strips_[plan.shared > kStripStaging ? 0 : kind];
     strips.blocks = plan.blocks;
     if (strips.shared < plan.shared) strips.shared = plan.shared;
-    return kind;
+    return std::size_t(&strips - strips_);
   }
 
   void add(ShrinkItem<Body> item) {
@@ -177,7 +179,7 @@ class Shrink {
   const cudaStream_t stream_;
   std::vector<Planned> planned_;
   std::vector<Work<Entry>> elements_, fused_, split_;
-  Strips strips_[3];
+  Strips strips_[5];
   std::vector<Work<SumEntry<double>>> sums_;
   std::size_t staging_ = 0;
 };

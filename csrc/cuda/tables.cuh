@@ -59,19 +59,30 @@ struct Work {
   std::int64_t blocks;
 };
 
+// Launches of an op that may overlap, of kernels that have an Overlap: the first waits for all that came before the op.
+struct Overlapping {
+  bool begun = false;
+};
+
 // Launches the kernel over all work, as many tables as it takes. cluster: how many blocks make one (every work's blocks
-// are a multiple); 0: an ordinary launch.
+// are a multiple); 0: an ordinary launch. overlapping: the launches that these may overlap; null: they wait for all.
 template <class Entry, class Options>
 void launch_tables(void (*kernel)(Table<Entry, Options>), const std::vector<Work<Entry>>& work, const Options& options,
-                   std::size_t shared, cudaStream_t stream, unsigned cluster = 0) {
+                   std::size_t shared, cudaStream_t stream, unsigned cluster = 0, Overlapping* overlapping = nullptr) {
   constexpr std::int64_t kMaxBlocks = 0x7fffffff;
   static_assert(sizeof(Table<Entry, Options>) <= 4096, "kernel parameters end at 4 KB");
   Table<Entry, Options> table{};
   table.options = options;
   const auto flush = [&] {
     const auto blocks = unsigned(table.first_block[table.count]);
-    if (table.count && cluster) launch_cluster(kernel, blocks, kThreads, cluster, shared, stream, table);
-    if (table.count && !cluster) launch_kernel(kernel, blocks, kThreads, shared, stream, table);
+    const bool overlap = overlapping && overlapping->begun;
+    if (!table.count) return;
+    if (cluster || overlap) {
+      launch_cluster(kernel, blocks, kThreads, cluster, shared, stream, overlap, table);
+    } else {
+      launch_kernel(kernel, blocks, kThreads, shared, stream, table);
+    }
+    if (overlapping) overlapping->begun = true;
     table.count = 0;
   };
   for (const Work<Entry>& item : work) {

@@ -62,7 +62,7 @@ int last_block(void (*kernel)(float*, unsigned*, float*)) {
 int clusters(void (*kernel)(float*)) {
   emu::config.clusters = 2;
   float* const out = device<float>(256);
-  launch_cluster(kernel, 4, 64, 2, 64 * sizeof(float), nullptr, out);
+  launch_cluster(kernel, 4, 64, 2, 64 * sizeof(float), nullptr, false, out);
   const int code = expect_ones(out, 256);
   cudaFree(out);
   return code;

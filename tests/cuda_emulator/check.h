@@ -153,7 +153,10 @@ inline std::vector<GroupLayout> layouts() {
 
 // Strided groups that take strips (cluster.cuh) on a device with clusters: blocks on their own and clusters, the rows
 // not shared evenly, the last strip not full, strips of several runs, and what the strips leave to the plain kernels.
-inline std::vector<GroupLayout> strips() { return {{333, 40, 1}, {350, 8, 9}, {2, 72, 1}, {70, 16, 3}, {500, 5, 1}}; }
+// The last: two, four and eight blocks for a strip.
+inline std::vector<GroupLayout> strips() {
+  return {{333, 40, 1}, {350, 8, 9}, {2, 72, 1}, {70, 16, 3}, {500, 5, 1}, {600, 36, 1}, {900, 8, 1}, {1700, 4, 1}};
+}
 
 // As on a device with clusters. (A GPU has them or not. Eight blocks of fibers are more than ThreadSanitizer should
 // keep.)

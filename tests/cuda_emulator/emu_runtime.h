@@ -10,9 +10,15 @@
 #include "cuda_types.h"
 #include "emu_engine.h"
 
+// One after another here: launches that may overlap do as well.
+class Overlap {
+ public:
+  EMU_FN Overlap() {}
+};
+
 template <class... Params, class... Args>
 void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster, std::size_t shared,
-                    cudaStream_t, Args&&... args) {
+                    cudaStream_t, bool, Args&&... args) {
   static_assert((std::is_trivially_copyable<Params>::value && ...), "kernel parameters are copied bytewise");
   static_assert((sizeof(Params) + ... + 0) <= 4096, "kernel parameters: keep within 4 KB");
   std::tuple<Params...> params(static_cast<Params>(std::forward<Args>(args))...);
@@ -23,7 +29,7 @@ void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned c
 template <class... Params, class... Args>
 void launch_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
                    Args&&... args) {
-  launch_cluster(kernel, grid, block, 1, shared, stream, std::forward<Args>(args)...);
+  launch_cluster(kernel, grid, block, 0, shared, stream, false, std::forward<Args>(args)...);
 }
 
 // As the real one's answer (launch.cuh): the device is that of config.clusters, the kernel's own shared memory 16 KB.

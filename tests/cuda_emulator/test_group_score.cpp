@@ -63,8 +63,8 @@ void test(const std::vector<GroupLayout>& shapes, Score kind, bool root, std::si
 }
 
 // Segments of one layout, one after another, score as each on its own.
-void test_copies() {
-  for (const GroupLayout& shape : {GroupLayout{9, 64, 1}, GroupLayout{1, 7, 40}, GroupLayout{300, 3, 1}}) {
+void test_copies(const std::vector<GroupLayout>& shapes) {
+  for (const GroupLayout& shape : shapes) {
     const std::int64_t copies = 3, count = numel(shape);
     Device<float> data(normal<float>(copies * count)), together(std::size_t(copies * shape.groups));
     Device<float> apart(std::size_t(copies * shape.groups));
@@ -103,7 +103,15 @@ int main() {
     test<__half>(layouts(), Score::sum, false, 0);
     test<__nv_bfloat16>({{64, 12, 9}, {1, 40, 16}}, Score::l2sq, true, 1);
     test<float>(std::vector<GroupLayout>(75, {3, 7, 1}), Score::l2sq, true, 0);  // more than one table
-    test_copies();
+    test<float>({{1, 1024, 1028}}, Score::l2sq, true, 0);  // so many long rows that each has a warp
+    test_copies({{9, 64, 1}, {1, 7, 40}, {300, 3, 1}});
     test_nan();
+    with_clusters([] {
+      const std::vector<GroupLayout> strips{{700, 40, 1}, {350, 8, 9}, {2, 72, 1}, {300, 140, 1}, {261, 16, 3}};
+      test<float>(strips, Score::l2sq, true, 0);
+      test<float>(strips, Score::amax, false, 0);
+      test<__half>({{700, 40, 1}, {300, 24, 31}}, Score::sum, false, 0);
+      test_copies({{700, 40, 1}, {350, 8, 9}});
+    });
   });
 }

@@ -52,6 +52,23 @@ def test_source_archive_has_what_a_build_needs_and_nothing_built(unpacked):
     assert not [name for name in names if re.search(r"\.(so|o|pyc)$|^\.venv/|^build/", name)]
 
 
+def test_a_static_runtime_stays_inside(tmp_path):
+    """Where the compiler has libstdc++ as an archive only, its copy must not mix with torch's: locale facets have
+    numbers that each copy gives for itself, and the module would crash on import."""
+    builds = sorted((ROOT / "build/editable").glob(f"cp{sys.version_info.major}{sys.version_info.minor}-*/build.ninja"))
+    if not builds:
+        pytest.skip("not built as an editable installation")
+    folder, module = builds[0].parent, tmp_path / "module.so"
+    link = run("ninja", "-t", "commands", "_C", cwd=folder, env=TOOLS).splitlines()[-1]
+    link, replaced = re.subn(r" -o _C\.\S+", f" -static-libstdc++ -o {module}", link)
+    assert replaced == 1
+    run("sh", "-c", link, cwd=folder)
+    names = run("nm", "-D", "-C", "--defined-only", module)
+    assert "PyInit__C" in names
+    assert "std::locale" not in names
+    assert "std::num_put" not in names
+
+
 COPY = """#!{python}
 import glob, os, shutil, sys
 words = sys.argv[1:]
