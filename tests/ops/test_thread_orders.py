@@ -134,7 +134,8 @@ def strided_steps(weights: list[Tensor], grads: list[Tensor], prox: str, t: floa
     options = {"prox": prox, "strengths": strengths, "lr": 0.5}
     ops.rmda_step_(params, grads, points, anchors, steps, alphas, layouts, momentum=0.5, **options)
     ops.prox_sgd_step_(sgd, grads, buffers, ticks, layouts, rho=0.5, **options)
-    return [*shrunk, value, *params, *sgd], [*points, *steps, *alphas, *buffers, *ticks]
+    scores = ops.group_score(weights, layouts)
+    return [*shrunk, value, *params, *sgd, *scores], [*points, *steps, *alphas, *buffers, *ticks]
 
 
 @pytest.mark.parametrize("dtype, prox", [*((dtype, "soft") for dtype in DTYPES), (torch.float32, "hard")])
