@@ -46,6 +46,27 @@ SPARSE_ACCEL_HOST_DEVICE double cube_root(double x) {
   return scaled == 0 ? 0 : tiny ? root * (1.0 / 1048576) : root;
 }
 
+// a / b. In float on a GPU within two units in the last place, in one instruction where the exact one is a dozen; b is
+// below 2^126.
+SPARSE_ACCEL_HOST_DEVICE float quick_divide(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+SPARSE_ACCEL_HOST_DEVICE double quick_divide(double a, double b) { return a / b; }
+
+// The square root, likewise.
+SPARSE_ACCEL_HOST_DEVICE float quick_root(float x) {
+#ifdef __CUDA_ARCH__
+  return x == 0.f || x > 3.4028234663852886e38f ? x : x * rsqrtf(x);
+#else
+  return std::sqrt(x);
+#endif
+}
+SPARSE_ACCEL_HOST_DEVICE double quick_root(double x) { return std::sqrt(x); }
+
 // What one element adds to S and to its derivatives; t = n P / (n P + tau), the factor that w is x by.
 template <class A>
 struct MetricTerm {
@@ -209,7 +230,7 @@ SPARSE_ACCEL_HOST_DEVICE void ramda_point(const MetricNumbers<A>& k, A grad, A a
   dual += k.rate * g;
   square += k.rate * g * g;
   p = cube_root(square) + k.eps;
-  x = anchor - dual / p;
+  x = anchor - quick_divide(dual, p);
 }
 
 template <class A>
@@ -217,8 +238,8 @@ SPARSE_ACCEL_HOST_DEVICE void adamw_point(const MetricNumbers<A>& k, A grad, A p
   const A g = grad * k.grad_factor;
   mean += k.mean_share * (g - mean);
   square = square * k.decay + k.square_share * g * g;
-  p = std::sqrt(square) * k.inverse_root + k.eps;
-  x = param * k.rest - k.size * mean / p;
+  p = quick_root(square) * k.inverse_root + k.eps;
+  x = param * k.rest - quick_divide(k.size * mean, p);
 }
 
 }  // namespace sparse_accel

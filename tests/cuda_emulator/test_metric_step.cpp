@@ -7,6 +7,9 @@ using namespace check;
 
 namespace {
 
+constexpr double kLr = 0.25, kEps = 0.01, kBeta1 = 0.75, kBeta2 = 0.875, kDecay = 0.125, kAlpha = 0.75;
+constexpr float kStep = 3;
+
 struct Options {
   cuda::MetricRule rule = cuda::MetricRule::ramda;
   Prox prox = Prox::soft;
@@ -16,12 +19,10 @@ struct Options {
   bool clocks_on_device = true;
   bool lr_on_device = false;
   bool zero_group = false;
+  double lr = kLr, alpha = kAlpha;
   float grad_scale = 0, found_inf = 0;  // grad_scale > 0: as under AMP, both on the device
   std::size_t shift = 0;
 };
-
-constexpr double kLr = 0.25, kEps = 0.01, kBeta1 = 0.75, kBeta2 = 0.875, kDecay = 0.125, kAlpha = 0.75;
-constexpr float kStep = 3;
 
 template <class T>
 struct State {
@@ -40,7 +41,7 @@ State<T> step(const State<T>& before, const std::vector<GroupLayout>& shapes, co
   std::vector<Device<A>> duals, squares, anchors;
   Device<float> steps(before.steps);
   Device<double> alphas(before.alphas);
-  Device<double> lr(std::vector<double>{kLr});
+  Device<double> lr(std::vector<double>{options.lr});
   Device<float> grad_scale(std::vector<float>{options.grad_scale}), found_inf(std::vector<float>{options.found_inf});
   std::vector<cuda::MetricSegment> segments;
   std::vector<cuda::MetricClock> clocks;
@@ -61,7 +62,7 @@ State<T> step(const State<T>& before, const std::vector<GroupLayout>& shapes, co
   }
   const bool amp = options.grad_scale > 0;
   const cuda::MetricSettings settings{options.rule,
-                                      options.lr_on_device ? 0 : kLr,
+                                      options.lr_on_device ? 0 : options.lr,
                                       ramda ? options.momentum : 1,
                                       kEps,
                                       kBeta1,
@@ -119,7 +120,7 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
   const double tolerance = kTolerance<A> * 8, size = double(shape.outer * shape.inner);
   if (options.clocks_on_device) {
     CHECK(after.steps[t] == (moved ? kStep + 1 : kStep), "t %zu: %g", t, double(after.steps[t]));
-    const double alpha = moved && ramda ? kAlpha + kLr * std::sqrt(kStep + 1.0) : kAlpha;
+    const double alpha = moved && ramda ? options.alpha + options.lr * std::sqrt(kStep + 1.0) : options.alpha;
     CHECK(close(after.alphas[t], alpha, 1e-15), "alpha %zu: %.17g want %.17g", t, after.alphas[t], alpha);
   }
   CHECK(same_bits(before.grads[t], after.grads[t]) && same_bits(before.anchors[t], after.anchors[t]), "read only");
@@ -129,7 +130,7 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
           "inf");
     return;
   }
-  const double scale = options.grad_scale > 0 ? double(options.grad_scale) : 1.0, rate = kLr * std::sqrt(kStep + 1.0);
+  const double scale = options.grad_scale > 0 ? double(options.grad_scale) : 1.0, rate = options.lr * std::sqrt(kStep + 1.0);
   const std::size_t count = before.params[t].size();
   std::vector<double> x(count), p(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -144,14 +145,14 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
       dual = kBeta1 * before.duals[t][i] + (1 - kBeta1) * g;
       square = kBeta2 * before.squares[t][i] + (1 - kBeta2) * g * g;
       p[i] = std::sqrt(square / (1 - std::pow(kBeta2, kStep + 1.0))) + kEps;
-      x[i] = (1 - kLr * kDecay) * value(before.params[t][i]) - kLr / (1 - std::pow(kBeta1, kStep + 1.0)) * dual / p[i];
+      x[i] = (1 - options.lr * kDecay) * value(before.params[t][i]) - options.lr / (1 - std::pow(kBeta1, kStep + 1.0)) * dual / p[i];
     }
     CHECK(close(after.duals[t][i] / options.magnitude, dual / options.magnitude, tolerance), "V %zu [%zu]: %g want %g",
           t, i, double(after.duals[t][i]), dual);
     CHECK(close(after.squares[t][i], square, tolerance), "U %zu [%zu]: %g want %g", t, i, double(after.squares[t][i]),
           square);
   }
-  const double tau = (ramda ? kAlpha + rate : kLr) * options.strength;
+  const double tau = (ramda ? options.alpha + rate : options.lr) * options.strength;
   const double momentum = ramda ? options.momentum : 1;
   for (std::int64_t g = 0; g < shape.groups; ++g) {
     std::vector<double> of_x, of_p;
@@ -201,7 +202,7 @@ void test(const std::vector<GroupLayout>& shapes, const Options& options) {
     }
   }
   before.steps.assign(shapes.size(), kStep);
-  before.alphas.assign(shapes.size(), kAlpha);
+  before.alphas.assign(shapes.size(), options.alpha);
   const auto after = step(before, shapes, options);
   const auto again = in_another_order(after, [&] { return step(before, shapes, options); });
   for (std::size_t t = 0; t < shapes.size(); ++t) {
@@ -214,8 +215,105 @@ void test(const std::vector<GroupLayout>& shapes, const Options& options) {
 
 }  // namespace
 
+// Rows in shared memory: parts of a warp, a warp and a block for each group, on both sides of kWarpGroup; runs of several
+// rows; groups that fill most of the shared memory, and one that has no room there.
+const std::vector<GroupLayout> kRows{{1, 37, 12},  {1, 11, 100}, {1, 9, 1023},  {1, 9, 1024}, {1, 3, 1025},
+                                     {1, 3, 1028}, {9, 5, 36},   {40, 3, 32},   {3, 2, 1000}, {1, 300, 2},
+                                     {1, 2, 9000}, {1, 1, 7000}, {1, 1, 27000}, {1, 1, 29700}};
+// Strips: blocks on their own and clusters; runs of 1, 3, 9 and 31; the last strip and the last block not full; so many
+// rows that strips are narrow; groups of a row for fewer than all blocks; rows that are no whole packs.
+const std::vector<GroupLayout> kColumns{{333, 40, 1}, {50, 40, 1},  {700, 20, 1}, {350, 8, 9},  {400, 12, 3}, {90, 16, 3},
+                                        {2, 72, 1},   {130, 4, 31}, {2200, 32, 1}, {14000, 4, 1}, {333, 5, 1}};
+// Of these under ThreadSanitizer: each way once.
+const std::vector<GroupLayout> kFewRows{{1, 11, 100}, {1, 3, 1028}, {9, 5, 36}};
+const std::vector<GroupLayout> kFewColumns{{50, 8, 1}, {350, 12, 3}};
+
+// Everything that a kernel knows, where numbers fit into shared memory.
+void in_shared_memory(cuda::MetricRule rule) {
+  Options plain;
+  plain.rule = rule;
+  const auto everywhere = [](const Options& options, bool wide) {
+    const bool all = tested<double>() && wide;
+    test<float>(all ? kRows : kFewRows, options);
+    with_clusters([&] { test<float>(all ? kColumns : kFewColumns, options); });
+  };
+  everywhere(plain, true);
+  Options strong = plain;  // some groups go
+  strong.strength = 2.2;
+  strong.zero_group = true;
+  everywhere(strong, false);
+  Options hard = plain;
+  hard.prox = Prox::hard;
+  everywhere(hard, false);
+  Options free = plain;
+  free.lr_on_device = true;
+  free.lr = 0;
+  free.alpha = 0;
+  everywhere(free, false);
+  Options amp = plain;
+  amp.maximize = true;
+  amp.momentum = 1;
+  amp.grad_scale = 8;
+  everywhere(amp, false);
+  amp.found_inf = 1;
+  everywhere(amp, false);
+  Options shifted = plain;
+  shifted.shift = 1;
+  everywhere(shifted, false);
+  for (const double magnitude : {1e-30, 1e-15, 1e15, 1e30}) {
+    Options extreme = plain;
+    extreme.magnitude = magnitude;
+    extreme.strength *= magnitude;
+    everywhere(extreme, false);
+  }
+  Options tiny = plain;  // squares vanish
+  tiny.magnitude = 1e-200;
+  tiny.strength *= tiny.magnitude;
+  tiny.zero_group = true;
+  for (const Options& options : {plain, hard, tiny}) {
+    test<double>(kFewRows, options);
+    with_clusters([&] { test<double>(kFewColumns, options); });
+  }
+  test<__nv_bfloat16>(kFewRows, plain);
+  test<__half>(kFewRows, plain);
+  with_clusters([&] {
+    test<__nv_bfloat16>(kFewColumns, plain);
+    test<__half>(kFewColumns, plain);
+  });
+}
+
+// Copies of a segment, one after another: as many tensors of one copy give the same bits.
+void copies(const GroupLayout& layout) {
+  constexpr int kCopies = 3;
+  const auto count = std::size_t(numel(layout)) * kCopies;
+  const auto params = normal<float>(std::int64_t(count)), grads = normal<float>(std::int64_t(count));
+  auto squares = normal<float>(std::int64_t(count));
+  for (float& x : squares) x = x * x + 0.1f;
+  std::vector<std::vector<float>> found;
+  for (const int at_once : {kCopies, 1}) {
+    Device<float> param(params), grad(grads), dual(grads), square(squares), anchor(params);
+    std::vector<cuda::MetricSegment> segments;
+    std::vector<cuda::MetricClock> clocks{{nullptr, nullptr, kStep, kAlpha, 0.4}};
+    for (std::int64_t at = 0; at < std::int64_t(count); at += numel(layout) * at_once) {
+      segments.push_back({param.get() + at, grad.get() + at, dual.get() + at, square.get() + at, anchor.get() + at,
+                          layout, 0, at_once});
+    }
+    const cuda::MetricSettings settings{cuda::MetricRule::ramda, kLr, 0.3, kEps, 0, 0, 0, false, nullptr, nullptr, nullptr};
+    Scratch scratch;
+    CHECK(cuda::metric_step(DType::f32, segments, clocks, settings, Prox::soft, scratch.allocate(), nullptr) ==
+              cudaSuccess,
+          "launch");
+    cudaDeviceSynchronize();
+    found.push_back(param.read());
+  }
+  CHECK(same_bits(found[0], found[1]), "copies");
+}
+
 int main() {
   return run([] {
+    for (const auto rule : {cuda::MetricRule::ramda, cuda::MetricRule::adamw}) in_shared_memory(rule);
+    copies({1, 5, 40});
+    with_clusters([] { copies({50, 12, 3}); });
     const std::vector<GroupLayout> few{{1, 300, 1}, {1, 7, 40}, {70, 33, 1}, {20, 4, 9}, {1, 2, 700}};
     for (const auto rule : {cuda::MetricRule::ramda, cuda::MetricRule::adamw}) {
       Options plain;
