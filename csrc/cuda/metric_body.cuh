@@ -51,8 +51,8 @@ struct MetricOptions {
 template <class T>
 using MetricTable = Table<MetricEntry<T>, MetricOptions<T>>;
 
-// Elements of a pack: the state's in 16 bytes. Weights of 2 bytes move in 8: packs of 16 would have twice the numbers in
-// registers, and no more of them in flight.
+// Elements of a pack: the state's in 16 bytes. Weights of 2 bytes move in 8: packs of 16 would have twice the numbers
+// in registers, and no more of them in flight.
 template <class T>
 constexpr int kMetricWidth = kWidth<Compute<T>>;
 template <class T, MetricRule kRule>

@@ -15,10 +15,10 @@ class MetricPlace {
     const std::int64_t left = layout_.groups - first_group_;
     groups_ = left < cover.per_block ? int(left) : cover.per_block;
     if (team_) {
-      slot_ = threadIdx.x / team_;
-      begin_ = threadIdx.x & (team_ - 1);
+      slot_ = 0;
+      begin_ = threadIdx.x;
       step_ = team_;
-      active_ = slot_ < groups_;
+      active_ = true;
     } else {
       const int width = groups_ * int(layout_.inner), rows = kThreads / width;
       const int row = threadIdx.x / width;
@@ -50,7 +50,7 @@ class MetricPlace {
   // Sums over each group's threads, in fixed order, on that thread of the block which leads the group. All threads take
   // part. shared: kThreads numbers.
   __device__ __forceinline__ double sum(double x, double* shared) const {
-    if (team_) return team_reduce(x, team_, Add());
+    if (team_) return block_reduce(x, Add());
     __syncthreads();  // the last call's numbers have been read
     shared[threadIdx.x] = active_ ? x : 0;
     __syncthreads();
@@ -138,7 +138,6 @@ __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_co
     const double slope = place.sum(double(sums.slope), shared);
     const double bend = place.sum(double(sums.bend), shared);
     if (place.leads() && !root.done) root = metric_next(root, MetricSums{total, slope, bend}, kMetricTolerance<A>);
-    __syncthreads();  // the norms have been read: shuffles order no memory
   }
   const A n = place.active() ? A(norms[place.slot()]) : A(0);
   place.each([&](std::int64_t at) {
@@ -150,17 +149,15 @@ __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_co
   });
 }
 
-// Groups per block and threads per group.
+// Groups per block, and threads per group: a whole block, as what comes here is long.
 inline MetricCover metric_cover(GroupLayout layout, bool aligned, int copies) {
   if (layout.groups == 1) layout = GroupLayout{1, 1, layout.outer * layout.inner};
-  const std::int64_t size = layout.outer * layout.inner;
   if (layout.outer > 1 && layout.inner < kShortRun) {
     constexpr int kColumns = 32;  // of a block: 128 bytes of float
     const std::int64_t fit = larger(1, kColumns / layout.inner);
     return MetricCover{layout, int(fit < layout.groups ? fit : layout.groups), 0, aligned, copies};
   }
-  const int team = team_of(size);
-  return MetricCover{layout, kThreads / team, team, aligned, copies};
+  return MetricCover{layout, 1, kThreads, aligned, copies};
 }
 
 }  // namespace sparse_accel::cuda

@@ -56,7 +56,8 @@ struct MetricBound {
 template <class A>
 struct MetricState {
   MetricRoot root;
-  A scale;      // a power of two: sums are those of x, n and the bound times it. 1 but for norms that are very large or small
+  A scale;      // a power of two: sums are those of x, n and the bound times it. 1 but for norms that are very large or
+                // small
   bool scaled;  // norm_scaled has to find n: in double nothing is wider
 };
 

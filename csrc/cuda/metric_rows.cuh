@@ -3,8 +3,8 @@
 // the pass that takes in the gradient and the one that writes W, and Newton's steps run there. Each thread reads back
 // what it has written itself, so that nobody waits for the numbers, only for their sums.
 //
-// Up to kWarpGroup elements have a warp, or part of one: no barrier of the block, and a warp goes on when its own groups
-// are done. Longer groups have the whole block, and one barrier for each step.
+// Up to kWarpGroup elements have a warp, or part of one: no barrier of the block, and a warp goes on when its own
+// groups are done. Longer groups have the whole block, and one barrier for each step.
 #include <vector>
 
 #include "metric_root.cuh"
@@ -142,7 +142,7 @@ class MetricRows {
   // False where the segment has no place here.
   bool add(MetricEntry<T> entry) {
     MetricCover& cover = entry.cover;
-    if (cover.team == 0) return false;  // columns
+    if (cover.team == 0) return false;               // columns
     constexpr std::int64_t kMost = 1 << 20;          // elements: beyond any shared memory
     constexpr std::int64_t kMostPlace = 0x7fffffff;  // of an element in a copy
     const std::int64_t size = cover.layout.outer * cover.layout.inner;

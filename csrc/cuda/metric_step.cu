@@ -1,7 +1,7 @@
 // RAMDA and AdamW with a penalty: steps that end in the proximal operator in the metric that they bring up to date (see
-// metric.h). Groups of one element take one pass. Of longer ones the first pass takes in the gradient; then come Newton's
-// steps on the group's norm, and a pass that writes the weights. Where the group fits into shared memory each number
-// moves once (metric_rows.cuh, metric_strips.cuh); metric_groups.cuh is the plain way, which takes all else.
+// metric.h). Groups of one element take one pass. Of longer ones the first pass takes in the gradient; then come
+// Newton's steps on the group's norm, and a pass that writes the weights. Where the group fits into shared memory each
+// number moves once (metric_rows.cuh, metric_strips.cuh); metric_groups.cuh is the plain way, which takes all else.
 #include "metric_step.h"
 
 #include "metric_body.cuh"

@@ -1,8 +1,8 @@
 #pragma once
-// Strided groups under a metric, read once and written once, where blocks form clusters (cluster.cuh says how and when).
-// A cluster owns a strip of whole groups over all rows; every block keeps x and P of its share of the rows in shared
-// memory. The groups' sums go from block to block through distributed shared memory, in fixed order: every block finds
-// the same bits, takes the same step of Newton, and knows by itself when the strip's groups are done.
+// Strided groups under a metric, read once and written once, where blocks form clusters (cluster.cuh says how and
+// when). A cluster owns a strip of whole groups over all rows; every block keeps x and P of its share of the rows in
+// shared memory. The groups' sums go from block to block through distributed shared memory, in fixed order: every block
+// finds the same bits, takes the same step of Newton, and knows by itself when the strip's groups are done.
 //
 // Threads share the work in two ways. What moves through global memory moves in packs, a warp on a few rows. For sums
 // a thread has one column: few registers, little scratch for the block.
@@ -34,24 +34,22 @@ __device__ __forceinline__ void metric_strip(const MetricTable<T>& table, const 
   const unsigned blocks = cluster_size();
   const int inner = int(layout.inner), width = cover.per_block * inner, thread = int(threadIdx.x);
   const std::int64_t first_group = spot.block / int(blocks) * std::int64_t(cover.per_block);
-  const std::int64_t groups_left = layout.groups - first_group;
-  const int groups = groups_left < cover.per_block ? int(groups_left) : cover.per_block, columns = groups * inner;
   const int share = int(ceil_div(layout.outer, blocks));
-  const std::int64_t first_row = std::int64_t(cluster_rank()) * share, rows_left = layout.outer - first_row;
-  const int rows = rows_left < 0 ? 0 : rows_left < share ? int(rows_left) : share;
+  const int first_row = int(cluster_rank()) * share, rows_left = int(layout.outer) - first_row;
+  const int rows = rows_left < 0 ? 0 : rows_left < share ? rows_left : share;
   A* const of_x = staging;
   A* const of_p = staging + share * width;
 
-  const int packs = width / N, pack_lines = kThreads / packs, pack_line = thread / packs;
-  const int own = (thread - pack_line * packs) * N;
-  const int pack_rows = pack_line < pack_lines && own < columns ? rows : 0;
-  const std::int64_t start = spot.copy * cover.size() + first_row * cover.columns() + first_group * inner + own;
   const int stride = int(cover.columns());
   const auto place = [&](int row) { return row * std::int64_t(stride); };
   {
-    const Body body(entry, now, start);
+    const int packs = width / N, pack_lines = kThreads / packs, pack_line = thread / packs;
+    const int own = (thread - pack_line * packs) * N;
+    const Body body(entry, now,
+                    spot.copy * cover.size() + (first_row * std::int64_t(stride) + first_group * inner) + own);
     stream<Body::kPacks, int>(
-        pack_line, pack_rows, pack_lines, place, [&](std::int64_t at) { return body.template load_first<N>(at); },
+        pack_line, pack_line < pack_lines && first_group * inner + own < stride ? rows : 0, pack_lines, place,
+        [&](std::int64_t at) { return body.template load_first<N>(at); },
         [&](int row, std::int64_t at, const auto& loaded) {
           Pack<A, N> x, p;
           body.template first<N>(at, loaded, x, p);
@@ -61,6 +59,8 @@ __device__ __forceinline__ void metric_strip(const MetricTable<T>& table, const 
   }
   __syncthreads();
 
+  const std::int64_t groups_left = layout.groups - first_group;
+  const int groups = groups_left < cover.per_block ? int(groups_left) : cover.per_block, columns = groups * inner;
   const int lines = kThreads / width, line = thread / width, column = thread - line * width;
   const bool active = line < lines && column < columns;
   const int end = active ? rows * width : 0, step = lines * width;
@@ -126,14 +126,17 @@ __device__ __forceinline__ void metric_strip(const MetricTable<T>& table, const 
       metric_advance<A>(state, MetricSums{totals[0][thread], totals[1][thread], totals[2][thread]});
     }
   }
-  const Body body(entry, now, start);  // once more: its numbers need no registers in between
+  // The thread's own packs once more; worked out in another way, or the compiler would keep it all in registers.
+  const int pack_line = thread * N / width, own = thread * N - pack_line * width, pack_lines = kThreads * N / width;
+  const int pack_rows = pack_line < pack_lines && own < columns ? rows : 0;
+  const Body body(entry, now, (spot.copy * layout.outer + first_row) * stride + (first_group * inner + own));
   Pack<A, N> n{}, tau{};
 #pragma unroll
   for (int k = 0; k < N && pack_rows; ++k) {
     n.value[k] = norms[own + k] * scales[own + k];
     tau.value[k] = A(bound.bound * double(scales[own + k]));
   }
-  stream<Body::kPacks, int>(  // the thread's own packs
+  stream<Body::kPacks, int>(
       pack_line, pack_rows, pack_lines, place, [&](std::int64_t at) { return body.template load_last<N>(at); },
       [&](int row, std::int64_t at, const Pack<A, N>& param) {
         Pack<A, N> x = *reinterpret_cast<const Pack<A, N>*>(of_x + row * width + own);
@@ -165,7 +168,9 @@ class MetricStrips {
     constexpr std::int64_t kMost = 1 << 24;  // rows: beyond any shared memory
     constexpr int kPack = kMetricWidth<T>;
     MetricCover& cover = entry.cover;
-    if (cover.team != 0 || !cover.packed || cover.columns() % kPack != 0 || cover.layout.outer > kMost || cover.columns() > 0x7fffffff) return false;
+    if (cover.team != 0 || !cover.packed || cover.columns() % kPack != 0 || cover.layout.outer > kMost ||
+        cover.columns() > 0x7fffffff)
+      return false;
     const ClusterLimits limits = cluster_limits<metric_strips_kernel<T, kRule>>();
     if (!limits.blocks || limits.blocks > kMetricCluster) return false;
     const int inner = int(cover.layout.inner);
@@ -176,8 +181,8 @@ class MetricStrips {
       const std::int64_t groups = ceil_div(bytes / (kPack * int(sizeof(A))), least) * least * kPack / inner;
       cover.per_block = int(groups < cover.layout.groups ? groups : cover.layout.groups);
       for (const unsigned blocks : {1u, limits.blocks}) {
-        const std::size_t shared = 2 * sizeof(A) * std::size_t(ceil_div(cover.layout.outer, blocks)) *
-                                   std::size_t(cover.per_block * inner);
+        const std::size_t shared =
+            2 * sizeof(A) * std::size_t(ceil_div(cover.layout.outer, blocks)) * std::size_t(cover.per_block * inner);
         const std::size_t most = blocks == 1 ? kStagingBytes : bytes == kStripBytes ? kThree : limits.shared;
         if (shared > most) continue;
         Launch& launch = launches_[blocks == 1 ? 0 : shared <= kStagingBytes ? 1 : shared <= kThree ? 2 : 3];

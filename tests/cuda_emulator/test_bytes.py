@@ -99,9 +99,17 @@ TABLE = [
     ("score", "f32", COPIES, 1, 1.00),
     ("adamw", "f32 f64 bf16 f16", ONES, 2, 1.01),
     ("ramda", "f32 f64 bf16 f16", ONES, 2, 1.01),
-    ("adamw", "f32 bf16", ROWS, 2, 1.93),  # the state once more for each of Newton's steps, out of the caches
-    ("ramda", "f32 bf16", ROWS, 2, 1.96),
-    ("adamw", "f32 bf16", COLUMNS, 2, 1.92),
+    ("adamw", "f32 f64 bf16 f16", ROWS, 2, 1.02),  # every warp reads a step's numbers
+    ("ramda", "f32 f64 bf16 f16", ROWS, 2, 1.02),
+    ("adamw", "f32 bf16", SHORT, 2, 1.07),
+    ("ramda", "f32 bf16", SHORT, 2, 1.06),
+    ("adamw", "f32 bf16", LONG, 2, 1.01),
+    ("ramda", "f32 bf16", LONG, 2, 1.01),
+    ("adamw", "f32 bf16", WIDE, 2, 1.01),
+    ("ramda", "f32 bf16", WIDE, 2, 1.01),
+    ("adamw", "f32", MANY, 2, 1.04),
+    ("ramda", "f32", MANY, 2, 1.03),
+    ("adamw", "f32 bf16", COLUMNS, 2, 1.92),  # the state once more for each of Newton's steps, out of the caches
     ("ramda", "f32 bf16", COLUMNS, 2, 1.93),
     ("ramda", "f32", COPIES, 2, 2.08),
     ("group_topk", "f32 bf16", (10000, 3000), 1, 1.00),
@@ -130,6 +138,14 @@ CLUSTERS = [
     ("prox", "f32", COPIES, 1, 1.00),
     ("prox", "f32", ROWS, 1, 1.00),
     ("prox_value", "f32", STRIPS, 2, 1.01),
+    ("adamw", "f32 f64 bf16 f16", STRIPS, 2, 1.02),
+    ("ramda", "f32 f64 bf16 f16", STRIPS, 2, 1.02),
+    ("adamw", "f32 bf16", KERNEL_STRIPS, 2, 1.02),
+    ("ramda", "f32 bf16", KERNEL_STRIPS, 2, 1.02),
+    ("adamw", "f32 bf16", COLUMNS, 2, 1.02),
+    ("ramda", "f32 bf16", COLUMNS, 2, 1.02),
+    ("adamw", "f32", COPIES, 2, 1.11),
+    ("ramda", "f32", COPIES, 2, 1.09),
     ("rmda", "bf16", COLUMNS, 4, 1.27),  # 100 columns are 12.5 packs: the plain kernels
 ]
 

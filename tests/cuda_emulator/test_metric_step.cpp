@@ -130,7 +130,8 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
           "inf");
     return;
   }
-  const double scale = options.grad_scale > 0 ? double(options.grad_scale) : 1.0, rate = options.lr * std::sqrt(kStep + 1.0);
+  const double scale = options.grad_scale > 0 ? double(options.grad_scale) : 1.0,
+               rate = options.lr * std::sqrt(kStep + 1.0);
   const std::size_t count = before.params[t].size();
   std::vector<double> x(count), p(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -145,7 +146,8 @@ void compare(const State<T>& before, const State<T>& after, std::size_t t, const
       dual = kBeta1 * before.duals[t][i] + (1 - kBeta1) * g;
       square = kBeta2 * before.squares[t][i] + (1 - kBeta2) * g * g;
       p[i] = std::sqrt(square / (1 - std::pow(kBeta2, kStep + 1.0))) + kEps;
-      x[i] = (1 - options.lr * kDecay) * value(before.params[t][i]) - options.lr / (1 - std::pow(kBeta1, kStep + 1.0)) * dual / p[i];
+      x[i] = (1 - options.lr * kDecay) * value(before.params[t][i]) -
+             options.lr / (1 - std::pow(kBeta1, kStep + 1.0)) * dual / p[i];
     }
     CHECK(close(after.duals[t][i] / options.magnitude, dual / options.magnitude, tolerance), "V %zu [%zu]: %g want %g",
           t, i, double(after.duals[t][i]), dual);
@@ -215,15 +217,16 @@ void test(const std::vector<GroupLayout>& shapes, const Options& options) {
 
 }  // namespace
 
-// Rows in shared memory: parts of a warp, a warp and a block for each group, on both sides of kWarpGroup; runs of several
-// rows; groups that fill most of the shared memory, and one that has no room there.
+// Rows in shared memory: parts of a warp, a warp and a block for each group, on both sides of kWarpGroup; runs of
+// several rows; groups that fill most of the shared memory, and one that has no room there.
 const std::vector<GroupLayout> kRows{{1, 37, 12},  {1, 11, 100}, {1, 9, 1023},  {1, 9, 1024}, {1, 3, 1025},
                                      {1, 3, 1028}, {9, 5, 36},   {40, 3, 32},   {3, 2, 1000}, {1, 300, 2},
                                      {1, 2, 9000}, {1, 1, 7000}, {1, 1, 27000}, {1, 1, 29700}};
 // Strips: blocks on their own and clusters; runs of 1, 3, 9 and 31; the last strip and the last block not full; so many
 // rows that strips are narrow; groups of a row for fewer than all blocks; rows that are no whole packs.
-const std::vector<GroupLayout> kColumns{{333, 40, 1}, {50, 40, 1},  {700, 20, 1}, {350, 8, 9},  {400, 12, 3}, {90, 16, 3},
-                                        {2, 72, 1},   {130, 4, 31}, {2200, 32, 1}, {14000, 4, 1}, {333, 5, 1}};
+const std::vector<GroupLayout> kColumns{{333, 40, 1},  {50, 40, 1},   {700, 20, 1}, {350, 8, 9},
+                                        {400, 12, 3},  {90, 16, 3},   {2, 72, 1},   {130, 4, 31},
+                                        {2200, 32, 1}, {14000, 4, 1}, {333, 5, 1}};
 // Of these under ThreadSanitizer: each way once.
 const std::vector<GroupLayout> kFewRows{{1, 11, 100}, {1, 3, 1028}, {9, 5, 36}};
 const std::vector<GroupLayout> kFewColumns{{50, 8, 1}, {350, 12, 3}};
@@ -232,8 +235,8 @@ const std::vector<GroupLayout> kFewColumns{{50, 8, 1}, {350, 12, 3}};
 void in_shared_memory(cuda::MetricRule rule) {
   Options plain;
   plain.rule = rule;
-  const auto everywhere = [](const Options& options, bool wide) {
-    const bool all = tested<double>() && wide;
+  const auto everywhere = [rule](const Options& options, bool wide) {
+    const bool all = tested<double>() && wide && rule == cuda::MetricRule::ramda;
     test<float>(all ? kRows : kFewRows, options);
     with_clusters([&] { test<float>(all ? kColumns : kFewColumns, options); });
   };
@@ -260,7 +263,7 @@ void in_shared_memory(cuda::MetricRule rule) {
   Options shifted = plain;
   shifted.shift = 1;
   everywhere(shifted, false);
-  for (const double magnitude : {1e-30, 1e-15, 1e15, 1e30}) {
+  for (const double magnitude : {1e-30, 1e30}) {
     Options extreme = plain;
     extreme.magnitude = magnitude;
     extreme.strength *= magnitude;
@@ -298,7 +301,8 @@ void copies(const GroupLayout& layout) {
       segments.push_back({param.get() + at, grad.get() + at, dual.get() + at, square.get() + at, anchor.get() + at,
                           layout, 0, at_once});
     }
-    const cuda::MetricSettings settings{cuda::MetricRule::ramda, kLr, 0.3, kEps, 0, 0, 0, false, nullptr, nullptr, nullptr};
+    const cuda::MetricSettings settings{
+        cuda::MetricRule::ramda, kLr, 0.3, kEps, 0, 0, 0, false, nullptr, nullptr, nullptr};
     Scratch scratch;
     CHECK(cuda::metric_step(DType::f32, segments, clocks, settings, Prox::soft, scratch.allocate(), nullptr) ==
               cudaSuccess,
