@@ -21,13 +21,11 @@ struct MetricBound {
   bool free;     // no penalty: x is what is written
   bool hard;     // groups stay as they are, or go
   double bound;  // of the group's norm; hard: of its energy
-  A tau;         // the same
 
   __device__ MetricBound(Prox prox, const MetricNow<A>& now, std::int64_t group_size)
       : free(now.tau == 0), hard(prox == Prox::hard) {
     const double size = double(group_size);
     bound = hard ? 2 * now.tau * size : now.tau * std::sqrt(size);
-    tau = A(bound);
   }
 
   // Adds an element to the sums of the first pass: squares of single numbers neither overflow nor vanish in double.
@@ -56,9 +54,8 @@ struct MetricBound {
 template <class A>
 struct MetricState {
   MetricRoot root;
-  A scale;      // a power of two: sums are those of x, n and the bound times it. 1 but for norms that are very large or
-                // small
-  bool scaled;  // norm_scaled has to find n: in double nothing is wider
+  A scale;      // of x, n and the bound in sums: a power of two, 1 but for norms that are very large or small
+  bool scaled;  // metric_norm_scaled has to find n: nothing is wider than double
 };
 
 template <class A>
@@ -71,8 +68,8 @@ __device__ __forceinline__ MetricState<A> metric_begin(const MetricBound<A>& bou
     state.scaled = true;
   } else {
     state.root = metric_start(sums.total, sums.slope, bound.bound, 0);
-    if (sizeof(A) == 4 && sums.total < 1e-30) state.scale = A(1.2676506e30);  // 2^100, 2^-100
-    if (sizeof(A) == 4 && sums.total > 1e30) state.scale = A(7.8886091e-31);
+    if (sizeof(A) == 4 && sums.total < 1e-30) state.scale = A(0x1p100);
+    if (sizeof(A) == 4 && sums.total > 1e30) state.scale = A(0x1p-100);
   }
   return state;
 }

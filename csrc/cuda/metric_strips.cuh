@@ -202,7 +202,7 @@ class MetricStrips {
   }
 
  private:
-  static constexpr std::size_t kThree = 66 << 10;  // of which three blocks fit on a multiprocessor, beside their own
+  static constexpr std::size_t kThree = 65 << 10;  // of which three blocks fit on a multiprocessor, beside their own
   // Blocks on their own, clusters that need little shared memory, more, and most of it: so that none holds others up.
   struct Launch {
     std::vector<Work<MetricEntry<T>>> work;
