@@ -42,8 +42,6 @@ KERNELS = {
     "shrink_finish_kernel<SgdBody": (72, 2, 8),
     "group_score_kernel": (64, 4, 0),
     "score_strips_kernel": (64, 4, 0),
-    "metric_elements_kernel": (72, 4, 0),
-    "metric_groups_kernel": (120, 0, 32),
     "metric_elements_kernel": (64, 4, 0),
     "metric_elements_kernel<double": (104, 8, 0),
     "metric_groups_kernel": (128, 0, 0),

@@ -82,6 +82,7 @@ class MetricPlace {
 template <class T, MetricRule kRule>
 __global__ void __launch_bounds__(kThreads) metric_groups_kernel(const __grid_constant__ MetricTable<T> table) {
   using A = Compute<T>;
+  const Overlap overlap;
   SHARED(double, shared, [kThreads]);
   SHARED(double, norms, [kThreads]);
   const Spot spot = find_spot(table, [](const MetricEntry<T>& one) { return one.cover.copies; });

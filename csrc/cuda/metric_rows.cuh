@@ -118,6 +118,7 @@ __device__ __forceinline__ void metric_rows(const MetricTable<T>& table, const S
 template <class T, MetricRule kRule>
 __global__ void __launch_bounds__(kThreads, kMetricBlocks<T>)
     metric_rows_kernel(const __grid_constant__ MetricTable<T> table) {
+  const Overlap overlap;
   DYNAMIC_SHARED(Compute<T>, staging);
   const Spot spot = find_spot(table, [](const MetricEntry<T>& one) { return one.cover.copies; });
   const MetricEntry<T>& entry = table.entries[spot.entry];
@@ -158,9 +159,9 @@ class MetricRows {
     return true;
   }
 
-  void run(const MetricOptions<T>& options, cudaStream_t stream) const {
+  void run(const MetricOptions<T>& options, cudaStream_t stream, Overlapping& step) const {
     for (const Launch& launch : launches_) {
-      launch_tables(metric_rows_kernel<T, kRule>, launch.work, options, launch.shared, stream);
+      launch_tables(metric_rows_kernel<T, kRule>, launch.work, options, launch.shared, stream, 0, &step);
     }
   }
 

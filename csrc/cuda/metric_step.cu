@@ -91,6 +91,7 @@ __device__ __forceinline__ void metric_elements(const MetricBody<T, kRule>& body
 template <class T, MetricRule kRule>
 __global__ void __launch_bounds__(kThreads, kMetricBlocks<T>)
     metric_elements_kernel(const __grid_constant__ MetricTable<T> table) {
+  const Overlap overlap;
   const int i = find_entry(table);
   const MetricEntry<T>& entry = table.entries[i];
   const MetricNow<Compute<T>>& now = table.options.now[entry.tensor];
@@ -141,10 +142,11 @@ void launch(const std::vector<MetricSegment>& segments, const std::vector<Metric
     }
   }
   const MetricOptions<T> options{prox, now};
-  launch_tables(metric_elements_kernel<T, kRule>, elements, options, 0, stream);
-  rows.run(options, stream);
-  strips.run(options, stream);
-  launch_tables(metric_groups_kernel<T, kRule>, groups, options, 0, stream);
+  Overlapping step;  // short blocks last, which fill what others leave
+  strips.run(options, stream, step);
+  launch_tables(metric_groups_kernel<T, kRule>, groups, options, 0, stream, 0, &step);
+  rows.run(options, stream, step);
+  launch_tables(metric_elements_kernel<T, kRule>, elements, options, 0, stream, 0, &step);
 }
 
 template <class T>

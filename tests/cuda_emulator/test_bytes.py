@@ -146,6 +146,7 @@ CLUSTERS = [
     ("ramda", "f32 bf16", COLUMNS, 2, 1.02),
     ("adamw", "f32", COPIES, 2, 1.11),
     ("ramda", "f32", COPIES, 2, 1.09),
+    ("score", "f32 f64 bf16 f16", STRIPS, 1, 1.00),
     ("rmda", "bf16", COLUMNS, 4, 1.27),  # 100 columns are 12.5 packs: the plain kernels
 ]
 
