@@ -89,7 +89,7 @@ constexpr int kMaxScoreStrip = 62 * 8;  // columns: twice an odd run of kShortRu
 
 // A cluster owns a strip of columns of whole groups, each of its blocks a share of the rows.
 template <Score kind, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     score_strips_kernel(const __grid_constant__ Table<ScoreEntry<T>, ScoreOptions> table) {
   using A = Compute<T>;
   constexpr int N = kWidth<T>;
@@ -107,13 +107,13 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t first_column = spot.block / int(blocks) * std::int64_t(width);
   const std::int64_t share = ceil_div(layout.outer, blocks), first_row = rank * share;
   const std::int64_t end = first_row + share < layout.outer ? first_row + share : layout.outer;
-  const T* const data = entry.data + spot.copy * entry.cover.size() + first_column + own;
+  const T* const data = entry.data + spot.copy * entry.cover.size() + first_column + own + (first_row + line) * columns;
   Pack<A, N> sum{};
   if (line < lines && first_column + own < columns) {
-    stream<kAtOnce<N>, std::int64_t>(
-        first_row + line, end, lines, [&](std::int64_t row) { return row * columns; },
+    stream<kAtOnce<N>, int>(
+        0, int(end - first_row) - line, lines, [&](int row) { return row * columns; },
         [&](std::int64_t at) { return load<N>(data + at); },
-        [&](std::int64_t, std::int64_t, const Pack<A, N>& x) {
+        [&](int, std::int64_t, const Pack<A, N>& x) {
 #pragma unroll
           for (int k = 0; k < N; ++k) sum.value[k] = combine(sum.value[k], contribution<kind>(x.value[k]));
         });
@@ -144,7 +144,9 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 int strip_packs(const Cover& cover, const ClusterLimits& limits) {
   constexpr int kFewChunks = 4;  // what the pass over partial sums makes light of
+  constexpr std::int64_t kMostRows = std::int64_t(1) << 30;
   if (!limits.blocks || cover.kind != CoverKind::columns || !cover.packed || cover.pieces < kFewChunks) return 0;
+  if (cover.layout.outer > kMostRows) return 0;
   const int least = least_packs(cover.layout.inner, kWidth<T>, sizeof(T));
   const std::int64_t packs = ceil_div(kScoreStripBytes / 16, least) * least;
   return packs <= kThreads && packs * kWidth<T> <= kMaxScoreStrip ? int(packs) : 0;
