@@ -3,8 +3,8 @@
 // what of that an emulator runs). Reads every element once.
 #include "group_score.h"
 
-#include "cluster.cuh"
 #include "reduce.cuh"
+#include "strip.cuh"
 
 namespace sparse_accel::cuda {
 namespace {

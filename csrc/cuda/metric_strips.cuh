@@ -8,8 +8,8 @@
 // a thread has one column: few registers, little scratch for the block.
 #include <vector>
 
-#include "cluster.cuh"
 #include "metric_root.cuh"
+#include "strip.cuh"
 
 namespace sparse_accel::cuda {
 

@@ -54,9 +54,6 @@ __device__ __forceinline__ Pack<A, N> scaled(Pack<A, N> x, A factor) {
   return x;
 }
 
-constexpr int kBlocks = 4;  // on a multiprocessor: up to 64 registers, where the compiler would rather spill some
-constexpr std::size_t kStagingBytes = 40 << 10;  // 48 KB of shared memory are there without asking
-
 template <class Body>
 using BodyTable = Table<typename Body::Entry, typename Body::Options>;
 

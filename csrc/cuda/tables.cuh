@@ -9,6 +9,8 @@
 namespace sparse_accel::cuda {
 
 constexpr int kThreads = 256;  // of every block of every kernel here
+constexpr int kBlocks = 4;     // on a multiprocessor: up to 64 registers, where the compiler would rather spill some
+constexpr std::size_t kStagingBytes = 40 << 10;  // 48 KB of shared memory are there without asking
 
 // Entry i owns the blocks [first_block[i], first_block[i + 1]). Kernel parameters end at 4 KB.
 template <class Entry, class Options>
