@@ -76,11 +76,13 @@ struct SumBody {
 };
 void launch(BodyTable<SumBody> table) {
   const ClusterLimits limits = cluster_limits<shrink_strips_kernel<SumBody>>();
-  launch_cluster(shrink_strips_kernel<SumBody>, 8, kThreads, limits.blocks, limits.shared, nullptr, table);
+  launch_cluster(shrink_strips_kernel<SumBody>, 8, kThreads, limits.blocks, limits.shared, nullptr, true, table);
 }
 }  // namespace sparse_accel::cuda
 """
 ARRIVE, WAIT = 0x9C7, 0xDC7  # the codes of UCGABAR_ARV and UCGABAR_WAIT
+NEXT_MAY_START, WAIT_FOR_LAST = 0x82D, 0x82E  # PREEXIT and ACQBULK
+FENCE, BEYOND_THE_BLOCK = 0x992, 0x3000  # MEMBAR, and its scopes in the upper half
 
 
 @functools.cache
@@ -106,6 +108,10 @@ def test_clusters_compile_for_cards_that_have_them(tmp_path: Path) -> None:
     (kernel,) = image.kernels.values()
     operations = [low & 0xFFF for low, _ in kernel["code"]]
     assert operations.count(ARRIVE) == operations.count(WAIT) == 2
+    assert NEXT_MAY_START in operations
+    assert WAIT_FOR_LAST in operations
+    fences = [high & BEYOND_THE_BLOCK for low, high in kernel["code"] if low & 0xFFF == FENCE]
+    assert not any(fences), "a barrier waits for all stores to global memory"
 
 
 def test_narrow_loads_spills_and_registers_are_found(tmp_path: Path) -> None:
