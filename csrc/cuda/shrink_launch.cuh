@@ -57,16 +57,18 @@ class Shrink {
     for (const Planned& planned : planned_) {
       const Work<Entry> work{planned.entry, planned.blocks};
       (planned.kind == Kind::elements ? elements_
-       : planned.kind == Kind::fused  ? fused_
+       : planned.kind == Kind::fused  ? fused_[planned.long_rows].work
        : planned.kind == Kind::strips ? strips_[strips_of(planned.strips)].work
                                       : split_)
           .push_back(work);
     }
     Overlapping step;  // short blocks last, which fill what others leave
-    for (const Strips& strips : strips_) {
+    for (const Shared& strips : strips_) {
       launch_tables(shrink_strips_kernel<Body>, strips.work, options_, strips.shared, stream_, strips.blocks, &step);
     }
-    launch_tables(shrink_fused_kernel<Body>, fused_, options_, staging_, stream_, 0, &step);
+    for (const Shared& fused : fused_) {
+      launch_tables(shrink_fused_kernel<Body>, fused.work, options_, fused.shared, stream_, 0, &step);
+    }
     launch_tables(shrink_elements_kernel<Body>, elements_, options_, 0, stream_, 0, &step);
     launch_split();
     launch_tables(sum_values_kernel<double>, sums_, SumOptions{}, 0, stream_);
@@ -80,9 +82,10 @@ class Shrink {
     int tensor;
     std::int64_t blocks, value_blocks;
     StripPlan strips{};
+    bool long_rows = false;
   };
-  // What goes into one launch of strips.
-  struct Strips {
+  // What goes into one launch.
+  struct Shared {
     std::vector<Work<Entry>> work;
     std::size_t shared = 0;
     unsigned blocks = 1;  // of a cluster
@@ -93,7 +96,7 @@ class Shrink {
   std::size_t strips_of(const StripPlan& plan) {
     std::size_t kind = 1;
     for (unsigned blocks = 8; blocks > plan.blocks; blocks /= 2) ++kind;
-    Strips& strips = strips_[plan.shared > kStripStaging ? 0 : kind];
+    Shared& strips = strips_[plan.shared > kStripStaging ? 0 : kind];
     strips.blocks = plan.blocks;
     if (strips.shared < plan.shared) strips.shared = plan.shared;
     return std::size_t(&strips - strips_);
@@ -114,10 +117,12 @@ class Shrink {
       target.cover = cover_groups(item.layout, kWidth<T>, item.aligned);
       const std::size_t staging = std::size_t(target.cover.teams()) * sizeof(A) * std::size_t(size);
       planned.strips = plan_strips(target.cover, kWidth<T>, sizeof(A), cluster_limits<shrink_strips_kernel<Body>>());
-      if (target.cover.kind == CoverKind::runs && staging <= kStagingBytes) {
+      if (target.cover.kind == CoverKind::runs && fits(staging)) {
         planned.kind = Kind::fused;
+        planned.long_rows = staging > kStagingBytes;
         planned.blocks = planned.value_blocks = ceil_div(target.cover.layout.groups, target.cover.teams());
-        staging_ = staging > staging_ ? staging : staging_;
+        Shared& fused = fused_[planned.long_rows];
+        if (fused.shared < staging) fused.shared = staging;
       } else if (planned.strips.blocks) {
         planned.kind = Kind::strips;
         planned.blocks = planned.value_blocks = planned.strips.strips * planned.strips.blocks;
@@ -132,6 +137,14 @@ class Shrink {
     planned.blocks *= item.copies;
     planned.value_blocks *= item.copies;
     planned_.push_back(planned);
+  }
+
+  // Whether blocks may have so much shared memory: what there is without asking, or what two of them on a
+  // multiprocessor have. Always asked for in whole: other threads may be about to launch.
+  static bool fits(std::size_t staging) {
+    constexpr std::size_t kLongStaging = 108 << 10;
+    return staging <= kStagingBytes ||
+           (staging <= kLongStaging && allow_shared(shrink_fused_kernel<Body>, kLongStaging));
   }
 
   // Gives every segment room for its blocks' numbers, a tensor's side by side.
@@ -178,10 +191,9 @@ class Shrink {
   const Allocate& allocate_;
   const cudaStream_t stream_;
   std::vector<Planned> planned_;
-  std::vector<Work<Entry>> elements_, fused_, split_;
-  Strips strips_[5];
+  std::vector<Work<Entry>> elements_, split_;
+  Shared fused_[2], strips_[5];
   std::vector<Work<SumEntry<double>>> sums_;
-  std::size_t staging_ = 0;
 };
 
 }  // namespace sparse_accel::cuda

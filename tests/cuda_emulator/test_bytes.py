@@ -18,6 +18,7 @@ SIZE = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2}
 ROWS, SHORT, LONG, ONES = (1, 300, 256, 1), (1, 8000, 9, 1), (1, 3, 20000, 1), (1, 70000, 1, 1)
 COLUMNS, KERNELS, WIDE, MANY = (700, 100, 1, 1), (60, 60, 9, 1), (70, 12, 64, 1), (1, 40, 30, 30)
 COPIES = (9, 64, 1, 1, 100)  # 2-D kernels in channels_last memory
+LONGER = (1, 3, 30000, 1)  # more than two blocks of a multiprocessor can keep
 
 
 def widths(dtype: str) -> tuple[int, int]:
@@ -62,8 +63,9 @@ def elements(op: str, numbers: tuple[int, ...]) -> int:
 TABLE = [
     ("rmda", "f32 f64 bf16 f16", ROWS, 2, 1.01),
     ("rmda", "f32 bf16", SHORT, 2, 1.02),
-    ("rmda", "f32", LONG, 4, 1.17),  # X twice
-    ("rmda", "bf16", LONG, 4, 1.23),
+    ("rmda", "f32 bf16", LONG, 2, 1.01),
+    ("rmda", "f32", LONGER, 4, 1.17),  # X twice
+    ("rmda", "bf16", LONGER, 4, 1.23),
     ("rmda", "f32 bf16", ONES, 2, 1.01),
     ("rmda", "f32", COLUMNS, 4, 1.20),
     ("rmda", "bf16", COLUMNS, 4, 1.27),
@@ -73,14 +75,16 @@ TABLE = [
     ("rmda", "f32", COPIES, 4, 1.41),
     ("sgd", "f32 bf16", ROWS, 2, 1.01),
     ("sgd", "f32 bf16", SHORT, 2, 1.02),
-    ("sgd", "f32 bf16", LONG, 4, 1.44),  # M and W twice
+    ("sgd", "f32 bf16", LONG, 2, 1.01),
+    ("sgd", "f32 bf16", LONGER, 4, 1.44),  # M and W twice
     ("sgd", "f32 bf16", ONES, 2, 1.01),
     ("sgd", "f32 bf16", COLUMNS, 4, 1.49),
     ("sgd", "f32", WIDE, 2, 1.01),
     ("sgd", "f32", COPIES, 4, 1.69),
     ("prox", "f32 f64 bf16 f16", ROWS, 1, 1.00),
     ("prox", "f32 bf16", SHORT, 1, 1.00),
-    ("prox", "f32 bf16", LONG, 3, 1.51),
+    ("prox", "f32 bf16", LONG, 1, 1.00),
+    ("prox", "f32 bf16", LONGER, 3, 1.51),
     ("prox", "f32 bf16", ONES, 1, 1.00),
     ("prox", "f32", COLUMNS, 3, 1.58),
     ("prox", "f32", KERNELS, 3, 1.55),
