@@ -87,6 +87,8 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not {"machine", "rows"} <= content.keys():
         raise ValueError(f"{path}: expected an object with machine and rows, as sparse-accel bench --json writes it")
+    if content["machine"] is None:
+        raise ValueError(f"{path}: expected benches, got a run on a GPU machine that ended before them")
     for number, row in enumerate(content["rows"]):
         missing = [name for name in _NEEDED if not isinstance(row, dict) or name not in row]
         if missing:
