@@ -18,6 +18,8 @@ from .case import Call, Case, Row, Settings
 from .timer import Timer, last_cache_bytes
 
 MAX_COPY_BYTES = 1 << 30
+SLOW_SECONDS = 0.2  # a rival that takes longer has few rounds: its ratio is far from 1, and the time is the others'
+SLOW_ROUNDS = 2
 
 
 class Spread(NamedTuple):
@@ -43,18 +45,22 @@ def spread_of(seconds: list[float]) -> Spread:
 def interleaved(
     contenders: Mapping[str, Call], timer: Callable[[Call], float], settings: Settings
 ) -> tuple[dict[str, Spread], int]:
-    """Seconds of each contender and the number of rounds; two rounds run before, unmeasured."""
+    """Seconds of each contender and the number of rounds; two rounds run before, unmeasured. Rivals of the first
+    contender that are slow have two rounds."""
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
+    slow = set()
     for name in names:
-        for _ in range(2):
-            timer(contenders[name])
+        timer(contenders[name])  # makes state, loads modules
+        if timer(contenders[name]) > SLOW_SECONDS and name != names[0]:
+            slow.add(name)
     begin = time.perf_counter()
     rounds = 0
     while rounds < settings.min_rounds or (rounds < 1000 and time.perf_counter() - begin < settings.seconds):
         shift = rounds % len(names)
         for name in names[shift:] + names[:shift]:
-            times[name].append(timer(contenders[name]))
+            if rounds < SLOW_ROUNDS or name not in slow:
+                times[name].append(timer(contenders[name]))
         rounds += 1
     return {name: spread_of(values) for name, values in times.items()}, rounds
 

@@ -251,7 +251,7 @@ def test_interleaved_takes_medians_in_turn():
 
     def timer(call):
         call()
-        return float(next(clock))
+        return next(clock) / 1024  # none of them is slow
 
     settings = Settings(seconds=1e-9, min_rounds=4)
     spreads, rounds = measure.interleaved(
@@ -259,7 +259,7 @@ def test_interleaved_takes_medians_in_turn():
     )
     assert rounds == 4
     assert order[4:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
-    assert {name: spread.median for name, spread in spreads.items()} == {"a": 8.5, "b": 8.5}
+    assert {name: spread.median for name, spread in spreads.items()} == {"a": 8.5 / 1024, "b": 8.5 / 1024}
     assert all(spread.low < spread.median < spread.high for spread in spreads.values())
 
 
@@ -288,6 +288,20 @@ class FakeDevice:
         made.device, made._host = torch.device("cuda"), {}
         made._flush = type("Buffer", (), {"sum": lambda _: self.log.append("read")})()
         return made
+
+
+def test_slow_rivals_have_few_rounds():
+    calls = {"run": 3.0, "twin": 2 * measure.SLOW_SECONDS, "peer": 1e-3}
+    ran = []
+
+    def timer(call):
+        ran.append(call)
+        return calls[call]
+
+    spreads, rounds = measure.interleaved({name: name for name in calls}, timer, Settings(seconds=0, min_rounds=5))
+    assert rounds == 5
+    assert {name: ran.count(name) for name in calls} == {"run": 7, "twin": 2 + measure.SLOW_ROUNDS, "peer": 7}
+    assert spreads["twin"].median == calls["twin"]
 
 
 def test_a_gpu_is_kept_waiting_while_a_call_is_enqueued(monkeypatch):
