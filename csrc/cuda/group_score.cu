@@ -154,13 +154,12 @@ int strip_packs(const Cover& cover, const ClusterLimits& limits) {
 
 // Long groups of which there are many: blocks enough, if each group has one, or a warp where there are more of them.
 void keep_whole(Cover& cover, int copies) {
-  constexpr std::int64_t kBlocks = 512, kWarps = 1024, kLongestOfWarp = 16 << 10;  // bytes, as kLongGroup
-  if (cover.kind != CoverKind::runs || cover.layout.groups * copies < kBlocks) return;
+  constexpr std::int64_t kEnoughBlocks = 512, kEnoughWarps = 1024, kLongestOfWarp = 16 << 10;  // bytes, as kLongGroup
+  const std::int64_t groups = cover.layout.groups * copies;
+  if (cover.kind != CoverKind::runs || groups < kEnoughBlocks) return;
   cover.pieces = 1;
   cover.length = cover.group_size();
-  if (cover.layout.groups * copies >= kWarps && cover.group_size() * 4 <= kLongestOfWarp && cover.shift > 5) {
-    cover.shift = 5;
-  }
+  if (groups >= kEnoughWarps && cover.group_size() * 4 <= kLongestOfWarp && cover.shift > 5) cover.shift = 5;
 }
 
 template <Score kind, class T>
