@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.calibration.columns import is_convolution
 from sparse_accel.calibration.data import Calibration, device_of, eval_mode, to_device
 from sparse_accel.calibration.shapes import ShapesAlone
 from sparse_accel.channels.call import run_model
@@ -153,7 +154,31 @@ def _run(model: nn.Module, batch: Any) -> None:
         ) from error
 
 
-def find_units(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Module, Sequence[int]]) -> list[nn.Module]:
+class Blocks(NamedTuple):
+    """A way to cut the forward pass into pieces that are finished one after the other.
+
+    Attributes:
+        units: the blocks.
+        parts: of each, see :func:`find_parts`.
+        stem: what convolutions and norms are called before the first block.
+    """
+
+    units: list[nn.Module]
+    parts: list[list[nn.Module]]
+    stem: list[nn.Module]
+
+    def renamed(self, twin: Callable[[nn.Module], nn.Module]) -> Blocks:
+        """The same of another model."""
+        parts = [[*map(twin, own)] for own in self.parts]
+        return Blocks([*map(twin, self.units)], parts, [*map(twin, self.stem)])
+
+
+WHOLE = Blocks([], [], [])  # no pieces
+
+
+def find_units(
+    model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Module, Sequence[int]], outer: int = 0
+) -> list[nn.Module]:
     """Blocks that hold modules to prune and that the forward pass calls once each, in the order of the calls.
 
     A block is an item of a ModuleList or Sequential; of nested ones the innermost, unless it has no others beside it.
@@ -162,15 +187,55 @@ def find_units(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Modul
         model: with the blocks.
         pruned: modules that will change.
         order: of the modules that every batch calls exactly once, when the first batch did.
+        outer: how often the innermost ones give way to the item around them, where there is one.
     """
 
-    def inside(module: nn.Module, item: bool) -> list[nn.Module]:
-        children = [unit for child in module.children() for unit in inside(child, isinstance(module, _CONTAINERS))]
-        once = len(order.get(module, ())) == 1 and any(part in pruned for part in module.modules())
-        return [module] if item and once and len(children) <= 1 else children
+    def inside(module: nn.Module, item: bool) -> tuple[list[nn.Module], int]:
+        found = [inside(child, isinstance(module, _CONTAINERS)) for child in module.children()]
+        units, height = [unit for own, _ in found for unit in own], max((own for _, own in found), default=0)
+        if not (item and len(order.get(module, ())) == 1 and any(part in pruned for part in module.modules())):
+            return units, height
+        if len(units) <= 1:
+            return [module], 0
+        return ([module] if height < outer else units), height + 1
 
-    units = dict.fromkeys(inside(model, False))
+    units = dict.fromkeys(inside(model, False)[0])
     return sorted(units, key=lambda unit: order[unit][0])
+
+
+def find_blocks(model: nn.Module, pruned: set[nn.Module], order: Mapping[nn.Module, Sequence[int]]) -> list[Blocks]:
+    """The innermost blocks, then those around them, as far as there are any; then all of these without a stem.
+
+    Whether all that follows a block reads nothing of what came before it shows in passes over the data only: the items
+    of a branch inside a residual block, such as the convolution of its shortcut, are none.
+
+    Args:
+        model, pruned, order: as for :func:`find_units`.
+    """
+    found: list[Blocks] = []
+    for outer in itertools.count():
+        units = find_units(model, pruned, order, outer)
+        if not units or (found and units == found[-1].units):
+            break
+        found.append(Blocks(units, find_parts(units, pruned, order), _stem(model, units, order)))
+    return found + [own._replace(stem=[]) for own in found if own.stem]
+
+
+def _stem(model: nn.Module, units: Sequence[nn.Module], order: Mapping[nn.Module, Sequence[int]]) -> list[nn.Module]:
+    """Modules with tensors that are called once, before the first block and outside of all, if they hold a convolution.
+
+    (Elsewhere, as in Transformers, there is little before the first block, of which all others read.)
+    """
+    inside = {module for unit in units for module in unit.modules()}
+    before = [
+        module
+        for module in model.modules()
+        if module not in inside
+        and any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        and len(order.get(module, ())) == 1
+        and order[module][0] < order[units[0]][0]
+    ]
+    return before if any(map(is_convolution, before)) else []
 
 
 def find_parts(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.replay.front import Front
 from sparse_accel.calibration.replay.store import Store
-from sparse_accel.calibration.survey import find_parts, find_units
+from sparse_accel.calibration.survey import find_blocks
 
 
 class Engine:
@@ -57,17 +56,15 @@ class Engine:
         model = self.work.model
         self._pruned = {name for names in pruned for name in names}
         changing = {model.get_submodule(name) for name in self._pruned}
-        units = find_units(model, changing, self.order)
         names = {module: name for name, module in model.named_modules()}
         self.widest = max(self.widest, sum(map(bool, pruned)))
         self.work.clear()
         self.dense.clear()
-        parts = find_parts(units, changing, self.order)
+        blocks = find_blocks(model, changing, self.order)
         dense = self.dense.model
-        twins = {module: dense.get_submodule(names[module]) for module in (*units, *itertools.chain(*parts))}
-        own = [[twins[part] for part in inside] for inside in parts]
-        self.dense = Front(dense, [twins[unit] for unit in units], self.store, own)
-        self.work = Front(model, units, self.store, parts) if model is not dense else self.dense
+        twins = [own.renamed(lambda module: dense.get_submodule(names[module])) for own in blocks]
+        self.dense = Front(dense, twins, self.store)
+        self.work = Front(model, blocks, self.store) if model is not dense else self.dense
 
     def advance(self, rest: Sequence[Sequence[str]]) -> None:
         """Tell which modules later steps will watch or change."""

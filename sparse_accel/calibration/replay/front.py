@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from sparse_accel.calibration.batches import Batches
 from sparse_accel.calibration.data import stream
 from sparse_accel.calibration.replay.store import CannotStoreError, Store
+from sparse_accel.calibration.survey import WHOLE, Blocks
 from sparse_accel.channels.call import tree_tensors
 
 logger = logging.getLogger("sparse_accel")
@@ -34,59 +35,64 @@ class Front:
     """One model in passes over the data, the finished blocks at its front replaced by their outputs.
 
     Of every batch the outputs of the last finished block are kept. The block itself is not called, nor any before it:
-    those give tensors without values (on the device "meta"). What needs such values fails, and the model is then run
-    as a whole, from its inputs, in this pass and all later ones; :attr:`reason` says why. While a block is at hand, the
-    outputs of its finished parts are kept beside it.
+    those give tensors without values (on the device "meta"). What needs such values fails: those were no blocks, and
+    the ones around them take their place. Where that fails, too, the model is run as a whole, from its inputs, in this
+    pass and all later ones; :attr:`reason` says why. While a block is at hand, the outputs of its finished parts are
+    kept beside it.
 
     Args:
         model: the model.
-        units: its blocks, see :func:`~sparse_accel.calibration.survey.find_units`.
+        blocks: to try, one after the other, see :func:`~sparse_accel.calibration.survey.find_blocks`.
         store: for the outputs; a limit of 0 bytes there turns replay off.
-        parts: of every block, see :func:`~sparse_accel.calibration.survey.find_parts`.
 
     Attributes:
+        blocks: the ones taken.
         finished: blocks that will not change.
         reason: why the model is run as a whole; empty while it is not.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        units: Sequence[nn.Module],
-        store: Store,
-        parts: Sequence[Sequence[nn.Module]] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, blocks: Iterable[Blocks], store: Store) -> None:
         self.model = model
-        self.parts = [[] for _ in units] if parts is None else [list(own) for own in parts]
+        self.around = list(blocks) if store.limit else []  # what is still to be tried
+        self.blocks = self.around.pop(0) if self.around else WHOLE
         self.settled: set[nn.Module] = set()  # parts of the block at hand that will not change
         self.kept: dict[int, list[Any]] = {}  # by batch: keys of the outputs of parts
         self.store = store
         self.key = object()  # of what it keeps there
-        self.units = list(units) if store.limit else []
         self.reason = "" if self.units else NO_BLOCKS if store.limit else "activation_memory is 0"
         self.finished = 0
+        self._told: tuple[set[nn.Module], set[nn.Module]] = set(), set()
         self.level: dict[int, int] = {}  # by batch: the block whose output is kept
-        self.shapes: dict[tuple[int, int], Any] = {}  # by block and batch: outputs without values
+        # By block (those of the stem: -1, -2, ...) and batch: outputs without values.
+        self.shapes: dict[tuple[int, int], Any] = {}
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """The blocks; none where the model is run as a whole."""
+        return self.blocks.units
 
     def advance(self, done: set[nn.Module], pruned: set[nn.Module]) -> None:
         """Tell which of the pruned modules will not change any more."""
+        self._told = done, pruned
         while self.finished < len(self.units):
             if any(part in pruned and part not in done for part in self.units[self.finished].modules()):
                 break
             self.finished += 1
-        own = self.parts[self.finished] if self.finished < len(self.units) else []
+        own = self.blocks.parts[self.finished] if self.finished < len(self.units) else []
         self.settled = {part for part in own if not any(m in pruned and m not in done for m in part.modules())}
 
     def twin(self, model: nn.Module) -> Front:
         """The front of a copy of the model, with the same outputs of the same finished blocks: both keep them once."""
         names = {module: name for name, module in self.model.named_modules()}
 
-        def of(modules: Iterable[nn.Module]) -> list[nn.Module]:
-            return [model.get_submodule(names[module]) for module in modules]
+        def of(module: nn.Module) -> nn.Module:
+            return model.get_submodule(names[module])
 
         other = copy.copy(self)  # what is kept is shared
-        other.model, other.units, other.parts = model, of(self.units), [of(own) for own in self.parts]
-        other.settled = set(of(self.settled))
+        other.model, other.blocks = model, self.blocks.renamed(of)
+        other.around = [blocks.renamed(of) for blocks in self.around]
+        other.settled = set(map(of, self.settled))
+        other._told = set(map(of, self._told[0])), set(map(of, self._told[1]))
         return other
 
     def clear(self) -> None:
@@ -105,8 +111,17 @@ class Front:
     def give_up(self, reason: str) -> None:
         """Run the model as a whole from now on."""
         self.clear()
-        self.units = []
+        self.blocks, self.around = WHOLE, []
         self.reason = self.reason or reason
+
+    def go_out(self, reason: str) -> None:
+        """Take the blocks around these; without any, :meth:`give_up`."""
+        if not self.around:
+            self.give_up(reason)
+            return
+        self.clear()
+        self.blocks = self.around.pop(0)
+        self.advance(*self._told)
 
     def stream(
         self,
@@ -140,7 +155,11 @@ class Front:
                 (unit, self._call(number, unit, batches)) for number, unit in enumerate(self.units[: self.finished])
             ]
             for number in range(max(0, self.finished - 1), min(self.finished + 1, len(self.units))):
-                calls += [(part, self._part(number, i, part, batches)) for i, part in enumerate(self.parts[number])]
+                own = self.blocks.parts[number]
+                calls += [(part, self._part(number, i, part, batches)) for i, part in enumerate(own)]
+            done, pruned = self._told
+            stem = self.blocks.stem if self.finished and pruned.isdisjoint({*self.blocks.stem} - done) else []
+            calls += [(module, self._stem(number, module, batches)) for number, module in enumerate(stem)]
             for module, call in calls:
                 before.append((module, module.__dict__.get("_compiled_call_impl")))
                 module.__dict__["_compiled_call_impl"] = call  # what Module.__call__ asks for first: no hook is run
@@ -171,9 +190,7 @@ class Front:
             output = original(*args, **kwargs)
             if any(tensor._version != version for tensor, version in versions):
                 raise _CannotReplayError(f"{type(unit).__name__} changes its inputs")
-            self.shapes[number, batch] = pytree.tree_map_only(
-                Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), output
-            )
+            self.shapes[number, batch] = _without_values(output)
             if number == self.finished - 1:
                 try:
                     self.store.put((self.key, batch), output)
@@ -182,6 +199,20 @@ class Front:
                 self.level[batch] = number
                 for key in self.kept.pop(batch, []):
                     self.store.drop(key)
+            return output
+
+        return call
+
+    def _stem(self, number: int, module: nn.Module, batches: Batches) -> Callable[..., Any]:
+        """What calling a module before the first block does: where a block's output is there, nothing."""
+        original = module.__dict__.get("_compiled_call_impl") or module._call_impl
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            key = -1 - number, batches.number
+            if self.level.get(batches.number, -1) >= 0 and key in self.shapes:
+                return self.shapes[key]
+            output = original(*args, **kwargs)
+            self.shapes[key] = _without_values(output)
             return output
 
         return call
@@ -221,11 +252,11 @@ def replayed(fronts: Sequence[Front], batches: Batches, run: Callable[[], None],
         restart: called before the pass is made again with whole models, where replay turns out to be impossible.
     """
     fronts = [front for front in dict.fromkeys(fronts) if front.finished or front.settled]
-    if fronts and batches.changed:  # no pass for nothing: each may be the only one over its data
+    if batches.changed:  # no pass for nothing: each may be the only one over its data
         for front in fronts:
             front.give_up(CHANGED)
         fronts = []
-    if fronts:
+    while fronts:
         try:
             with ExitStack() as stack:
                 for front in fronts:
@@ -235,14 +266,26 @@ def replayed(fronts: Sequence[Front], batches: Batches, run: Callable[[], None],
                 raise _CannotReplayError(CHANGED)
             return
         except Exception as error:  # a real fault shows again below
-            logger.info("the front of the model is run as a whole: %s", error)
+            logger.info("not run on the outputs of %s: %s", ", ".join(map(_kinds, fronts)), error)
             why = str(error)
             if not isinstance(error, (_CannotReplayError, CannotStoreError)):
                 why = f"what follows the blocks does not run on the last one's output ({type(error).__name__}: {error})"
             for front in fronts:
-                front.give_up(why)
+                if batches.changed or isinstance(error, CannotStoreError):
+                    front.give_up(why)
+                else:
+                    front.go_out(why)
         restart()
+        fronts = [front for front in fronts if front.finished or front.settled]
     run()
+
+
+def _without_values(output: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), output)
+
+
+def _kinds(front: Front) -> str:
+    return " and ".join(sorted({type(unit).__name__ for unit in front.units}))
 
 
 def check_values(tensors: Sequence[Tensor]) -> None:

@@ -22,7 +22,7 @@ from sparse_accel.calibration.replay.engine import whole_notes
 from sparse_accel.calibration.replay.front import Front
 from sparse_accel.calibration.replay.store import ACTIVATION_MEMORY, Store
 from sparse_accel.calibration.slice_moments import SliceGram
-from sparse_accel.calibration.survey import find_parts, find_units
+from sparse_accel.calibration.survey import find_blocks
 from sparse_accel.mapped import copies_in
 from sparse_accel.progress import Show, check_progress, meter
 from sparse_accel.prune.refinement.masters import Masters
@@ -206,8 +206,7 @@ class _Run:
         self.layers = [layer for step in self.steps for layer in step.layers]
         self.pruned = modules_of(self.layers)
         self.store = Store(settings.activation_memory)
-        units = find_units(self.model, self.pruned, order)
-        self.front = Front(self.model, units, self.store, find_parts(units, self.pruned, order))
+        self.front = Front(self.model, find_blocks(self.model, self.pruned, order), self.store)
         self.memory = self._require_memory()
         self.progress = Progress(settings.resume_dir, record_of(settings, self.layers, first), device)
         self.reports: list[LayerReport] = []
