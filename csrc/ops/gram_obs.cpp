@@ -26,7 +26,13 @@ std::int64_t gram_obs_panel(const Tensor& inverse, const Tensor& moment, const T
   CHECK_VALUE(width > 0 && width <= kGramWidth && width % kGramLanes == 0 && padded % width == 0, kOp,
               ": v: expected chunks that divide ", padded, " units, got ", width);
   check_array(kOp, "inverse", inverse, inverse, kDouble, {block, padded, block, padded});
-  check_array(kOp, "moment", moment, inverse, kDouble, inverse.sizes());
+  const bool by_weight = moment.dim() == 3;  // [chunks, outputs, width]
+  const std::int64_t outputs = by_weight ? moment.size(1) : 0;
+  if (by_weight) {
+    check_array(kOp, "moment", moment, inverse, kDouble, {block * padded / width, outputs, width});
+  } else {
+    check_array(kOp, "moment", moment, inverse, kDouble, inverse.sizes());
+  }
   check_array(kOp, "v", v, inverse, kDouble, {block * padded / width, capacity, width});
   check_array(kOp, "a", a, inverse, kDouble, v.sizes());
   check_array(kOp, "own_inverse", own_inverse, inverse, kDouble, {block, block, padded});
@@ -59,7 +65,9 @@ std::int64_t gram_obs_panel(const Tensor& inverse, const Tensor& moment, const T
                   capacity,
                   0,
                   inverse.const_data_ptr<double>(),
-                  moment.const_data_ptr<double>(),
+                  by_weight ? nullptr : moment.const_data_ptr<double>(),
+                  by_weight ? moment.const_data_ptr<double>() : nullptr,
+                  outputs,
                   v.mutable_data_ptr<double>(),
                   a.mutable_data_ptr<double>(),
                   own_inverse.mutable_data_ptr<double>(),

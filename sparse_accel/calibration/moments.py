@@ -14,6 +14,7 @@ __all__ = ["Gram", "column_chunks", "column_count", "columns"]
 
 
 PANEL_BYTES = 1 << 26  # of a large matrix that is worked on in panels
+PANEL_ROWS = 512  # of a product that is symmetric
 
 
 def _panels(matrix: Tensor) -> list[slice]:
@@ -113,8 +114,22 @@ class Gram:
             rows = rows - self._shift.to(rows.dtype)
         self._sum += rows.sum(2, dtype=self._sum.dtype).to(self._sum.device)
         with torch.autocast(rows.device.type, enabled=False):
-            self._products += (rows @ rows[:, : self._features].mT).to(self._products)
+            self._add_products(rows)
         self.count += rows.shape[2]
+
+    def _add_products(self, rows: Tensor) -> None:
+        """Products of all rows with the columns; of many columns with each other, each only once."""
+        features = self._features
+        if features < 2 * PANEL_ROWS:
+            self._products += (rows @ rows[:, :features].mT).to(self._products)
+            return
+        for start in range(0, features, PANEL_ROWS):
+            own = slice(start, min(start + PANEL_ROWS, features))
+            part = (rows[:, own] @ rows[:, : own.stop].mT).to(self._products)
+            self._products[:, own, : own.stop] += part
+            self._products[:, :start, own] += part[:, :, :start].mT
+        if rows.shape[1] > features:
+            self._products[:, features:] += (rows[:, features:] @ rows[:, :features].mT).to(self._products)
 
     def _in_range(self, rows: Tensor) -> Tensor:
         """Rows over their powers of two, which grow where rows are larger than those before."""

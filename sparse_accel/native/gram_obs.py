@@ -2,7 +2,8 @@
 
 Q and N = W' W are held whole: with Q_cc = L L', V = L^-1 Q_c:, S = L^-1 N_cc L^-T and A = L^-1 N_c: - S V / 2, removing
 unit c leaves Q - V' V and N - A' V - V' A, at the cost tr S. On the CPU downdates are kept in a panel, many units at a
-time, and kernels bring up to date what the choice of the next needs; on a GPU all problems step together.
+time, and kernels bring up to date what the choice of the next needs; W is held in N's place where it has few rows. On a
+GPU all problems step together.
 """
 
 from __future__ import annotations
@@ -78,11 +79,9 @@ def _eliminate(
     """One problem on the CPU; costs after one that is not finite are infinite."""
     units, steps = inverse.shape[0] // block, order.numel()
     width, padded = kernels().gram_obs_order(units)
-    w = weight.reshape(-1, units, block).transpose(1, 2).reshape(-1, block * units)
+    w = weight.reshape(-1, units, block).transpose(1, 2)
     q = _padded(inverse.reshape(units, block, units, block).permute(1, 0, 3, 2), padded)
-    m = torch.mm(w.T, w).view(block, units, block, units)
-    m = m if units == padded else _padded(m, padded)
-    del w
+    n: Moment = (_ByWeight if 2 * len(w) <= block * units else _Whole)(w, padded)
     number = torch.full((padded,), -1, device="cpu")
     number[:units] = torch.arange(units, device="cpu")
     gone = None if sets is None else sets.new_zeros(int(sets.max()) + 1)
@@ -92,27 +91,93 @@ def _eliminate(
         capacity = min(max(1, _PANEL // block), steps - done) * block
         v = q.new_empty(block * padded // width, capacity, width)
         a = torch.empty_like(v)
-        own = [matrix.diagonal(0, 1, 3).contiguous() for matrix in (q, m)]
+        place = torch.empty(units, dtype=torch.int64, device="cpu")
+        place[number[number >= 0]] = (number >= 0).nonzero().flatten()
+        own = q.diagonal(0, 1, 3).contiguous(), n.own
         found = (order[done:], damages[done:])
-        removed = kernels().gram_obs_panel(q, m, v, a, *own, number, set_of, gone, steps - done, *found)
+        removed = kernels().gram_obs_panel(q, n.shown(width), v, a, *own, number, set_of, gone, steps - done, *found)
+        places = place[order[done : done + removed]]
         done += removed
         if removed == 0 or done == steps:
             break
         rows = removed * block
         x, y = (panel[:, :rows].transpose(0, 1).reshape(rows, block, padded) for panel in (v, a))
+        n.learn(x, places)
         left = (number >= 0).nonzero().flatten()
         narrower, fewer = kernels().gram_obs_order(left.numel())
         if fewer * 8 <= padded * 7:  # enough are gone to pay for a copy
             q = _narrowed(q, left, fewer)  # one after the other: they are large
-            m = _narrowed(m, left, fewer)
+            n.narrow(left, fewer)
             pad = (0, fewer - left.numel())
             x, y = (torch.nn.functional.pad(panel.index_select(2, left), pad) for panel in (x, y))
             number = torch.nn.functional.pad(number.index_select(0, left), pad, value=-1)
             width, padded = narrower, fewer
-        x, y, n = x.reshape(rows, -1), y.reshape(rows, -1), block * padded
-        q.view(n, n).addmm_(x.T, x, alpha=-1)
-        m.view(n, n).addmm_(torch.cat((y, x)).T, torch.cat((x, y)), alpha=-1)
+        x, y = x.reshape(rows, -1), y.reshape(rows, -1)
+        q.view(block * padded, -1).addmm_(x.T, x, alpha=-1)
+        n.remove(x, y)
     damages[done:] = math.inf
+
+
+class _Whole:
+    """N itself, ``[block, units, block, units]``."""
+
+    def __init__(self, w: Tensor, padded: int) -> None:
+        block, units = w.shape[1:]
+        flat = w.reshape(-1, block * units)
+        n = torch.mm(flat.T, flat).view(block, units, block, units)
+        self._n = n if units == padded else _padded(n, padded)
+
+    @property
+    def own(self) -> Tensor:
+        """The diagonal blocks, ``[block, block, units]``; the kernel brings them up to date."""
+        return self._n.diagonal(0, 1, 3).contiguous()
+
+    def shown(self, width: int) -> Tensor:
+        """What the kernel is given, for chunks of so many units."""
+        return self._n
+
+    def learn(self, x: Tensor, places: Tensor) -> None:
+        """The panel's rows of V, before anything is narrowed, and where in it the removed units stood."""
+
+    def narrow(self, left: Tensor, padded: int) -> None:
+        """Keep some units."""
+        self._n = _narrowed(self._n, left, padded)
+
+    def remove(self, x: Tensor, y: Tensor) -> None:
+        """N - A' V - V' A, with V and A as ``[rows, block * units]``."""
+        self._n.view(x.shape[1], -1).addmm_(torch.cat((y, x)).T, torch.cat((x, y)), alpha=-1)
+
+
+class _ByWeight:
+    """W in N's place, ``[outputs, block, units]``: of few outputs it is smaller, and cheaper to bring up to date.
+
+    Removing unit c leaves ``W - W_c L^-T V``. So a panel leaves W - U V with ``U V_R = W_R``, R the columns of the
+    removed units in their order, of which V_R is upper triangular: of later units V has nothing.
+    """
+
+    def __init__(self, w: Tensor, padded: int) -> None:
+        self._w = torch.nn.functional.pad(w, (0, padded - w.shape[2])).contiguous()
+        self._u = w.new_empty(0, 0)
+        by_unit = self._w.permute(2, 1, 0)
+        self.own = (by_unit @ by_unit.mT).permute(1, 2, 0).contiguous()
+
+    def shown(self, width: int) -> Tensor:
+        return self._w.flatten(1).unflatten(1, (-1, width)).transpose(0, 1).contiguous()
+
+    def learn(self, x: Tensor, places: Tensor) -> None:
+        of_removed = x[:, :, places].transpose(1, 2).flatten(1)
+        columns = self._w[:, :, places].transpose(1, 2).flatten(1)
+        self._u = torch.linalg.solve_triangular(of_removed, columns, upper=True, left=False)
+
+    def narrow(self, left: Tensor, padded: int) -> None:
+        pad = (0, padded - left.numel())
+        self._w, self.own = (torch.nn.functional.pad(t.index_select(2, left), pad) for t in (self._w, self.own))
+
+    def remove(self, x: Tensor, y: Tensor) -> None:
+        self._w.view(len(self._w), -1).addmm_(self._u, x, alpha=-1)
+
+
+Moment = _Whole | _ByWeight
 
 
 def _padded(matrix: Tensor, padded: int) -> Tensor:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from two_ranks import two_ranks
 
+from sparse_accel.calibration import moments
 from sparse_accel.calibration.data import Calibration, eval_mode, require_memory, stream
 from sparse_accel.calibration.moments import Gram, column_chunks, columns
 
@@ -187,14 +188,17 @@ def test_conv1d_of_gpt2_and_other_modules():
     features=st.integers(1, 5),
     targets=st.integers(0, 3),
     centred=st.booleans(),
+    panel=st.sampled_from([2, moments.PANEL_ROWS]),
 )
-def test_gram_is_the_moments_of_all_batches(data, groups, features, targets, centred):
+def test_gram_is_the_moments_of_all_batches(data, groups, features, targets, centred, panel):
     sizes = data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=4))
     generator = torch.Generator().manual_seed(sum(sizes))
     rows = torch.randn(groups, features + targets, sum(sizes), generator=generator, dtype=torch.float64) + 3
     gram = Gram(groups, features, targets, centred=centred)
-    for batch in rows.split(sizes, 2):
-        gram.update(batch[:, :features], batch[:, features:] if targets else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "PANEL_ROWS", panel)
+        for batch in rows.split(sizes, 2):
+            gram.update(batch[:, :features], batch[:, features:] if targets else None)
     mean = rows.mean(2, keepdim=True) if sum(sizes) else torch.zeros_like(rows[:, :, :1].sum(2, keepdim=True))
     moved = rows - mean if centred else rows
     products = moved @ moved[:, :features].mT

@@ -66,6 +66,9 @@ def check(device: torch.device, inverse: Tensor, weight: Tensor, block: int, ste
         (1, 17, 9, 6, 17),
         (2, 9, 25, 3, 7),
         (1, 5, 70, 8, 4),  # a unit wider than a panel
+        (1, 100, 1, 80, 97),  # so many outputs that W' W is held, and not W
+        (1, 17, 9, 90, 17),
+        (2, 5, 70, 200, 4),
         (0, 4, 2, 3, 2),
         (2, 4, 2, 3, 0),
         (2, 4, 2, 0, 3),
@@ -130,8 +133,9 @@ def test_views(backend: Any) -> None:
     torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=0)
 
 
-def test_threads_do_not_matter() -> None:
-    inverse, weight = problem(1, 90, 2, 8, seed=5)
+@pytest.mark.parametrize("outputs", [8, 100])
+def test_threads_do_not_matter(outputs: int) -> None:
+    inverse, weight = problem(1, 90, 2, outputs, seed=5)
     threads = torch.get_num_threads()
     try:
         results = []

@@ -32,6 +32,50 @@ static void gram_row(const double* q, const double* m, const double* v, const do
   }
 }
 
+// Rows of N from W: R rows and W vectors of one column block, out [R, width].
+template <int R, int W>
+static void gram_product(const double* weight, int64_t outputs, int64_t width, const double* pivot, int64_t stride,
+                         double* out) {
+  GramVec sum[R][W];
+  SPARSE_ACCEL_UNROLL
+  for (int r = 0; r < R; ++r) {
+    SPARSE_ACCEL_UNROLL
+    for (int w = 0; w < W; ++w) sum[r][w] = GramVec(0.0);
+  }
+  for (int64_t p = 0; p < outputs; ++p) {
+    GramVec x[W];
+    SPARSE_ACCEL_UNROLL
+    for (int w = 0; w < W; ++w) x[w] = GramVec::loadu(weight + p * width + w * kGramStep);
+    SPARSE_ACCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const GramVec factor(pivot[p * stride + r]);
+      SPARSE_ACCEL_UNROLL
+      for (int w = 0; w < W; ++w) sum[r][w] = at::vec::fmadd(factor, x[w], sum[r][w]);
+    }
+  }
+  SPARSE_ACCEL_UNROLL
+  for (int r = 0; r < R; ++r) {
+    SPARSE_ACCEL_UNROLL
+    for (int w = 0; w < W; ++w) sum[r][w].store(out + r * width + w * kGramStep);
+  }
+}
+
+// The pivot's rows of N = W' W in one column block, [block, width].
+static void gram_products(const GramPanel& panel, const GramPivot& pivot, int64_t block, double* out) {
+  const int64_t k = panel.block, width = panel.width;
+  const double* const weight = panel.weight + block * panel.outputs * width;
+  for (int64_t i = 0; i < width; i += 2 * kGramStep) {
+    const bool two = i + 2 * kGramStep <= width;
+    for (int64_t r = 0; r < k;) {
+      const bool four = r + 4 <= k;
+      const auto product =
+          four ? (two ? gram_product<4, 2> : gram_product<4, 1>) : (two ? gram_product<1, 2> : gram_product<1, 1>);
+      product(weight + i, panel.outputs, width, pivot.weight + r, k, out + r * width + i);
+      r += four ? 4 : 1;
+    }
+  }
+}
+
 // tr(Q_uu^-1 N_uu) of kGramStep units at once: Cholesky, its inverse, a quadratic form per row.
 static void gram_score(const GramPanel& panel, int64_t unit, double* scratch) {
   const int64_t k = panel.block, units = panel.units;
@@ -151,16 +195,18 @@ static void gram_remove(const GramPanel& panel, const GramPivot& pivot, int64_t 
       const int64_t block = t * chunks + chunk, column = block * width;
       double* const v = panel.v + block * panel.capacity * width;
       double* const a = panel.a + block * panel.capacity * width;
+      if (panel.moment == nullptr) gram_products(panel, pivot, block, m);
       for (int64_t r = 0; r < k; ++r) {
         const int64_t first = (r * panel.units + pivot.unit) * n + column;
+        const double* const moment = panel.moment == nullptr ? m + r * width : panel.moment + first;
         int64_t i = 0;
         for (; i + 4 * kGramStep <= width; i += 4 * kGramStep) {
-          gram_row<4>(panel.inverse + first + i, panel.moment + first + i, v + i, a + i, panel.rows, width, pivot.v + r,
-                      pivot.a + r, k, q + r * width + i, m + r * width + i);
+          gram_row<4>(panel.inverse + first + i, moment + i, v + i, a + i, panel.rows, width, pivot.v + r, pivot.a + r,
+                      k, q + r * width + i, m + r * width + i);
         }
         for (; i < width; i += kGramStep) {
-          gram_row<1>(panel.inverse + first + i, panel.moment + first + i, v + i, a + i, panel.rows, width, pivot.v + r,
-                      pivot.a + r, k, q + r * width + i, m + r * width + i);
+          gram_row<1>(panel.inverse + first + i, moment + i, v + i, a + i, panel.rows, width, pivot.v + r, pivot.a + r,
+                      k, q + r * width + i, m + r * width + i);
         }
       }
       gram_solve(panel, pivot, q, m, v + panel.rows * width, a + panel.rows * width);

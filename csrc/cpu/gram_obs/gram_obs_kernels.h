@@ -7,7 +7,7 @@ namespace sparse_accel {
 // The state of an elimination: Q, the inverse, and N = W' W, both [block * units, block * units] with row
 // t * units + u for column t of unit u, so that neighbouring units are neighbouring lanes. Units are padded to whole
 // chunks of `width`. Downdates are kept apart in a panel: the matrices are Q - V' V and N - A' V - V' A, their diagonal
-// blocks and the scores are up to date.
+// blocks and the scores are up to date. With few outputs there is W in N's place, from which rows of N are made.
 struct GramPanel {
   int64_t block;
   int64_t units;
@@ -15,7 +15,9 @@ struct GramPanel {
   int64_t capacity;  // rows of V and A
   int64_t rows;      // in use
   const double* inverse;
-  const double* moment;
+  const double* moment;  // null: weight is there
+  const double* weight;  // [block * units / width, outputs, width]
+  int64_t outputs;
   double* v;            // [block * units / width, capacity, width]
   double* a;            // the same
   double* own_inverse;  // [block, block, units]
@@ -30,6 +32,7 @@ struct GramPivot {
   const double* damage;  // [block, block] L^-1 N_cc L^-T, of which the trace is the score
   const double* v;       // [rows, block]
   const double* a;       // [rows, block]
+  const double* weight;  // [outputs, block]
 };
 
 // Work for chunks [begin, end) of units; scratch holds gram_obs_scratch numbers.

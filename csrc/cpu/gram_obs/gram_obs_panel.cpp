@@ -20,7 +20,8 @@ class Pivot {
         moment_(panel.block * panel.block),
         damage_(panel.block * panel.block),
         v_(panel.capacity * panel.block),
-        a_(panel.capacity * panel.block) {}
+        a_(panel.capacity * panel.block),
+        weight_(panel.outputs * panel.block) {}
 
   GramPivot at(const GramPanel& panel, int64_t unit) {
     factor(panel, unit);
@@ -31,8 +32,10 @@ class Pivot {
         v_[p * k + t] = panel.v[block + p * panel.width];
         a_[p * k + t] = panel.a[block + p * panel.width];
       }
+      const int64_t own = (t * chunks + unit / panel.width) * panel.outputs * panel.width + unit % panel.width;
+      for (int64_t p = 0; p < panel.outputs; ++p) weight_[p * k + t] = panel.weight[own + p * panel.width];
     }
-    return GramPivot{unit, root_.data(), damage_.data(), v_.data(), a_.data()};
+    return GramPivot{unit, root_.data(), damage_.data(), v_.data(), a_.data(), weight_.data()};
   }
 
  private:
@@ -74,7 +77,7 @@ class Pivot {
     }
   }
 
-  std::vector<double> root_, moment_, damage_, v_, a_;
+  std::vector<double> root_, moment_, damage_, v_, a_, weight_;
 };
 
 // The unit of the least score among those that may go; -1 if no score is finite.
@@ -99,7 +102,7 @@ int64_t gram_obs_panel(GramPanel& panel, std::vector<int64_t>& units, GramRounds
                        double* damages) {
   const GramObsKernels& kernels = kernel_set().gram_obs;
   const int64_t chunks = panel.units / panel.width, scratch = gram_obs_scratch(panel.block);
-  const int64_t work = panel.block * panel.block * panel.width * (panel.block + panel.capacity);
+  const int64_t work = panel.block * panel.block * panel.width * (panel.block + panel.capacity + panel.outputs);
   const int64_t grain = std::max<int64_t>(1, kPanelGrain / std::max<int64_t>(1, work));
   std::vector<double> memory(scratch * num_threads());
   const auto over_chunks = [&](const auto& body) {

@@ -45,6 +45,7 @@ def kept_units(name: str, keep: int | float, units: int, sets: int = 1, least: i
 
 
 SAFE_RIDGE = 1e-7  # beside the rounding of G: a positive semidefinite one is definite with it
+LARGE = 1024  # columns from which a matrix is inverted by halves
 SAFE = 200  # numbers in [2^-200, 2^200] may be inverted and squared
 
 
@@ -52,6 +53,40 @@ def _times_power(tensor: Tensor, power: int) -> Tensor:
     """``tensor * 2^power``, in two steps: 2^power alone may be out of range."""
     half = power // 2
     return tensor * 2.0**half * 2.0 ** (power - half)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN or inf.
+
+    Example:
+        >>> all_finite(torch.tensor([1e308, 1e308], dtype=torch.float64)), all_finite(torch.tensor([1.0, math.inf]))
+        (True, False)
+    """
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())  # a sum may overflow
+
+
+def inverse_of(factor: Tensor) -> Tensor:
+    """``(L L^T)^-1`` of lower triangular L ``[..., n, n]``; large ones by products of halves, which LAPACK's is not.
+
+    With ``L = [[A, 0], [B, C]]``, ``M = B A^-1`` and ``Q = (C C^T)^-1`` that is
+    ``[[(A A^T)^-1 + M^T Q M, -M^T Q], [-Q M, Q]]``.
+
+    Example:
+        >>> inverse_of(torch.tensor([[2.0, 0.0], [0.0, 1.0]])).tolist()
+        [[0.25, 0.0], [0.0, 1.0]]
+    """
+    n = factor.shape[-1]
+    if n < LARGE:
+        return torch.cholesky_inverse(factor)
+    out, half = torch.empty_like(factor), n // 2
+    own = out[..., half:, half:].copy_(inverse_of(factor[..., half:, half:]))
+    m = torch.linalg.solve_triangular(factor[..., :half, :half], factor[..., half:, :half], upper=False, left=False)
+    below = (own @ m).neg_()
+    out[..., half:, :half], out[..., :half, half:] = below, below.mT
+    out[..., :half, :half] = inverse_of(factor[..., :half, :half])
+    product = m.mT @ below
+    out[..., :half, :half] -= (product + product.mT) / 2
+    return out
 
 
 class GramProblem:
@@ -90,7 +125,7 @@ class GramProblem:
         tensors = []
         for name, tensor in (("gram", gram), ("cross", cross), ("weight", weight)):
             wide = tensor.detach().to(torch.float64)
-            if not bool(torch.isfinite(wide).all()):
+            if not all_finite(wide):
                 raise ValueError(f"{name}: expected finite numbers, got NaN or inf")
             tensors.append(wide if batch else wide[None])
         self.gram, self.cross, self.weight = tensors
@@ -178,7 +213,7 @@ class GramProblem:
         wide = wide if self.batched else wide[None]
         if wide.shape != self.cross.shape:
             raise ValueError(f"cross: expected shape {tuple(self.cross.shape)}, got {tuple(wide.shape)}")
-        if not bool(torch.isfinite(wide).all()):
+        if not all_finite(wide):
             raise ValueError("cross: expected finite numbers, got NaN or inf")
         self.cross = _times_power(wide, -self.power) if self.power else wide
 

@@ -133,8 +133,6 @@ class Layer:
     def _rows(self) -> int:
         return self.outputs // self.groups
 
-    # moments
-
     def start(self) -> None:
         """Empty moments."""
         device, rows = self.weight.device, 0 if self.target == "local" else self._rows
@@ -250,15 +248,16 @@ class Layer:
 
     def error(self, weight: Tensor, shift: Tensor) -> float:
         """Relative squared error of a solution: of the target's variation."""
-        if self.groups == 1:  # columns that are gone add nothing
-            at = weight[0].any(0).nonzero().flatten()
-            few, own = weight[:, :, at], self.moments[:, at][:, :, at]
-            square = self.energy + float((few * (few @ own - 2 * self.cross[:, :, at])).sum())
-        else:
-            square = self.energy + float((weight * (weight @ self.moments - 2 * self.cross)).sum())
+        few, own, cross = self._used(weight)
+        square = self.energy + float((few * (few @ own - 2 * cross)).sum())
         if self.has_bias:
             square += self.gram.count * float((self.intercept(weight) - shift).square().sum())
         return max(square, 0.0) / self.energy if self.energy > 0 else 0.0
+
+    def _used(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A solution and both moments, without columns that are gone."""
+        at = slice(None) if self.groups > 1 else weight[0].any(0).nonzero().flatten()
+        return weight[:, :, at], self.moments[:, at][:, :, at], self.cross[:, :, at]
 
     def cut(self, kept: Tensor, shift: Tensor | None = None) -> None:
         """Zero the weights of the units removed, without another change.
@@ -312,7 +311,8 @@ class Layer:
                 weight = weight * scale.reshape(self.groups, -1, 1)
             else:
                 mean = (weight @ self.mean[..., None])[..., 0].flatten()
-                variance = ((weight @ self.moments) * weight).sum(2).flatten().clamp(min=0) / max(1, self.gram.count)
+                few, own, _ = self._used(weight)
+                variance = ((few @ own) * few).sum(2).flatten().clamp(min=0) / max(1, self.gram.count)
                 running_mean.copy_(mean)
                 running_var.copy_(variance)
                 self.norm.get_parameter("weight").copy_((variance + eps).sqrt())

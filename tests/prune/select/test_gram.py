@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparse_accel.prune import GramSelection, energy_select, gram_cosamp, gram_obs, refit
+from sparse_accel.prune.select import gram_problem
 
 METHODS = [gram_obs, gram_cosamp, energy_select]
 
@@ -239,6 +240,26 @@ def test_damaged_matrices_raise_the_ridge_and_say_so() -> None:
     for worse in (-gram, torch.eye(4) - torch.ones(4, 4)):
         with pytest.raises(ValueError, match=r"gram: expected a positive semidefinite matrix, got one that a ridge"):
             gram_obs(worse, cross, weight, keep=2, ridge=0.1)
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 17, 32])
+def test_inverse_by_halves(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram_problem, "LARGE", 4)
+    matrix = torch.randn(2, n, n + 2, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    factor = torch.linalg.cholesky(matrix @ matrix.mT)
+    before = factor.clone()
+    inverse = gram_problem.inverse_of(factor)
+    torch.testing.assert_close(inverse, torch.cholesky_inverse(factor), rtol=1e-10, atol=1e-12)
+    assert torch.equal(inverse, inverse.mT)
+    assert torch.equal(factor, before)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_finite_numbers_whose_sum_is_not(value: float) -> None:
+    large = torch.full((4,), 1e308, dtype=torch.float64)
+    assert gram_problem.all_finite(large)
+    large[2] = value
+    assert not gram_problem.all_finite(large)
 
 
 def test_no_activations_at_all() -> None:
