@@ -1,5 +1,7 @@
 // Block backward elimination on the CPU: the traversal. Included once per instruction set: no include guard on purpose.
 // Every number is computed in a fixed order from its own column, so that results do not depend on the threads.
+#include "../isa/unroll.h"
+
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 

@@ -24,13 +24,6 @@
 #define CPU_CAPABILITY_DEFAULT
 #endif
 
-// Before loops over what is to stay in registers: -O2 leaves them as loops over memory, at half the speed.
-#if defined(__clang__)
-#define SPARSE_ACCEL_UNROLL _Pragma("unroll")
-#else
-#define SPARSE_ACCEL_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 #define SPARSE_ACCEL_JOIN_(a, b) a##_##b
 #define SPARSE_ACCEL_JOIN(a, b) SPARSE_ACCEL_JOIN_(a, b)
 #define SPARSE_ACCEL_NAME_(x) #x

@@ -3,19 +3,13 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../isa/unroll.h"
 #include "sparse_linear_kernels.h"
 
 namespace sparse_accel {
 inline namespace CPU_CAPABILITY {
 
 constexpr int kAhead = 4096;  // bytes of values that are asked for in advance
-
-// Before loops over what is to stay in registers: -O2 leaves them as loops over memory, at half the speed.
-#if defined(__clang__)
-#define SPARSE_ACCEL_UNROLL _Pragma("unroll")
-#else
-#define SPARSE_ACCEL_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 template <class T>
 static inline const T* tile_values(const SparseWeight& w, std::int64_t tile) {

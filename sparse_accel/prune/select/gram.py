@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sparse_accel.ops import gram_obs as eliminate
-from sparse_accel.prune.select.gram_problem import GramProblem, inverse_of
+from sparse_accel.prune.select.gram_problem import GramProblem
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,7 @@ def gram_obs_kept(
 def _eliminated(problem: GramProblem, last: int) -> tuple[Tensor, Tensor]:
     """Units in order of removal until ``last`` are left, and the cost of each, ``[groups, steps]``."""
     solution = problem.solution()
-    inverse = inverse_of(problem.factor)
-    problem.forget_factor()
+    inverse = problem.inverse()
     steps = (problem.units - last) // problem.groups
     order, damages = eliminate(inverse, solution, problem.block, steps, problem.sets)
     return problem.numbered(order).T.flatten(), damages

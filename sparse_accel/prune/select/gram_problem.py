@@ -65,28 +65,30 @@ def all_finite(tensor: Tensor) -> bool:
     return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())  # a sum may overflow
 
 
-def inverse_of(factor: Tensor) -> Tensor:
-    """``(L L^T)^-1`` of lower triangular L ``[..., n, n]``; large ones by products of halves, which LAPACK's is not.
+def invert_(factor: Tensor) -> Tensor:
+    """``(L L^T)^-1`` in the place of lower triangular L ``[..., n, n]``; of a large one by products of its halves, as
+    LAPACK takes it column by column.
 
     With ``L = [[A, 0], [B, C]]``, ``M = B A^-1`` and ``Q = (C C^T)^-1`` that is
     ``[[(A A^T)^-1 + M^T Q M, -M^T Q], [-Q M, Q]]``.
 
     Example:
-        >>> inverse_of(torch.tensor([[2.0, 0.0], [0.0, 1.0]])).tolist()
+        >>> invert_(torch.tensor([[2.0, 0.0], [0.0, 1.0]])).tolist()
         [[0.25, 0.0], [0.0, 1.0]]
     """
     n = factor.shape[-1]
     if n < LARGE:
-        return torch.cholesky_inverse(factor)
-    out, half = torch.empty_like(factor), n // 2
-    own = out[..., half:, half:].copy_(inverse_of(factor[..., half:, half:]))
-    m = torch.linalg.solve_triangular(factor[..., :half, :half], factor[..., half:, :half], upper=False, left=False)
-    below = (own @ m).neg_()
-    out[..., half:, :half], out[..., :half, half:] = below, below.mT
-    out[..., :half, :half] = inverse_of(factor[..., :half, :half])
+        return factor.copy_(torch.cholesky_inverse(factor))
+    half = n // 2
+    first, below = factor[..., :half, :half], factor[..., half:, :half]
+    m = torch.linalg.solve_triangular(first, below, upper=False, left=False)
+    torch.matmul(invert_(factor[..., half:, half:]), m, out=below)
+    below.neg_()
+    factor[..., :half, half:] = below.mT
     product = m.mT @ below
-    out[..., :half, :half] -= (product + product.mT) / 2
-    return out
+    del m
+    invert_(first).sub_(product + product.mT, alpha=0.5)
+    return factor
 
 
 class GramProblem:
@@ -161,9 +163,10 @@ class GramProblem:
             self._known = self._factor()
         return self._known
 
-    def forget_factor(self) -> None:
-        """Give its memory back."""
-        self._known = None
+    def inverse(self) -> Tensor:
+        """``(G + delta I)^-1``, in the place of the factor, which is gone then."""
+        factor, self._known = self.factor, None
+        return invert_(factor)
 
     def _factor(self) -> Tensor:
         """Cholesky factor of ``G + delta I``; delta grows, and says so, where that is not positive definite."""
