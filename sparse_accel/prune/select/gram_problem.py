@@ -73,8 +73,8 @@ def invert_(factor: Tensor) -> Tensor:
     ``[[(A A^T)^-1 + M^T Q M, -M^T Q], [-Q M, Q]]``.
 
     Example:
-        >>> invert_(torch.tensor([[2.0, 0.0], [0.0, 1.0]])).tolist()
-        [[0.25, 0.0], [0.0, 1.0]]
+        >>> invert_(torch.tensor([[2.0, 0.0], [2.0, 1.0]])).tolist()
+        [[1.25, -1.0], [-1.0, 1.0]]
     """
     n = factor.shape[-1]
     if n < LARGE:
