@@ -192,8 +192,9 @@ def _narrowed(matrix: Tensor, left: Tensor, padded: int) -> Tensor:
     """Some units of ``[block, units, block, units]``, with zeros up to ``padded``; a few rows at a time."""
     block, units = matrix.shape[0], left.numel()
     out = matrix.new_zeros(block, padded, block, padded)
-    for start in range(0, units, _ROWS):
-        rows = left[start : start + _ROWS]
+    step = max(1, _ROWS // block)
+    for start in range(0, units, step):
+        rows = left[start : start + step]
         out[:, start : start + len(rows), :, :units] = matrix.index_select(1, rows).index_select(3, left)
     return out
 
