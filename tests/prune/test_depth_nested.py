@@ -4,7 +4,9 @@ Whether what follows reads nothing else shows when the front is replaced; the bl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_accel.calibration.replay.front import Front
+from sparse_accel.calibration.replay.store import Store
+from sparse_accel.calibration.survey import Blocks
 from sparse_accel.prune import CurvatureIHT, ISpaSP
 
 NOTE = "every pass runs the model from its inputs"
@@ -114,3 +119,27 @@ def test_the_stem_is_not_run_again(what):
         PRUNERS[what](model)
         counts.append(own[0])
     assert counts[0] == counts[1]
+
+
+@torch.no_grad()
+def test_twins_that_took_other_blocks_do_not_read_each_others_outputs():
+    """What is kept is counted by blocks: the first output of one is not that of the other's first block."""
+    model = made(Mixers, 2)
+    inner = Blocks([layer for block in model.blocks for layer in (block.mlp[0], block.mlp[2])], [[]] * 4, [])
+    outer = Blocks(list(model.blocks), [[], []], [])
+    front = Front(model, [inner, outer], Store(1 << 20))
+    everything = set(model.modules())
+    front.advance(everything, everything)
+    twin = front.twin(copy.deepcopy(model))
+    batches: Any = SimpleNamespace(number=0, changed=False)
+    expected = model(BATCHES[0])
+    front.go_out("a shortcut")
+
+    def output(own: Front) -> Tensor:
+        with own.replaced(batches):
+            return own.model(BATCHES[0])
+
+    for own in (front, twin, front):
+        assert torch.equal(output(own), expected)
+    with pytest.raises(RuntimeError, match="meta"):  # the inner ones are no blocks: that shows, as ever
+        output(twin)

@@ -120,6 +120,8 @@ class Front:
             self.give_up(reason)
             return
         self.clear()
+        # A twin counts by the blocks before: from here on each keeps its own.
+        self.key, self.level, self.kept, self.shapes = object(), {}, {}, {}
         self.blocks = self.around.pop(0)
         self.advance(*self._told)
 
