@@ -26,10 +26,10 @@ std::int64_t gram_obs_panel(const Tensor& inverse, const Tensor& moment, const T
   CHECK_VALUE(width > 0 && width <= kGramWidth && width % kGramLanes == 0 && padded % width == 0, kOp,
               ": v: expected chunks that divide ", padded, " units, got ", width);
   check_array(kOp, "inverse", inverse, inverse, kDouble, {block, padded, block, padded});
-  const bool by_weight = moment.dim() == 3;  // [chunks, outputs, width]
+  const bool by_weight = moment.dim() == 3;  // [columns / kGramLanes, outputs, kGramLanes]
   const std::int64_t outputs = by_weight ? moment.size(1) : 0;
   if (by_weight) {
-    check_array(kOp, "moment", moment, inverse, kDouble, {block * padded / width, outputs, width});
+    check_array(kOp, "moment", moment, inverse, kDouble, {block * padded / kGramLanes, outputs, kGramLanes});
   } else {
     check_array(kOp, "moment", moment, inverse, kDouble, inverse.sizes());
   }

@@ -13,8 +13,8 @@ from sparse_accel.calibration.ranks import fewest
 __all__ = ["Gram", "column_chunks", "column_count", "columns"]
 
 
-PANEL_BYTES = 1 << 26  # of a large matrix that is worked on in panels
-PANEL_ROWS = 512  # of a product that is symmetric
+PANEL_BYTES = 1 << 23  # of a large matrix that is worked on in panels
+PANEL_ROWS = 256  # of a product that is symmetric
 
 
 def _panels(matrix: Tensor) -> list[slice]:

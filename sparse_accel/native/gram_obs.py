@@ -2,8 +2,8 @@
 
 Q and N = W' W are held whole: with Q_cc = L L', V = L^-1 Q_c:, S = L^-1 N_cc L^-T and A = L^-1 N_c: - S V / 2, removing
 unit c leaves Q - V' V and N - A' V - V' A, at the cost tr S. On the CPU downdates are kept in a panel, many units at a
-time, and kernels bring up to date what the choice of the next needs; W is held in N's place where it has few rows. On a
-GPU all problems step together.
+time, and kernels bring up to date what the choice of the next needs; of Q and N only the lower triangles are kept up to
+date, and W is held in N's place where it has few rows. On a GPU all problems step together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 from ._module import check_device, check_dtype, kernels, on_cuda, shown
 
 _OP = "gram_obs"
-_ROWS = 512  # of a large matrix that are copied at a time
+_ROWS = 512  # of a large matrix that are copied or changed at a time
+_LANES = 8  # columns that a kernel makes of W at a time
 _PANEL = 64  # rows kept apart: a product with the whole matrix is then worth its passes over memory
 
 
@@ -95,7 +96,7 @@ def _eliminate(
         place[number[number >= 0]] = (number >= 0).nonzero().flatten()
         own = q.diagonal(0, 1, 3).contiguous(), n.own
         found = (order[done:], damages[done:])
-        removed = kernels().gram_obs_panel(q, n.shown(width), v, a, *own, number, set_of, gone, steps - done, *found)
+        removed = kernels().gram_obs_panel(q, n.shown(), v, a, *own, number, set_of, gone, steps - done, *found)
         places = place[order[done : done + removed]]
         done += removed
         if removed == 0 or done == steps:
@@ -113,7 +114,7 @@ def _eliminate(
             number = torch.nn.functional.pad(number.index_select(0, left), pad, value=-1)
             width, padded = narrower, fewer
         x, y = x.reshape(rows, -1), y.reshape(rows, -1)
-        q.view(block * padded, -1).addmm_(x.T, x, alpha=-1)
+        _subtract(q, x, x)
         n.remove(x, y)
     damages[done:] = math.inf
 
@@ -132,8 +133,8 @@ class _Whole:
         """The diagonal blocks, ``[block, block, units]``; the kernel brings them up to date."""
         return self._n.diagonal(0, 1, 3).contiguous()
 
-    def shown(self, width: int) -> Tensor:
-        """What the kernel is given, for chunks of so many units."""
+    def shown(self) -> Tensor:
+        """What the kernel is given."""
         return self._n
 
     def learn(self, x: Tensor, places: Tensor) -> None:
@@ -145,7 +146,7 @@ class _Whole:
 
     def remove(self, x: Tensor, y: Tensor) -> None:
         """N - A' V - V' A, with V and A as ``[rows, block * units]``."""
-        self._n.view(x.shape[1], -1).addmm_(torch.cat((y, x)).T, torch.cat((x, y)), alpha=-1)
+        _subtract(self._n, torch.cat((y, x)), torch.cat((x, y)))
 
 
 class _ByWeight:
@@ -161,8 +162,8 @@ class _ByWeight:
         by_unit = self._w.permute(2, 1, 0)
         self.own = (by_unit @ by_unit.mT).permute(1, 2, 0).contiguous()
 
-    def shown(self, width: int) -> Tensor:
-        return self._w.flatten(1).unflatten(1, (-1, width)).transpose(0, 1).contiguous()
+    def shown(self) -> Tensor:
+        return self._w.flatten(1).unflatten(1, (-1, _LANES)).transpose(0, 1).contiguous()
 
     def learn(self, x: Tensor, places: Tensor) -> None:
         of_removed = x[:, :, places].transpose(1, 2).flatten(1)
@@ -180,22 +181,32 @@ class _ByWeight:
 Moment = _Whole | _ByWeight
 
 
+def _subtract(matrix: Tensor, left: Tensor, right: Tensor) -> None:
+    """A symmetric ``left^T right`` from the lower triangle of a matrix, ``[block, units, block, units]``, in place."""
+    columns = left.shape[1]
+    flat = matrix.view(columns, columns)
+    for start in range(0, columns, _ROWS):
+        stop = min(start + _ROWS, columns)
+        flat[start:stop, :stop].addmm_(left[:, start:stop].T, right[:, :stop], alpha=-1)
+
+
 def _padded(matrix: Tensor, padded: int) -> Tensor:
-    """``[block, units, block, units]`` of any strides, with zeros up to ``[block, padded, block, padded]``."""
+    """``[block, units, block, units]`` of any strides, with zeros up to ``[block, padded, block, padded]``; of the
+    blocks above the diagonal, zeros."""
     block, units = matrix.shape[:2]
     out = matrix.new_zeros(block, padded, block, padded)
-    out[:, :units, :, :units] = matrix
+    for t in range(block):
+        out[t, :units, : t + 1, :units] = matrix[t, :, : t + 1]
     return out
 
 
 def _narrowed(matrix: Tensor, left: Tensor, padded: int) -> Tensor:
-    """Some units of ``[block, units, block, units]``, with zeros up to ``padded``; a few rows at a time."""
+    """Some units of a matrix of :func:`_padded`, in as narrow a one; a few rows at a time."""
     block, units = matrix.shape[0], left.numel()
     out = matrix.new_zeros(block, padded, block, padded)
-    step = max(1, _ROWS // block)
-    for start in range(0, units, step):
-        rows = left[start : start + step]
-        out[:, start : start + len(rows), :, :units] = matrix.index_select(1, rows).index_select(3, left)
+    for t in range(block):
+        for rows, own in zip(left.split(_ROWS), out[t, :units, : t + 1, :units].split(_ROWS), strict=True):
+            own.copy_(matrix[t, :, : t + 1].index_select(0, rows).index_select(2, left))
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -147,6 +148,26 @@ def test_threads_do_not_matter(outputs: int) -> None:
     for order, damages in results[1:]:
         assert torch.equal(order, results[0][0])
         torch.testing.assert_close(damages, results[0][1], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("outputs", [8, 200])
+def test_rows_at_a_time_do_not_matter(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inverse, weight = problem(1, 60, 3, outputs, seed=6)
+    expected = gram_obs(inverse, weight, 3, 50)
+    monkeypatch.setattr(sys.modules["sparse_accel.native.gram_obs"], "_ROWS", 7)
+    found = gram_obs(inverse, weight, 3, 50)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("outputs", [8, 100])
+def test_one_triangle_of_the_inverse_is_enough_on_a_cpu(outputs: int) -> None:
+    """Columns of a unit apart (block 1), the kernels read what lies on and below the diagonal, of all units."""
+    inverse, weight = problem(1, 90, 1, outputs, seed=7)
+    expected = gram_obs(inverse, weight, 1, 80)
+    found = gram_obs(inverse.tril() + 1e3 * torch.ones_like(inverse).triu(1), weight, 1, 80)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -1,5 +1,7 @@
 // Block backward elimination on the CPU: the traversal. Included once per instruction set: no include guard on purpose.
 // Every number is computed in a fixed order from its own column, so that results do not depend on the threads.
+#include <algorithm>
+
 #include "../isa/unroll.h"
 
 namespace sparse_accel {
@@ -34,10 +36,11 @@ static void gram_row(const double* q, const double* m, const double* v, const do
   }
 }
 
-// Rows of N from W: R rows and W vectors of one column block, out [R, width].
-template <int R, int W>
+// R rows of N from W in kGramLanes columns, out [R, width]; weight [outputs, kGramLanes].
+template <int R>
 static void gram_product(const double* weight, int64_t outputs, int64_t width, const double* pivot, int64_t stride,
                          double* out) {
+  constexpr int W = kGramLanes / kGramStep;
   GramVec sum[R][W];
   SPARSE_ACCEL_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -47,7 +50,7 @@ static void gram_product(const double* weight, int64_t outputs, int64_t width, c
   for (int64_t p = 0; p < outputs; ++p) {
     GramVec x[W];
     SPARSE_ACCEL_UNROLL
-    for (int w = 0; w < W; ++w) x[w] = GramVec::loadu(weight + p * width + w * kGramStep);
+    for (int w = 0; w < W; ++w) x[w] = GramVec::loadu(weight + p * kGramLanes + w * kGramStep);
     SPARSE_ACCEL_UNROLL
     for (int r = 0; r < R; ++r) {
       const GramVec factor(pivot[p * stride + r]);
@@ -62,20 +65,45 @@ static void gram_product(const double* weight, int64_t outputs, int64_t width, c
   }
 }
 
-// The pivot's rows of N = W' W in one column block, [block, width].
+// The pivot's rows of N = W' W in one column block, [block, width]. Five rows at a time keep ten sums in registers.
 static void gram_products(const GramPanel& panel, const GramPivot& pivot, int64_t block, double* out) {
   const int64_t k = panel.block, width = panel.width;
-  const double* const weight = panel.weight + block * panel.outputs * width;
-  for (int64_t i = 0; i < width; i += 2 * kGramStep) {
-    const bool two = i + 2 * kGramStep <= width;
+  const double* weight = panel.weight + block * panel.outputs * width;
+  for (int64_t i = 0; i < width; i += kGramLanes, weight += panel.outputs * kGramLanes) {
     for (int64_t r = 0; r < k;) {
-      const bool four = r + 4 <= k;
-      const auto product =
-          four ? (two ? gram_product<4, 2> : gram_product<4, 1>) : (two ? gram_product<1, 2> : gram_product<1, 1>);
-      product(weight + i, panel.outputs, width, pivot.weight + r, k, out + r * width + i);
-      r += four ? 4 : 1;
+      const auto run = [&](auto product, int64_t rows) {
+        product(weight, panel.outputs, width, pivot.weight + r, k, out + r * width + i);
+        r += rows;
+      };
+      switch (k - r) {
+        case 1:
+          run(gram_product<1>, 1);
+          break;
+        case 2:
+          run(gram_product<2>, 2);
+          break;
+        case 3:
+          run(gram_product<3>, 3);
+          break;
+        case 4:
+          run(gram_product<4>, 4);
+          break;
+        default:
+          run(gram_product<5>, 5);
+      }
     }
   }
+}
+
+// Some columns of a row of a symmetric matrix of which the lower triangle is up to date: where they are, or in out.
+static const double* gram_symmetric(const double* matrix, int64_t n, int64_t row, int64_t column, int64_t width,
+                                    double* out) {
+  const double* const own = matrix + row * n + column;
+  const int64_t left = std::clamp<int64_t>(row + 1 - column, 0, width);
+  if (left == width) return own;
+  std::copy(own, own + left, out);
+  for (int64_t i = left; i < width; ++i) out[i] = matrix[(column + i) * n + row];
+  return out;
 }
 
 // tr(Q_uu^-1 N_uu) of kGramStep units at once: Cholesky, its inverse, a quadratic form per row.
@@ -199,16 +227,19 @@ static void gram_remove(const GramPanel& panel, const GramPivot& pivot, int64_t 
       double* const a = panel.a + block * panel.capacity * width;
       if (panel.moment == nullptr) gram_products(panel, pivot, block, m);
       for (int64_t r = 0; r < k; ++r) {
-        const int64_t first = (r * panel.units + pivot.unit) * n + column;
-        const double* const moment = panel.moment == nullptr ? m + r * width : panel.moment + first;
+        const int64_t row = r * panel.units + pivot.unit;
+        double *const own_q = q + r * width, *const own_m = m + r * width;
+        const double* const inverse = gram_symmetric(panel.inverse, n, row, column, width, own_q);
+        const double* const moment =
+            panel.moment == nullptr ? own_m : gram_symmetric(panel.moment, n, row, column, width, own_m);
         int64_t i = 0;
         for (; i + 4 * kGramStep <= width; i += 4 * kGramStep) {
-          gram_row<4>(panel.inverse + first + i, moment + i, v + i, a + i, panel.rows, width, pivot.v + r, pivot.a + r,
-                      k, q + r * width + i, m + r * width + i);
+          gram_row<4>(inverse + i, moment + i, v + i, a + i, panel.rows, width, pivot.v + r, pivot.a + r, k, own_q + i,
+                      own_m + i);
         }
         for (; i < width; i += kGramStep) {
-          gram_row<1>(panel.inverse + first + i, moment + i, v + i, a + i, panel.rows, width, pivot.v + r, pivot.a + r,
-                      k, q + r * width + i, m + r * width + i);
+          gram_row<1>(inverse + i, moment + i, v + i, a + i, panel.rows, width, pivot.v + r, pivot.a + r, k, own_q + i,
+                      own_m + i);
         }
       }
       gram_solve(panel, pivot, q, m, v + panel.rows * width, a + panel.rows * width);

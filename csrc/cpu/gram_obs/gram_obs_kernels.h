@@ -6,8 +6,9 @@ namespace sparse_accel {
 
 // The state of an elimination: Q, the inverse, and N = W' W, both [block * units, block * units] with row
 // t * units + u for column t of unit u, so that neighbouring units are neighbouring lanes. Units are padded to whole
-// chunks of `width`. Downdates are kept apart in a panel: the matrices are Q - V' V and N - A' V - V' A, their diagonal
-// blocks and the scores are up to date. With few outputs there is W in N's place, from which rows of N are made.
+// chunks of `width`. Only their lower triangles are read. Downdates are kept apart in a panel: the matrices are
+// Q - V' V and N - A' V - V' A, their diagonal blocks and the scores are up to date. With few outputs there is W in N's
+// place, from which rows of N are made.
 struct GramPanel {
   int64_t block;
   int64_t units;
@@ -16,7 +17,7 @@ struct GramPanel {
   int64_t rows;      // in use
   const double* inverse;
   const double* moment;  // null: weight is there
-  const double* weight;  // [block * units / width, outputs, width]
+  const double* weight;  // [block * units / kGramLanes, outputs, kGramLanes]
   int64_t outputs;
   double* v;            // [block * units / width, capacity, width]
   double* a;            // the same

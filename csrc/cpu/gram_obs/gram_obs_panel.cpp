@@ -32,8 +32,8 @@ class Pivot {
         v_[p * k + t] = panel.v[block + p * panel.width];
         a_[p * k + t] = panel.a[block + p * panel.width];
       }
-      const int64_t own = (t * chunks + unit / panel.width) * panel.outputs * panel.width + unit % panel.width;
-      for (int64_t p = 0; p < panel.outputs; ++p) weight_[p * k + t] = panel.weight[own + p * panel.width];
+      const int64_t own = (t * panel.units + unit) / kGramLanes * panel.outputs * kGramLanes + unit % kGramLanes;
+      for (int64_t p = 0; p < panel.outputs; ++p) weight_[p * k + t] = panel.weight[own + p * kGramLanes];
     }
     return GramPivot{unit, root_.data(), damage_.data(), v_.data(), a_.data(), weight_.data()};
   }

@@ -46,6 +46,7 @@ def kept_units(name: str, keep: int | float, units: int, sets: int = 1, least: i
 
 SAFE_RIDGE = 1e-7  # beside the rounding of G: a positive semidefinite one is definite with it
 LARGE = 1024  # columns from which a matrix is inverted by halves
+PANEL = 512  # rows of a symmetric product at a time
 SAFE = 200  # numbers in [2^-200, 2^200] may be inverted and squared
 
 
@@ -85,10 +86,25 @@ def invert_(factor: Tensor) -> Tensor:
     torch.matmul(invert_(factor[..., half:, half:]), m, out=below)
     below.neg_()
     factor[..., :half, half:] = below.mT
-    product = m.mT @ below
-    del m
-    invert_(first).sub_(product + product.mT, alpha=0.5)
+    invert_(first)
+    for start in range(0, half, PANEL):  # what is added is symmetric: half of it is enough
+        own, before = slice(start, min(start + PANEL, half)), slice(0, start)
+        part = m[..., own].mT @ below[..., : own.stop]
+        first[..., own, before] -= part[..., before]
+        first[..., before, own] -= part[..., before].mT
+        first[..., own, own] -= (part[..., own] + part[..., own].mT) / 2
     return factor
+
+
+def solved(factor: Tensor, right: Tensor) -> Tensor:
+    """``(L L^T)^-1 B`` of lower triangular L: ``torch.cholesky_solve`` to the same bits, without its copy of L.
+
+    Example:
+        >>> solved(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[4.0], [4.0]])).tolist()
+        [[0.0], [2.0]]
+    """
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 class GramProblem:
@@ -172,9 +188,10 @@ class GramProblem:
         """Cholesky factor of ``G + delta I``; delta grows, and says so, where that is not positive definite."""
         mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)
         while True:
-            system = self.gram.clone()
-            system.diagonal(dim1=1, dim2=2).add_(self.delta[:, None])
-            factor, info = torch.linalg.cholesky_ex(system)
+            factor = torch.empty_like(self.gram, memory_format=torch.contiguous_format).mT.copy_(self.gram)
+            factor.diagonal(dim1=1, dim2=2).add_(self.delta[:, None])
+            info = torch.empty(self.groups, dtype=torch.int32, device=factor.device)
+            torch.linalg.cholesky_ex(factor, out=(factor, info))  # by columns: LAPACK needs no copy
             bad = info > 0
             if not bool(bad.any()):
                 return factor
@@ -192,14 +209,14 @@ class GramProblem:
     def solution(self) -> Tensor:
         """The minimizer on all units, ``[groups, d, n]``."""
         right = self.cross + self.delta[:, None, None] * self.weight
-        return torch.cholesky_solve(right.mT, self.factor).mT
+        return solved(self.factor, right.mT).mT
 
     def refit(self, mask: Tensor) -> Tensor:
         """The minimizer on the units of a mask ``[groups, units]``, zero elsewhere, ``[groups, d, n]``."""
         out = torch.zeros_like(self.cross)
         for g, (at, root) in enumerate(self._roots or self._rooted(mask)):
             right = self.cross[g][:, at] + self.delta[g] * self.weight[g][:, at]
-            out[g][:, at] = torch.cholesky_solve(right.T, root).T
+            out[g][:, at] = solved(root, right.T).T
         return out
 
     def hold(self, mask: Tensor) -> None:

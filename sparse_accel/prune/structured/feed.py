@@ -182,8 +182,8 @@ def relu_aware(
             few = columns[:, at]
             free = torch.zeros_like(wanted) if short is None else -short
             with torch.autocast(columns.device.type, enabled=False):
-                now = weight[:, :, at].to(columns) @ few + shift.to(columns).reshape(layer.groups, -1, 1)
-                target = torch.where(wanted > 0, wanted + free, torch.minimum(now, free))
+                now = (weight[:, :, at].to(columns) @ few).add_(shift.to(columns).reshape(layer.groups, -1, 1))
+                target = torch.where(wanted > 0, wanted + free, torch.minimum(now, free, out=now))
                 cross, total = sums[layer.name]
                 powers = power_of(target), power_of(few)  # of a product that would leave the range of float32
                 product = times_power(target, -powers[0]) @ times_power(few, -powers[1]).mT

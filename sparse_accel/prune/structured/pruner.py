@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sparse_accel._heap import kept_heap
 from sparse_accel._modes import outside_inference_mode
 from sparse_accel.calibration.data import check_bytes
 from sparse_accel.calibration.padding import DEFAULT, Keys, Padding
@@ -235,5 +236,5 @@ class ISpaSP:
             ValueError: the data or ``max_memory`` do not fit.
             CheckpointError: ``resume_dir`` holds another run, or a damaged one.
         """
-        with copies_in(self.offload_dir):
+        with copies_in(self.offload_dir), kept_heap():
             return prune_network(self, calibration, batch_size)

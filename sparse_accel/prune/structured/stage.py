@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sparse_accel._heap import LARGEST, give_back
 from sparse_accel.calibration.columns import column_count, unit_columns, weight_matrix, weight_of
 from sparse_accel.calibration.data import require_memory
 from sparse_accel.calibration.replay.engine import Engine
@@ -38,6 +39,8 @@ def collect(feed: Feed, layers: Sequence[Layer]) -> None:
 
     start()
     feed.run(visit, start)
+    if sum(layer.nbytes for layer in layers) > LARGEST:  # selection takes several times as much
+        give_back()
     for layer in layers:
         layer.finish()
 

@@ -245,6 +245,7 @@ def test_damaged_matrices_raise_the_ridge_and_say_so() -> None:
 @pytest.mark.parametrize("n", [0, 1, 4, 5, 17, 32])
 def test_inverse_by_halves(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram_problem, "LARGE", 4)
+    monkeypatch.setattr(gram_problem, "PANEL", 3)
     matrix = torch.randn(2, n, n + 2, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     factor = torch.linalg.cholesky(matrix @ matrix.mT)
     expected = torch.cholesky_inverse(factor)
@@ -252,6 +253,18 @@ def test_inverse_by_halves(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inverse.data_ptr() == factor.data_ptr()
     torch.testing.assert_close(inverse, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(inverse, inverse.mT)
+
+
+@pytest.mark.parametrize("rows", [(), (2,)])
+def test_solutions_are_those_of_cholesky_solve(rows: tuple[int, ...]) -> None:
+    matrix = torch.randn(*rows, 70, 73, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    right = torch.randn(*rows, 9, 70, generator=torch.Generator().manual_seed(2), dtype=torch.float64).mT
+    factor = torch.linalg.cholesky(matrix @ matrix.mT)
+    before = factor.clone()
+    torch.testing.assert_close(
+        gram_problem.solved(factor, right), torch.cholesky_solve(right, factor), rtol=1e-12, atol=0
+    )
+    assert torch.equal(factor, before)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
