@@ -97,7 +97,7 @@ def invert_(factor: Tensor) -> Tensor:
 
 
 def solved(factor: Tensor, right: Tensor) -> Tensor:
-    """``(L L^T)^-1 B`` of lower triangular L: ``torch.cholesky_solve`` to the same bits, without its copy of L.
+    """``(L L^T)^-1 B`` of lower triangular L: ``torch.cholesky_solve`` without its copy of L.
 
     Example:
         >>> solved(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[4.0], [4.0]])).tolist()
