@@ -16,7 +16,7 @@ import torch
 _PACKAGE = Path(__file__).resolve().parent
 CXX_FLAGS = [
     "-std=c++20",
-    "-O2",
+    "-O3",
     "-fopenmp-simd",
     "-Wno-psabi",
     "-ffp-contract=off",

@@ -1,5 +1,7 @@
 #include "topk_threshold.h"
 
+#include <utility>
+
 #include "../cpu/topk_threshold/topk_threshold_run.h"
 #ifdef SPARSE_ACCEL_WITH_CUDA
 #include "../cuda/topk_threshold_ops_cuda.h"
@@ -50,6 +52,23 @@ void check_memory(const Tensor& x, const std::optional<Tensor>& scores, const st
   if (scale) check_array(kTopk, "scale", *scale, x, compute_type(x.scalar_type()), {columns});
 }
 
+// A contiguous tensor of a floating dtype where the kernels are.
+bool is_readable(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  const bool floating = type == kFloat || type == kDouble || type == kBFloat16 || type == kHalf;
+  return t.is_dense() && floating && (t.is_cpu() || on_cuda(t)) && t.is_contiguous();
+}
+
+bool share_memory(const Tensor& a, const Tensor& b) {
+  const auto range = [](const Tensor& t) {
+    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    return std::pair(begin, begin + uintptr_t(t.numel()) * t.element_size());
+  };
+  const auto [a_begin, a_end] = range(a);
+  const auto [b_begin, b_end] = range(b);
+  return a_begin < b_end && b_begin < a_end;
+}
+
 int64_t columns_of(const Tensor& x) { return x.dim() > 0 ? x.size(-1) : 1; }
 
 void check_layout(const Tensor& x, const std::vector<int64_t>& layout) { make_segments(kTopk, {x}, layout); }
@@ -80,6 +99,27 @@ void topk_blocks(const Tensor& x, const std::optional<Tensor>& scores, const std
   if (on_cuda(x)) return cuda::topk_threshold(x, scores, scale, mask, 1, {n, m});
 #endif
   cpu::topk_blocks(make_task(x, scores, scale, mask, columns), x.numel() / columns, columns, int(n), int(m));
+}
+
+bool topk_as_it_is(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
+                   const Tensor& mask, bool by_row, const std::vector<int64_t>& k) {
+  if (!is_readable(x) || x.dim() == 0 || x.numel() == 0) return false;
+  const auto fits = [&](const Tensor& t, Sizes sizes) {
+    return is_readable(t) && equal(t.sizes(), sizes) && same_device(t, x) && !share_memory(t, x);
+  };
+  if (scores && (scale || !fits(*scores, x.sizes()))) return false;
+  const int64_t columns = columns_of(x);
+  if (scale && (scale->scalar_type() != compute_type(x.scalar_type()) || !fits(*scale, Sizes(&columns, 1))))
+    return false;
+  const int64_t rows = by_row && x.dim() > 1 ? x.size(0) : 1;
+  if (k.size() == 1 && 0 <= k[0] && k[0] <= x.numel() / rows) {
+    topk_rows(x, scores, scale, mask, rows, k[0]);
+  } else if (k.size() == 2 && 1 <= k[0] && k[0] < k[1] && k[1] <= 32) {
+    topk_blocks(x, scores, scale, mask, k[0], k[1]);
+  } else {
+    return false;
+  }
+  return true;
 }
 
 void topk_within(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,

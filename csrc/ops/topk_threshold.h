@@ -22,6 +22,12 @@ void topk_rows(const Tensor& x, const std::optional<Tensor>& scores, const std::
 void topk_blocks(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
                  const Tensor& mask, std::int64_t n, std::int64_t m);
 
+// Either of the two (k one number, or n and m) where all memory can be taken as it lies and nothing is wrong with the
+// call; else false, and nothing has changed: the caller copies, or says what is wrong. `by_row`: rows of the first
+// dimension, else all elements together.
+bool topk_as_it_is(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
+                   const Tensor& mask, bool by_row, const std::vector<std::int64_t>& k);
+
 // k of each group of a layout (outer, groups, inner, blocks of the memory of x); columns are groups * inner. CPU only.
 void topk_within(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
                  const Tensor& mask, const std::vector<std::int64_t>& layout, std::int64_t k);

@@ -73,46 +73,15 @@ def topk_threshold_(
     if by == "group":
         if scores is None and scale is None:
             mask = _norms_of(x, k, layout)
-    elif _as_it_is(x, scores, k, by, scale):
+    elif by in ("tensor", "row") and x.layout == torch.strided:
         mask = torch.empty_like(x, dtype=torch.bool)
-        _run(x, scores, scale, mask, x.shape[0] if by == "row" and x.dim() > 1 else 1, k)
+        if not kernels().topk_as_it_is(x, scores, scale, mask, by == "row", k):
+            mask = None
     if mask is None:
         mask = _in_steps(_Call(x, scores, k, by, layout, scale))
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return mask
-
-
-def _as_it_is(x: Tensor, scores: Tensor | None, k: list[int], by: str, scale: Tensor | None) -> bool:
-    """Whether the kernels take all memory as it lies, and nothing is wrong with it: most calls, at a third of the
-    checks' time, which shows below a megabyte."""
-    if x.layout != torch.strided or not (x.is_cpu or on_cuda(x)) or x.dtype not in FLOATING or x.numel() == 0:
-        return False
-    if by not in ("tensor", "row") or x.dim() == 0 or not x.is_contiguous():
-        return False
-    if len(k) == 1:
-        if not 0 <= k[0] <= (x.numel() // x.shape[0] if by == "row" and x.dim() > 1 else x.numel()):
-            return False
-    elif len(k) != 2 or not 1 <= k[0] < k[1] <= 32:
-        return False
-    if scores is not None and (
-        scale is not None
-        or scores.layout != torch.strided
-        or scores.shape != x.shape
-        or scores.device != x.device
-        or scores.dtype not in FLOATING
-        or not scores.is_contiguous()
-        or _shares_memory(scores, x)
-    ):
-        return False
-    return scale is None or (
-        scale.layout == torch.strided
-        and scale.shape == x.shape[-1:]
-        and scale.device == x.device
-        and scale.dtype == compute_type(x.dtype)
-        and scale.is_contiguous()
-        and not _shares_memory(scale, x)
-    )
 
 
 def _norms_of(x: Tensor, k: list[int], layout: list[int]) -> Tensor | None:

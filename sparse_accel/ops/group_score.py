@@ -52,7 +52,7 @@ def group_score(
 
 def _group_score(tensors: list[Tensor], layouts: list[int], kind: str, coupled: bool) -> list[Tensor]:
     if has_kernels(tensors[0]):
-        return kernels().group_score(tensors, layouts, kind, coupled)
+        return kernels().group_score(tensors, layouts, kind, coupled, apart=True)
     if coupled:
         return [reference.group_score(tensors, unflat(layouts), kind, coupled=True)]
     return reference.group_score(tensors, unflat(layouts), kind)

@@ -43,7 +43,7 @@ def group_topk(scores: Tensor | Sequence[Tensor], k: int) -> Tensor | list[Tenso
 
 
 def _group_topk(scores: list[Tensor], k: int) -> list[Tensor]:
-    return kernels().group_topk(scores, k) if has_kernels(scores[0]) else reference.group_topk(scores, k)
+    return kernels().group_topk(scores, k, apart=True) if has_kernels(scores[0]) else reference.group_topk(scores, k)
 
 
 def _group_topk_fake(scores: list[Tensor], k: int) -> list[Tensor]:

@@ -117,8 +117,9 @@ def prox_sgd_step_(
 
 def _prox(tensors: list[Tensor], layouts: list[int], prox: str, thresholds: list[float], with_value: bool) -> Tensor:
     if has_kernels(tensors[0]):
-        return kernels().prox_(tensors, layouts, prox, thresholds, with_value)
-    values = reference.prox_(tensors, unflat(layouts), thresholds, prox=prox, return_value=with_value)
+        values = kernels().prox_(tensors, layouts, prox, thresholds, with_value)
+    else:
+        values = reference.prox_(tensors, unflat(layouts), thresholds, prox=prox, return_value=with_value)
     return tensors[0].new_empty(0, dtype=torch.float64) if values is None else values
 
 

@@ -46,6 +46,26 @@ def test_ties_over_several_vectors_go_to_the_first(backend: Any) -> None:
     assert second.nonzero().flatten().tolist() == list(range(7))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_many_scores_with_one_digit(dtype: torch.dtype) -> None:
+    # Several pieces, of whose scores so many begin alike that every digit is looked at; a vector of a few; none.
+    scores = [randn((size,), dtype, "cpu", i) * 1e-3 + 1 for i, size in enumerate((70000, 5, 0, 40000))]
+    for k in (1, 7001, 55002, 110004):
+        found, expected = ops.group_topk(scores, k), reference.group_topk(scores, k)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True)), k
+
+
+def test_many_vectors(backend: Any) -> None:
+    scores = [randn((1 + i % 7,), torch.float32, backend.device, i) for i in range(40)]
+    found, expected = ops.group_topk(scores, 51), reference.group_topk(scores, 51)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    apart = torch.ops.sparse_accel.group_topk(scores, 51)  # the dispatcher's results share no memory
+    assert len({mask.untyped_storage().data_ptr() for mask in apart}) == len(scores)
+    assert all(torch.equal(*pair) for pair in zip(found, apart, strict=True))
+    found[0].fill_(True)
+    assert torch.equal(found[1], expected[1])
+
+
 def test_views_and_shapes(backend: Any) -> None:
     score = randn((6, 10), torch.float32, backend.device)
     assert torch.equal(ops.group_topk(score.t(), 9), ops.group_topk(score.t().contiguous(), 9))

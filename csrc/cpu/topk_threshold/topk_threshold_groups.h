@@ -165,9 +165,9 @@ class Stripe {
     for (Group& group : groups_) group.left = k - group.passed;
   }
 
-  // How many bytes of each column match the pivots, in some rows.
+  // How many bytes of each column match the pivots, in some rows. Inlined, its loop would have no registers left.
   template <class Match>
-  void count(int64_t begin, int64_t end, const Match& match) {
+  __attribute__((noinline)) void count(int64_t begin, int64_t end, const Match& match) {
     for (int64_t b = 0; b < blocks_; ++b) {
       int64_t* const out = count_.data() + b * kTopkWord;
       std::fill_n(out, kTopkWord, 0);
