@@ -23,6 +23,8 @@ logger = logging.getLogger("sparse_accel")
 
 Visit = Callable[[str, Tensor, Any], None]
 
+MOST_SAMPLES, MOST_NUMBERS = 128, 1 << 20  # of a batch: what layers make of an image is several times its size
+
 
 class Calibration:
     """The inputs on which a model's statistics are taken, to be passed over as often as need be.
@@ -37,7 +39,8 @@ class Calibration:
               or a mapping of keyword inputs. A one-shot iterator is read once and kept in memory;
             - a function without arguments that returns such an iterable, called for every pass: fresh data;
             - a ``Calibration``.
-        batch_size: of the batches that a tensor is split into.
+        batch_size: of the batches that a tensor is split into. None: 128 samples, or as many as a million numbers make
+            (6 images of 224 x 224 pixels), so that memory does not grow with the samples' size.
         select: takes an item of the iterable and returns the model's inputs: ``select=lambda item: item[0]`` for a
             DataLoader of ``(images, labels)``.
 
@@ -51,10 +54,12 @@ class Calibration:
 
     fresh = False  # whether the batch that is out had not been there in an earlier pass: Batches knows
 
-    def __init__(self, inputs: Any, batch_size: int = 128, *, select: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, inputs: Any, batch_size: int | None = None, *, select: Callable[[Any], Any] | None = None
+    ) -> None:
         if isinstance(inputs, Calibration):
             inputs, batch_size, select = inputs.inputs, inputs.batch_size, select or inputs.select
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if isinstance(inputs, nn.Module) or not (callable(inputs) or isinstance(inputs, Iterable)):
             raise TypeError(
@@ -64,7 +69,7 @@ class Calibration:
         if not isinstance(inputs, Tensor) and isinstance(inputs, Iterator):
             inputs = list(inputs)
         self.inputs: Any = inputs
-        self.batch_size = batch_size
+        self.batch_size = _samples_of(inputs) if batch_size is None else batch_size
         self.select = select
 
     def batches(self, device: torch.device | str | None = None) -> Iterator[Any]:
@@ -98,6 +103,11 @@ class Calibration:
         if isinstance(inputs, Mapping):
             return (inputs,)
         return inputs() if callable(inputs) and not isinstance(inputs, Iterable) else inputs
+
+
+def _samples_of(inputs: Any) -> int:
+    each = inputs[0].numel() if isinstance(inputs, Tensor) and inputs.dim() > 0 and len(inputs) else 1
+    return max(1, min(MOST_SAMPLES, MOST_NUMBERS // max(1, each)))
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

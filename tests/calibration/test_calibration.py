@@ -25,6 +25,14 @@ def test_tensor_is_split():
     assert shapes(Calibration(torch.zeros(5, 2), batch_size=2)) == [(2, 2), (2, 2), (1, 2)]
 
 
+def test_large_samples_make_small_batches():
+    images = torch.zeros(1, 3, 224, 224).expand(20, -1, -1, -1)
+    assert [shape[0] for shape in shapes(Calibration(images))] == [6, 6, 6, 2]
+    assert [shape[0] for shape in shapes(Calibration(images, batch_size=16))] == [16, 4]
+    assert [shape[0] for shape in shapes(Calibration(torch.zeros(1).expand(2, 3 << 20)))] == [1, 1]
+    assert [shape[0] for shape in shapes(Calibration(torch.zeros(200, 3, 32, 32)))] == [128, 72]
+
+
 def test_iterators_are_kept_and_functions_called_again():
     kept = Calibration(torch.full((1,), float(i)) for i in range(3))
     assert shapes(kept) == shapes(kept) == [(1,)] * 3

@@ -218,7 +218,7 @@ class ISpaSP:
         )
 
     @outside_inference_mode
-    def run(self, calibration: Any, *, batch_size: int = 128) -> StructuredResult:
+    def run(self, calibration: Any, *, batch_size: int | None = None) -> StructuredResult:
         """Prune.
 
         Args:
@@ -226,7 +226,7 @@ class ISpaSP:
                 that returns one. Every call of every batch counts; the batches' order does not, to the same bits.
                 Of tuples as many leading elements are used as the model takes;
                 ``Calibration(loader, select=lambda item: item[1])`` picks others.
-            batch_size: that a tensor is split into.
+            batch_size: that a tensor is split into; None: as :class:`Calibration` chooses.
 
         Raises:
             UnsupportedModelError: the model cannot be followed; the message names the module.

@@ -29,13 +29,13 @@ from sparse_accel.removal.remove import RemovalResult, followed, remove_known, r
 from sparse_accel.removal.verify import OutputMismatchError
 
 
-def prune_network(pruner: Any, calibration: Any, batch_size: int) -> StructuredResult:
+def prune_network(pruner: Any, calibration: Any, batch_size: int | None) -> StructuredResult:
     """Prune; see :meth:`ISpaSP.run`.
 
     Args:
         pruner: the :class:`~sparse_accel.prune.ISpaSP`.
         calibration: the data.
-        batch_size: that a tensor is split into.
+        batch_size: that a tensor is split into; None: as Calibration chooses.
     """
     start = time.perf_counter()
     data = Batches(Calibration(calibration, batch_size), pruner.model, Padding(pruner.mask, pruner.batch_first, "mask"))
