@@ -40,7 +40,7 @@ class Calibration:
             - a function without arguments that returns such an iterable, called for every pass: fresh data;
             - a ``Calibration``.
         batch_size: of the batches that a tensor is split into. None: 128 samples, or as many as a million numbers make
-            (6 images of 224 x 224 pixels), so that memory does not grow with the samples' size.
+            (6 images of 224 x 224 pixels; at least one), so that large samples do not take as much more memory.
         select: takes an item of the iterable and returns the model's inputs: ``select=lambda item: item[0]`` for a
             DataLoader of ``(images, labels)``.
 
