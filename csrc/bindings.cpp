@@ -100,6 +100,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("topk_rows", &sparse_accel::topk_rows, release_gil());
   m.def("topk_blocks", &sparse_accel::topk_blocks, release_gil());
   m.def("topk_as_it_is", &sparse_accel::topk_as_it_is, release_gil());
+  m.def("topk_norms", &sparse_accel::topk_norms, release_gil());
   m.def("topk_within", &sparse_accel::topk_within, release_gil());
   m.def("topk_groups", &sparse_accel::topk_groups, release_gil());
 }

@@ -13,6 +13,16 @@
 
 namespace sparse_accel {
 
+// a * b + c, rounded once where the processor has an instruction for it.
+template <class T>
+SPARSE_ACCEL_HOST_DEVICE T fused(T a, T b, T c) {
+#if defined(__FMA__) || defined(__CUDA_ARCH__)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Which proximal operator a penalty asks for.
 enum class Prox : int {
   soft = 0,  // tau * sqrt(|g|) * ||x_g||     -> scale by max(0, 1 - tau sqrt(|g|) / ||x_g||)

@@ -1,8 +1,11 @@
 #include "topk_threshold.h"
 
+#include <stdexcept>
 #include <utility>
 
 #include "../cpu/topk_threshold/topk_threshold_run.h"
+#include "group_score.h"
+#include "group_topk.h"
 #ifdef SPARSE_ACCEL_WITH_CUDA
 #include "../cuda/topk_threshold_ops_cuda.h"
 #endif
@@ -143,6 +146,26 @@ void topk_groups(const Tensor& x, const Tensor& mask, const Tensor& keep, const 
 #endif
   cpu::topk_groups(x.mutable_data_ptr(), int64_t(x.element_size()), mask.mutable_data_ptr<bool>(),
                    keep.const_data_ptr<bool>(), layout[3], layout[0], layout[1], layout[2]);
+}
+
+bool topk_norms(const Tensor& x, const Tensor& source, const Tensor& norms, const Tensor& keep, const Tensor& mask,
+                const std::vector<int64_t>& layout, int64_t k) {
+  if (!is_readable(x) || x.numel() == 0 || layout.size() != 4) return false;
+  if (!is_readable(source) || !equal(source.sizes(), x.sizes()) || !same_device(source, x)) return false;
+  int64_t left = x.numel();
+  for (const int64_t part : layout) {
+    if (part <= 0 || left % part != 0) return false;
+    left /= part;
+  }
+  if (left != 1 || k < 0 || k > layout[1] * layout[3]) return false;
+  group_score({source}, layout, {norms}, "l2", false);
+  try {
+    group_topk({norms}, {keep}, k);
+  } catch (const std::invalid_argument&) {  // NaN
+    return false;
+  }
+  topk_groups(x, mask, keep, layout);
+  return true;
 }
 
 }  // namespace sparse_accel

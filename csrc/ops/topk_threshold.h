@@ -32,6 +32,12 @@ bool topk_as_it_is(const Tensor& x, const std::optional<Tensor>& scores, const s
 void topk_within(const Tensor& x, const std::optional<Tensor>& scores, const std::optional<Tensor>& scale,
                  const Tensor& mask, const std::vector<std::int64_t>& layout, std::int64_t k);
 
+// The k groups of the layout of a contiguous x whose part of `source`, as x or x itself, has the largest norms. As
+// topk_as_it_is: false, and x has not changed, where something is in the way. `norms` [groups] in the compute type of
+// source and `keep` [groups] bool are written.
+bool topk_norms(const Tensor& x, const Tensor& source, const Tensor& norms, const Tensor& keep, const Tensor& mask,
+                const std::vector<std::int64_t>& layout, std::int64_t k);
+
 // The groups of a layout that `keep` [blocks * groups] bool names.
 void topk_groups(const Tensor& x, const Tensor& mask, const Tensor& keep, const std::vector<std::int64_t>& layout);
 

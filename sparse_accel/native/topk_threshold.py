@@ -69,14 +69,7 @@ def topk_threshold_(
     x: Tensor, scores: Tensor | None, k: list[int], by: str, layout: list[int], scale: Tensor | None
 ) -> Tensor:
     """What was kept: bool, as x."""
-    mask = None
-    if by == "group":
-        if scores is None and scale is None:
-            mask = _norms_of(x, k, layout)
-    elif by in ("tensor", "row") and x.layout == torch.strided:
-        mask = torch.empty_like(x, dtype=torch.bool)
-        if not kernels().topk_as_it_is(x, scores, scale, mask, by == "row", k):
-            mask = None
+    mask = _at_once(x, scores, k, by, layout, scale)
     if mask is None:
         mask = _in_steps(_Call(x, scores, k, by, layout, scale))
     if not x.is_inference():
@@ -84,24 +77,27 @@ def topk_threshold_(
     return mask
 
 
-def _norms_of(x: Tensor, k: list[int], layout: list[int]) -> Tensor | None:
-    """What is kept by the groups' own norms; None, and nothing has changed, where something is wrong with the call."""
-    if x.layout != torch.strided or not (x.is_cpu or on_cuda(x)) or x.dtype not in FLOATING or x.numel() == 0:
+def _at_once(
+    x: Tensor, scores: Tensor | None, k: list[int], by: str, layout: list[int], scale: Tensor | None
+) -> Tensor | None:
+    """What one call does; None, and nothing has changed, where memory does not lie so or something is wrong."""
+    if x.layout != torch.strided:
         return None
-    if not x.is_contiguous() or len(layout) != 4 or product(layout) != x.numel():
+    if by in ("tensor", "row"):
+        mask = torch.empty_like(x, dtype=torch.bool)
+        return mask if kernels().topk_as_it_is(x, scores, scale, mask, by == "row", k) else None
+    if by != "group" or len(k) != 1 or len(layout) != 4 or x.dim() == 0:
         return None
-    number = layout[1] * layout[3]
-    if len(k) != 1 or not 0 <= k[0] <= number:
+    number, source = layout[1] * layout[3], x if scores is None else scores
+    if scale is not None and scores is None and scale.dtype == x.dtype == compute_type(x.dtype):
+        if scale.shape != x.shape[-1:] or scale.device != x.device:
+            return None
+        source, scale = x.detach() * scale.detach(), None
+    if scale is not None or not 0 < number <= x.numel():
         return None
-    scores = torch.empty(number, dtype=compute_type(x.dtype), device=x.device)
-    keep, mask = torch.empty_like(scores, dtype=torch.bool), torch.empty_like(x, dtype=torch.bool)
-    try:
-        kernels().group_score([x], layout, [scores], "l2", False)
-        kernels().group_topk([scores], [keep], k[0])
-    except ValueError:  # a layout that is none, NaN: _in_steps says so
-        return None
-    kernels().topk_groups(x, mask, keep, layout)
-    return mask
+    norms = torch.empty(number, dtype=compute_type(source.dtype), device=x.device)
+    keep, mask = torch.empty_like(norms, dtype=torch.bool), torch.empty_like(x, dtype=torch.bool)
+    return mask if kernels().topk_norms(x, source, norms, keep, mask, layout, k[0]) else None
 
 
 @torch.no_grad()

@@ -48,11 +48,11 @@ struct MetricStep {
     }
   }
 
-  // Takes in the gradient of at most kChunk elements; their x, P and weights before the step.
+  // Takes in the gradient of at most kChunk elements; their x and P, and AdamW's weights before the step.
   void points(int64_t first, int64_t count, A* x, A* p, A* before) const {
     A buffer[kChunk];
     const A* g = widened(grad + first, count, buffer);
-    const A* w = widened(param + first, count, before);
+    const A* w = kAdamw ? widened(param + first, count, before) : nullptr;
     A* v = dual + first;
     A* u = square + first;
     const A* w0 = kAdamw ? nullptr : anchor + first;
@@ -70,7 +70,7 @@ struct MetricStep {
       x[i] = point;
       p[i] = metric;
     }
-    if constexpr (!kReduced<T>) {
+    if constexpr (kAdamw && !kReduced<T>) {
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) before[i] = w[i];
     }
