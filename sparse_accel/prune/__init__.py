@@ -5,7 +5,7 @@ them. ``select`` works on plain arrays, ``layerwise`` on one layer, ``structured
 ``refinement`` on what comes of these.
 """
 
-from sparse_accel.calibration.data import Calibration
+from sparse_accel.calibration.data import Calibration, token_windows
 from sparse_accel.channels.widths import Consumer, Width, Widths
 from sparse_accel.prune.layerwise.solve import LayerInfo, layerwise_solve
 from sparse_accel.prune.layerwise.targets import BlockSparsity, GroupSparsity, Rows
@@ -60,4 +60,5 @@ __all__ = [
     "refine",
     "refit",
     "remove_units",
+    "token_windows",
 ]
