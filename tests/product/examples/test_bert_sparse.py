@@ -57,7 +57,22 @@ def run(module, monkeypatch, *arguments) -> int:
 def test_the_table(bert_sparse, folders, tmp_path, monkeypatch, capsys):
     text, model = folders
     out = tmp_path / "out.json"
-    options = ["--length", 12, "--test-length", 12, "--calibration", 24, "--test", 8, "--batch-size", 6, "--refine", 1]
+    options = [
+        "--length",
+        12,
+        "--test-length",
+        12,
+        "--calibration",
+        24,
+        "--test",
+        8,
+        "--batch-size",
+        6,
+        "--refine",
+        1,
+        "--steps",
+        5,
+    ]
     status = run(
         bert_sparse,
         monkeypatch,
