@@ -135,8 +135,8 @@ def token_windows(sequences: Any, length: int, *, marks: tuple[int, int] = (1, 1
 
     Raises:
         TypeError: ``sequences`` are none of these, or tokens are no integers.
-        ValueError: ``length`` leaves no room beside the marks; there is padding; a mapping has other entries, which
-            cannot be cut by position.
+        ValueError: ``length`` leaves no room beside the marks; sequences differ in them; there is padding; a mapping
+            has no ``input_ids``, or other entries, which cannot be cut by position.
 
     Example:
         >>> token_windows(torch.tensor([[101, 1, 2, 3, 4, 5, 102]]), 4)
@@ -154,6 +154,8 @@ def _windows_of(batch: Any, length: int, first: int, last: int) -> Any:
     if isinstance(batch, Mapping):
         if other := sorted(set(batch) - set(CUT)):
             raise ValueError(f"sequences: expected {', '.join(CUT)} alone, got {', '.join(other)}")
+        if "input_ids" not in batch:
+            raise ValueError(f"sequences: expected input_ids, got {', '.join(batch) or 'nothing'}")
         mask = batch.get("attention_mask")
         if mask is not None and not mask.all():
             raise ValueError("sequences: expected no padding, got an attention_mask with zeros")
@@ -167,6 +169,10 @@ def _windows_of(batch: Any, length: int, first: int, last: int) -> Any:
     number = (tokens - first - last) // body
     if tokens <= length:
         return batch
+    if (batch[:, :first] != batch[:1, :first]).any() or (batch[:, tokens - last :] != batch[:1, tokens - last :]).any():
+        raise ValueError(
+            f"marks: expected the same {first} first and {last} last tokens in all sequences; (0, 0): none"
+        )
     text = batch[:, first : first + number * body].reshape(-1, number, body)
     start, end = (part[:, None].expand(-1, number, -1) for part in (batch[:, :first], batch[:, tokens - last :]))
     return torch.cat([start, text, end], 2).flatten(0, 1)

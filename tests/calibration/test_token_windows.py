@@ -16,6 +16,7 @@ from sparse_accel.prune import token_windows
        body=st.integers(1, 9))  # fmt: skip
 def test_windows_hold_the_text_in_order(rows: int, tokens: int, first: int, last: int, body: int) -> None:
     whole = torch.arange(rows * tokens).view(rows, tokens)
+    whole[:, :first], whole[:, max(tokens - last, 0) :] = -1, -2
     length = first + body + last
     (windows,) = token_windows(whole, length, marks=(first, last))
     if tokens <= length:
@@ -33,10 +34,15 @@ def test_windows_hold_the_text_in_order(rows: int, tokens: int, first: int, last
 
 def test_mappings_are_cut_alike_and_batches_stay_apart() -> None:
     ids = torch.arange(24).view(2, 12)
+    ids[:, 0], ids[:, -1] = 100, 102
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids % 2}
     one, two = token_windows([batch, {"input_ids": ids[:1]}], 7)
-    assert one["input_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 11], [0, 6, 7, 8, 9, 10, 11],
-                                         [12, 13, 14, 15, 16, 17, 23], [12, 18, 19, 20, 21, 22, 23]]  # fmt: skip
+    assert one["input_ids"].tolist() == [
+        [100, 1, 2, 3, 4, 5, 102],
+        [100, 6, 7, 8, 9, 10, 102],
+        [100, 13, 14, 15, 16, 17, 102],
+        [100, 18, 19, 20, 21, 22, 102],
+    ]
     assert torch.equal(one["token_type_ids"], one["input_ids"] % 2)
     assert one["attention_mask"].all()
     assert torch.equal(two["input_ids"], one["input_ids"][:2])
@@ -55,6 +61,8 @@ IDS = torch.ones(2, 8, dtype=torch.long)
         (IDS[0], 4, TypeError, r"got torch.int64 \[8\]"),
         ([["a", "b"]], 4, TypeError, "got list"),
         ({"input_ids": IDS, "attention_mask": IDS.tril()}, 4, ValueError, "expected no padding"),
+        (torch.arange(16).view(2, 8), 4, ValueError, "marks: expected the same 1 first and 1 last tokens"),
+        ({"attention_mask": IDS}, 4, ValueError, "expected input_ids, got attention_mask"),
         ({"input_ids": IDS, "position_ids": IDS}, 4, ValueError, "token_type_ids alone, got position_ids"),
     ],
 )
